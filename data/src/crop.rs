@@ -1,0 +1,106 @@
+//! ADM's centre crop: the preparation of every picture the paper's models were trained on.
+//!
+//! Source: `center_crop_arr` of OpenAI's guided-diffusion (image_datasets.py): halve with a box filter
+//! while the short side is at least twice the target, scale bicubically until the short side is the
+//! target, cut the centre out. The filters are Pillow's, whose bicubic kernel has a = -0.5 (Catmull-Rom).
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::RgbImage;
+use thiserror::Error;
+
+/// The picture cannot be brought to the wanted size.
+#[derive(Debug, Error)]
+pub enum CropError {
+    /// A picture without pixels, or a target of zero.
+    #[error("a picture of {width}x{height} pixels cannot be cropped to {size}x{size}")]
+    Empty {
+        /// Width of the picture in pixels.
+        width: u32,
+        /// Height of the picture in pixels.
+        height: u32,
+        /// The side asked for in pixels.
+        size: u32,
+    },
+    /// The resampler refused.
+    #[error("resampling to {width}x{height} failed: {source}")]
+    Resample {
+        /// Width asked for in pixels.
+        width: u32,
+        /// Height asked for in pixels.
+        height: u32,
+        /// What the resampler said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Returns the `size` x `size` picture that ADM's crop makes of `picture`.
+pub fn center_crop(picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
+    let (width, height) = picture.dimensions();
+    if width == 0 || height == 0 || size == 0 {
+        return Err(CropError::Empty { width, height, size });
+    }
+    let halved = halve_while_large(picture, size)?;
+    let (width, height) = scaled_to_short_side(halved.dimensions(), size);
+    let scaled = resample(halved, width, height, FilterType::CatmullRom)?;
+    let (left, top) = ((width - size) / 2, (height - size) / 2);
+    Ok(image::imageops::crop_imm(&scaled, left, top, size, size).to_image())
+}
+
+fn halve_while_large(mut picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
+    while u64::from(picture.width().min(picture.height())) >= 2 * u64::from(size) {
+        let (width, height) = (picture.width() / 2, picture.height() / 2);
+        picture = resample(picture, width, height, FilterType::Box)?;
+    }
+    Ok(picture)
+}
+
+/// The size at which the short side is `size`. ADM multiplies in f64 and rounds as Python does, half to even.
+fn scaled_to_short_side((width, height): (u32, u32), size: u32) -> (u32, u32) {
+    let scale = f64::from(size) / f64::from(width.min(height));
+    let scaled = |side: u32| ((f64::from(side) * scale).round_ties_even() as u32).max(size);
+    (scaled(width), scaled(height))
+}
+
+/// Pillow's `Image.resize`: a picture that already has the size is returned as it is.
+fn resample(picture: RgbImage, width: u32, height: u32, filter: FilterType) -> Result<RgbImage, CropError> {
+    if picture.dimensions() == (width, height) {
+        return Ok(picture);
+    }
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| CropError::Resample { width, height, source };
+    let from = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)
+        .map_err(|source| failed(Box::new(source)))?;
+    let mut to = Image::new(width, height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
+    Resizer::new().resize(&from, &mut to, &options).map_err(|source| failed(Box::new(source)))?;
+    RgbImage::from_raw(width, height, to.into_vec())
+        .ok_or_else(|| failed("the resampler returned a buffer of another size".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_round_half_to_even_as_python_does() {
+        // 4x5 to short side 2: 5 * 0.5 = 2.5 -> 2; 4x7: 3.5 -> 4.
+        assert_eq!(scaled_to_short_side((4, 5), 2), (2, 2));
+        assert_eq!(scaled_to_short_side((4, 7), 2), (2, 4));
+        assert_eq!(scaled_to_short_side((500, 375), 256), (341, 256));
+    }
+
+    #[test]
+    fn a_picture_of_the_wanted_size_is_untouched() {
+        let picture = RgbImage::from_fn(8, 8, |x, y| image::Rgb([x as u8, y as u8, 7]));
+        let cropped = center_crop(picture.clone(), 8).expect("crop");
+        assert_eq!(cropped, picture);
+    }
+
+    #[test]
+    fn a_tiny_picture_grows_to_the_target() {
+        let picture = RgbImage::from_pixel(3, 1, image::Rgb([10, 20, 30]));
+        let cropped = center_crop(picture, 16).expect("crop");
+        assert_eq!(cropped.dimensions(), (16, 16));
+        assert!(cropped.pixels().all(|pixel| pixel.0 == [10, 20, 30]));
+    }
+}

@@ -1,0 +1,144 @@
+//! The manifest: what a dataset is. It is written last and is the commit point: no manifest, no dataset.
+
+use arinar_model::vae::VaeConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+use crate::store::Store;
+
+/// Name of the manifest in the dataset's folder.
+pub const MANIFEST_NAME: &str = "manifest.json";
+/// Version of the dataset format this program writes, and the newest it reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// A dataset's manifest.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the format.
+    pub version: u32,
+    /// Identity of the content: a hash over the settings of the encode run and all shards.
+    pub dataset_id: String,
+    /// Identity of the encode run's settings: pictures, crop, VAE, seed and shard size.
+    pub encode_id: String,
+    /// Seed of the permutation that spread the pictures over the shards.
+    pub seed: u64,
+    /// Samples in all shards.
+    pub num_samples: u64,
+    /// Pictures that were given; more than `num_samples` where some did not decode.
+    pub num_sources: u64,
+    /// Class names; a label is an index into them.
+    pub classes: Vec<String>,
+    /// Samples of each class.
+    pub class_counts: Vec<u64>,
+    /// About the pictures.
+    pub image: ImageFacts,
+    /// About the VAE that made the latents.
+    pub vae: VaeFacts,
+    /// Names of the pictures that did not decode and were left out.
+    pub skipped: Vec<String>,
+    /// The shards in order; sample i is the i-th record over all of them.
+    pub shards: Vec<ShardFacts>,
+}
+
+/// How the pictures were prepared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// Side of the square pictures in pixels.
+    pub size: u32,
+}
+
+/// Which VAE made the latents.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VaeFacts {
+    /// Its sizes.
+    pub config: VaeConfig,
+    /// XXH3-128 of its weights file in hexadecimal.
+    pub xxh3_128: String,
+    /// Factor from latents to what the outer model sees.
+    pub scale: f64,
+    /// Latent channels C.
+    pub channels: i64,
+    /// Pixels per latent position along one side.
+    pub stride: i64,
+}
+
+/// One shard file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardFacts {
+    /// File name in the dataset's folder.
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Samples in it.
+    pub count: u64,
+    /// XXH3-128 of the file in hexadecimal.
+    pub xxh3_128: String,
+}
+
+impl Manifest {
+    /// Reads the manifest of the dataset at `store`.
+    ///
+    /// # Errors
+    /// [`DataError::NoDataset`] when there is none, [`DataError::NewerVersion`] and [`DataError::Manifest`] when
+    /// it cannot be understood.
+    pub fn read(store: &Store) -> Result<Self, DataError> {
+        let bytes = match store.get(MANIFEST_NAME) {
+            Err(error) if error.is_missing() => return Err(DataError::NoDataset { url: store.url().to_owned() }),
+            other => other?,
+        };
+        let manifest = Self::parse(&bytes, &store.url_of(MANIFEST_NAME))?;
+        manifest.check().map_err(|reason| DataError::Manifest { url: store.url_of(MANIFEST_NAME), reason })?;
+        Ok(manifest)
+    }
+
+    /// Writes it, which makes the dataset exist.
+    pub fn write(&self, store: &Store) -> Result<(), DataError> {
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|error| DataError::Manifest { url: store.url_of(MANIFEST_NAME), reason: error.to_string() })?;
+        Ok(store.put(MANIFEST_NAME, json)?)
+    }
+
+    /// Positions of a latent along one side.
+    pub fn grid(&self) -> usize {
+        self.image.size as usize / self.vae.stride.max(1) as usize
+    }
+
+    /// Shape of one record's moments: [2C, H, W].
+    pub fn moments_shape(&self) -> [usize; 3] {
+        [2 * self.vae.channels as usize, self.grid(), self.grid()]
+    }
+
+    fn parse(bytes: &[u8], url: &str) -> Result<Self, DataError> {
+        // The version is read on its own first: a newer manifest may have other fields.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let broken = |error: serde_json::Error| DataError::Manifest { url: url.to_owned(), reason: error.to_string() };
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(broken)?;
+        if version > FORMAT_VERSION {
+            return Err(DataError::NewerVersion { url: url.to_owned(), found: version, known: FORMAT_VERSION });
+        }
+        serde_json::from_slice(bytes).map_err(broken)
+    }
+
+    /// What contradicts itself in the manifest.
+    fn check(&self) -> Result<(), String> {
+        let total: u64 = self.shards.iter().map(|shard| shard.count).sum();
+        if total != self.num_samples {
+            return Err(format!("num_samples is {}, but its shards hold {total}", self.num_samples));
+        }
+        if self.num_samples == 0 || self.num_samples > u64::from(u32::MAX) {
+            return Err(format!("num_samples is {}; 1 to {} are possible", self.num_samples, u32::MAX));
+        }
+        let vae = &self.vae;
+        let divides = vae.stride > 0 && i64::from(self.image.size) % vae.stride == 0;
+        if vae.channels < 1 || !divides || self.image.size == 0 {
+            return Err(format!(
+                "image size {}, stride {} and {} channels do not fit together",
+                self.image.size, vae.stride, vae.channels
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+//! ARINAR's tensor code.
+
+pub mod vae;
+pub mod weights;

@@ -1,0 +1,88 @@
+//! A VAE on disk: one safetensors file under official names, its sizes in the metadata.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor, nn};
+
+use super::{AutoencoderKl, KL16_SCALE, VaeConfig};
+use crate::weights::{self, WeightsError};
+
+/// Metadata key that holds the [`VaeConfig`] as JSON.
+const CONFIG_KEY: &str = "vae_config";
+/// Metadata key that holds the latent scale as text.
+const SCALE_KEY: &str = "scale";
+
+/// A VAE read from a file, frozen.
+pub struct LoadedVae {
+    /// The autoencoder.
+    pub vae: AutoencoderKl,
+    /// Its sizes.
+    pub config: VaeConfig,
+    /// Factor from latents to what the outer model sees.
+    pub scale: f64,
+    /// Owner of the parameters.
+    pub store: nn::VarStore,
+    /// XXH3-128 of the file in hexadecimal; a dataset records it, so that latents are decoded by the VAE
+    /// that encoded them.
+    pub xxh3: String,
+}
+
+/// Reads a VAE. A file without metadata is taken for the official KL-16 (scale 0.2325).
+///
+/// # Errors
+/// When the file cannot be read, is no safetensors file, its metadata does not parse, or its tensors are not
+/// those of the configuration; the error names file, tensor and shapes.
+pub fn load_vae(path: &Path, device: Device) -> Result<LoadedVae, WeightsError> {
+    let bytes = weights::read(path)?;
+    let metadata = weights::metadata(path, &bytes)?;
+    let config = match metadata.get(CONFIG_KEY) {
+        Some(json) => parse_config(path, json)?,
+        None => VaeConfig::kl16(),
+    };
+    let scale = match metadata.get(SCALE_KEY) {
+        Some(text) => parse_scale(path, text)?,
+        None => KL16_SCALE,
+    };
+    let mut store = nn::VarStore::new(device);
+    let vae = AutoencoderKl::new(&store.root(), &config);
+    weights::load_bytes(path, &bytes, &weights::named(&store))?;
+    store.freeze();
+    Ok(LoadedVae { vae, config, scale, store, xxh3: format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes)) })
+}
+
+/// Writes the weights in half precision with `config`, `scale` and further facts in the metadata. The file
+/// appears whole or not at all.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_vae(
+    path: &Path,
+    store: &nn::VarStore,
+    config: &VaeConfig,
+    scale: f64,
+    facts: &[(&str, String)],
+) -> Result<(), WeightsError> {
+    let tensors: BTreeMap<String, Tensor> =
+        weights::named(store).into_iter().map(|(name, tensor)| (name, tensor.detach().to_kind(Kind::Half))).collect();
+    let mut metadata: BTreeMap<String, String> =
+        facts.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    let json = serde_json::to_string(config).map_err(|source| WeightsError::metadata(path, CONFIG_KEY, source))?;
+    metadata.insert(CONFIG_KEY.to_owned(), json);
+    metadata.insert(SCALE_KEY.to_owned(), scale.to_string());
+    weights::save(path, &tensors, &metadata)
+}
+
+fn parse_config(path: &Path, json: &str) -> Result<VaeConfig, WeightsError> {
+    let config: VaeConfig =
+        serde_json::from_str(json).map_err(|source| WeightsError::metadata(path, CONFIG_KEY, source))?;
+    config.validate().map_err(|reason| WeightsError::metadata(path, CONFIG_KEY, reason))?;
+    Ok(config)
+}
+
+fn parse_scale(path: &Path, text: &str) -> Result<f64, WeightsError> {
+    match text.parse::<f64>() {
+        Ok(scale) if scale.is_finite() && scale > 0.0 => Ok(scale),
+        _ => Err(WeightsError::metadata(path, SCALE_KEY, format!("{text:?} is not a positive number"))),
+    }
+}

@@ -1,0 +1,281 @@
+#!/usr/bin/env bash
+# Installs what ARINAR needs to build and run, and only what is missing; see `ops/bootstrap.sh --help`.
+# "Missing" is decided by looking at programs and files, so a killed run is repaired by the next one.
+set -euo pipefail
+
+readonly TORCH_VERSION=2.13.0 # tch 0.26 accepts exactly this one
+readonly TORCH="torch==$TORCH_VERSION"
+# All that libtorch_cpu.so of the CUDA 13 wheel links to; the versions are those of torch's cuda-toolkit==13.0.3.
+readonly CPU_WHEELS=("nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*")
+readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3") # this tensorboard imports pkg_resources
+readonly CPU_GIGABYTES=4 CUDA_GIGABYTES=5 TEST_GIGABYTES=1
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+home=${ARINAR_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/arinar}
+venv=$home/venv
+test_venv=$home/test-venv
+log=$home/bootstrap.log
+readonly here home venv test_venv log
+
+check=no tests=no cuda=no
+
+usage() {
+    cat <<END
+usage: ops/bootstrap.sh [--tests] [--cuda] [--check]
+
+Installs what is missing: Debian's Open MPI and libclang (apt-get), and libtorch $TORCH_VERSION from the
+PyPI wheel into a private virtual environment in $home (ARINAR_HOME names another folder).
+Says one line for each thing that it installs; silent when there is nothing to do. Needs Rust and Python 3.
+
+  --tests  also what \`make test\` and \`make check\` need: TensorBoard and NumPy in a second environment, shellcheck
+  --cuda   all CUDA libraries of torch (3 GB more); the default where there is an NVIDIA driver
+  --check  install nothing; say what is missing and exit 1 if something is
+END
+}
+
+say() { echo "bootstrap: $*"; }
+
+fail() {
+    echo "bootstrap: $*" >&2
+    exit 1
+}
+
+# Prints one missing thing and remembers that there was one (for --check).
+anything_missing=no
+missing() {
+    say "missing: $*"
+    anything_missing=yes
+}
+
+# ---- what the user installs -------------------------------------------------------------------------
+
+require_rust() {
+    local wanted found problem
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/../Cargo.toml")
+    if ! command -v cargo >/dev/null; then
+        problem="cargo is not on the PATH"
+    elif ! found=$(rustc --version 2>/dev/null | cut -d' ' -f2) || [ -z "$found" ]; then
+        problem="rustc does not run"
+    elif ! printf '%s\n%s\n' "$wanted" "$found" | sort -CV; then
+        problem="this is Rust $found"
+    else
+        return 0
+    fi
+    problem="Rust $wanted or newer is needed and $problem; install or update it with rustup (https://rustup.rs)"
+    if [ $check = yes ]; then missing "$problem"; else fail "$problem"; fi
+}
+
+# ---- Debian's packages ------------------------------------------------------------------------------
+
+has_libclang() {
+    local folder
+    for folder in "${LIBCLANG_PATH:-}" /usr/lib/llvm-*/lib /usr/lib /usr/lib64 /usr/lib/*-linux-gnu /usr/local/lib; do
+        compgen -G "$folder/libclang.so*" >/dev/null && return 0
+    done
+    return 1
+}
+
+# A Python that makes environments with pip in them needs both modules; Debian ships them apart from Python.
+has_venv() { python3 -B -c 'import ensurepip, venv' 2>/dev/null; }
+
+missing_packages() {
+    command -v mpirun >/dev/null || echo openmpi-bin
+    command -v mpicc >/dev/null || echo libopenmpi-dev
+    has_libclang || echo libclang-dev
+    command -v c++ >/dev/null || echo g++
+    command -v make >/dev/null || echo make
+    has_venv || echo python3-venv
+    if [ $tests = yes ]; then
+        command -v shellcheck >/dev/null || echo shellcheck
+    fi
+}
+
+# Runs apt-get as root; its output goes to the log.
+apt() {
+    local as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q "$@" >>"$log" 2>&1 9>&-
+}
+
+# Package lists may be absent (a container) or too old, so a failed installation is tried again after an update.
+apt_install() { apt install --no-install-recommends "$@" || { apt update && apt install --no-install-recommends "$@"; }; }
+
+# True if sudo works: without a password, or by asking for it on a terminal.
+can_sudo() { command -v sudo >/dev/null && { sudo -n true 2>/dev/null || { [ -t 0 ] && sudo -v; }; }; }
+
+install_packages() {
+    local packages
+    mapfile -t packages < <(missing_packages)
+    [ ${#packages[@]} -gt 0 ] || return 0
+    if [ $check = yes ]; then
+        missing "${packages[*]} (packages of Debian)"
+        return
+    fi
+    command -v apt-get >/dev/null || fail "this system has no apt-get; install what Debian calls: ${packages[*]}"
+    [ "$(id -u)" = 0 ] || can_sudo ||
+        fail "installing packages needs root; ask the administrator to run: apt-get install ${packages[*]}"
+    say "installing ${packages[*]} (apt-get)"
+    apt_install "${packages[@]}" || fail "apt-get could not install ${packages[*]}: $(last_error '^E: ')"
+    hash -r
+    mapfile -t packages < <(missing_packages)
+    [ ${#packages[@]} -eq 0 ] ||
+        fail "still missing after apt-get: ${packages[*]} (is another $(command -v python3) than Debian's first on the PATH?)"
+}
+
+# ---- wheels -----------------------------------------------------------------------------------------
+
+# The line of the log that says what went wrong: the last that matches, else the last.
+last_error() { { grep -E "$1" "$log" || tail -n 1 "$log"; } | tail -n 1 | cut -c1-300; }
+
+# python ENVIRONMENT ARGUMENT... : writes no byte code, because a run that installs nothing changes no file.
+python() {
+    local environment=$1
+    shift
+    "$environment/bin/python" -B "$@"
+}
+
+has_gpu_driver() {
+    [ -e /proc/driver/nvidia ] || command -v nvidia-smi >/dev/null || /sbin/ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'
+}
+
+# wheels ARRAY ENVIRONMENT COMMAND SPEC... : puts the lines of wheels.py into the array.
+wheels() {
+    local -n array=$1
+    local environment=$2 output
+    shift 2
+    output=$(python "$environment" "$here/wheels.py" "$@") ||
+        fail "cannot read the virtual environment $environment; delete it and run this again"
+    # shellcheck disable=SC2034 # a reference: the caller reads it
+    mapfile -t array < <(printf '%s' "$output")
+}
+
+works() { python "$1" -c 'import pip' 2>/dev/null; }
+
+make_environment() {
+    works "$1" && return 0
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        fail "$TORCH needs Python 3.10 or newer; this is $(python3 --version)"
+    say "making the virtual environment $1"
+    python3 -m venv --clear "$1" >>"$log" 2>&1 || fail "python3 -m venv $1 failed: $(last_error 'Error')"
+}
+
+# Fails if the cache folder has less than so many gigabytes free.
+require_space() {
+    local free
+    free=$(df -Pk "$home" | awk 'NR == 2 { print int($4 / 1e6) }')
+    [ "$free" -ge "$1" ] ||
+        fail "too little disk: $home needs $1 GB free and has $free GB; free some, or set ARINAR_HOME to a folder on another disk"
+}
+
+# pip_install ENVIRONMENT ARGUMENT...
+pip_install() {
+    local environment=$1
+    shift
+    # A wheel of 500 MB does not fit every /tmp, so it is unpacked beside the place where it goes.
+    mkdir -p "$home/tmp"
+    TMPDIR=$home/tmp python "$environment" -m pip install --no-cache-dir --no-input --no-compile \
+        --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1 9>&- ||
+        fail "pip could not install $*: $(last_error '^ERROR: ')"
+}
+
+# ensure_wheels ENVIRONMENT alone|deep GIGABYTES SPEC... : installs the specs that are not there whole and in the
+# right version; `deep` looks after the wheels that they depend on too.
+ensure_wheels() {
+    local environment=$1 depth=$2 gigabytes=$3 lacking
+    shift 3
+    lacking=("$@")
+    if works "$environment"; then
+        wheels lacking "$environment" "$depth" "$@"
+    fi
+    [ ${#lacking[@]} -gt 0 ] || return 0
+    if [ $check = yes ]; then
+        missing "${lacking[*]} (wheels, in $environment)"
+        return
+    fi
+    require_space "$gigabytes"
+    make_environment "$environment"
+    say "installing ${lacking[*]} (pip)"
+    python "$environment" "$here/wheels.py" forget
+    # Forced, because a distribution with damaged files still has the right version.
+    pip_install "$environment" --no-deps --force-reinstall "${lacking[@]}"
+    [ "$depth" = alone ] || pip_install "$environment" "$@"
+    wheels lacking "$environment" "$depth" "$@"
+    [ ${#lacking[@]} -eq 0 ] || fail "still missing after pip: ${lacking[*]}; see $log"
+}
+
+install_torch() {
+    local gigabytes=$CPU_GIGABYTES requirements=()
+    [ $cuda = no ] || gigabytes=$((CPU_GIGABYTES + CUDA_GIGABYTES))
+    ensure_wheels "$venv" alone "$gigabytes" "$TORCH" "${CPU_WHEELS[@]}"
+    if [ $cuda = no ] || ! works "$venv"; then
+        return 0
+    fi
+    wheels requirements "$venv" cuda
+    [ ${#requirements[@]} -eq 0 ] || ensure_wheels "$venv" deep "$CUDA_GIGABYTES" "${requirements[@]}"
+}
+
+# What the wheels lack: torch-sys reads the version of a LIBTORCH folder from build-version, and cudarc looks for
+# libnccl.so where the wheel has libnccl.so.2 only.
+complete_torch() {
+    local site version nccl
+    site=$(compgen -G "$venv/lib/python3*/site-packages" | head -n 1) || return 0
+    version=$site/torch/build-version
+    nccl=$site/nvidia/nccl/lib
+    if [ -d "$site/torch" ] && [ "$(cat "$version" 2>/dev/null)" != "$TORCH_VERSION" ]; then
+        if [ $check = yes ]; then
+            missing "$version"
+        else
+            say "writing $version"
+            echo "$TORCH_VERSION" >"$version"
+        fi
+    fi
+    if [ -e "$nccl/libnccl.so.2" ] && [ ! -e "$nccl/libnccl.so" ]; then
+        if [ $check = yes ]; then
+            missing "$nccl/libnccl.so"
+        else
+            say "linking $nccl/libnccl.so"
+            ln -sfn libnccl.so.2 "$nccl/libnccl.so"
+        fi
+    fi
+}
+
+# ---- main -------------------------------------------------------------------------------------------
+
+# Two runs at once take turns; whoever has the turn may clear away what a killed run left. Opened for appending, which leaves the file's times alone.
+lock() {
+    { mkdir -p "$home" && exec 9>>"$home/bootstrap.lock"; } 2>/dev/null ||
+        fail "cannot write to $home; set ARINAR_HOME to a folder that you own"
+    flock -n 9 || {
+        say "waiting for another bootstrap to finish"
+        flock 9
+    }
+    rm -rf "$home/tmp"
+    trap 'rm -rf "$home/tmp"' EXIT
+}
+
+main() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --tests) tests=yes ;;
+        --cuda) cuda=yes ;;
+        --check) check=yes ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *) fail "unknown argument $1; see --help" ;;
+        esac
+        shift
+    done
+    has_gpu_driver && cuda=yes
+
+    require_rust
+    [ $check = yes ] || lock
+    install_packages
+    install_torch
+    complete_torch
+    [ $tests = no ] || ensure_wheels "$test_venv" deep "$TEST_GIGABYTES" "${TEST_WHEELS[@]}"
+    [ $anything_missing = no ]
+}
+
+main "$@"

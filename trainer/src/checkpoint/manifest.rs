@@ -1,0 +1,120 @@
+//! What a checkpoint consists of: the file written last, which makes the others a checkpoint.
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use arinar_data::store::Store;
+
+use super::CheckpointError;
+
+/// Name of the manifest within a checkpoint.
+pub const MANIFEST: &str = "manifest.json";
+/// Name of the state within a checkpoint.
+pub const STATE: &str = "state.json";
+
+/// The layout this program writes and reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Every file of a checkpoint but the manifest itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT_VERSION`] of the program that wrote it.
+    pub format_version: u32,
+    /// Steps trained.
+    pub step: u64,
+    /// The files, by name.
+    pub files: Vec<FileEntry>,
+}
+
+/// One file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Name within the checkpoint's folder.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// XXH3-128 of the contents, 32 hexadecimal digits.
+    pub xxh3_128: String,
+}
+
+impl FileEntry {
+    /// Describes contents that are about to be written.
+    pub fn of(name: &str, contents: &[u8]) -> Self {
+        Self {
+            name: name.to_owned(),
+            bytes: contents.len() as u64,
+            xxh3_128: format!("{:032x}", xxh3_128(contents)),
+        }
+    }
+}
+
+/// The folder of a step within a run: `step-00012000`.
+pub fn folder(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// The step a folder name stands for.
+pub fn step_of(folder: &str) -> Option<u64> {
+    let digits = folder.strip_prefix("step-")?;
+    if digits.len() < 8 { None } else { digits.parse().ok() }
+}
+
+/// Reads a checkpoint's manifest.
+///
+/// # Errors
+/// [`CheckpointError::Damaged`] if it does not parse or is of another format version.
+pub fn read(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
+    let name = format!("{}/{MANIFEST}", folder(step));
+    let bytes = store.get(&name)?;
+    let damaged = |what: String| CheckpointError::Damaged { url: store.url_of(&name), what };
+    let manifest: Manifest =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if manifest.format_version != FORMAT_VERSION {
+        let version = manifest.format_version;
+        return Err(damaged(format!(
+            "format version {version}, but this program reads {FORMAT_VERSION}"
+        )));
+    }
+    Ok(manifest)
+}
+
+/// Reads one file of a checkpoint and compares it with its manifest entry.
+///
+/// # Errors
+/// [`CheckpointError::Damaged`] if length or hash differ, or a store error.
+pub fn read_file(
+    store: &Store,
+    step: u64,
+    entry: &FileEntry,
+) -> Result<bytes::Bytes, CheckpointError> {
+    let name = format!("{}/{}", folder(step), entry.name);
+    let contents = store.get(&name)?;
+    let found = FileEntry::of(&entry.name, &contents);
+    if found == *entry {
+        return Ok(contents);
+    }
+    let what = if found.bytes == entry.bytes {
+        format!("its XXH3-128 is {}, the manifest says {}", found.xxh3_128, entry.xxh3_128)
+    } else {
+        format!("it has {} bytes, the manifest says {}", found.bytes, entry.bytes)
+    };
+    Err(CheckpointError::Damaged { url: store.url_of(&name), what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_name_steps() {
+        assert_eq!(folder(12000), "step-00012000");
+        for step in [0, 7, 123_456_789] {
+            assert_eq!(step_of(&folder(step)), Some(step));
+        }
+        for other in ["step-1", "step-0000000x", "steps", "tmp"] {
+            assert_eq!(step_of(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Clipping by the global norm of all gradients.
+
+use tch::{Kind, Tensor};
+
+use crate::host;
+
+/// Elements per partial sum: the norm is the same for any number of threads.
+const CHUNK: usize = 1 << 16;
+
+/// The Euclidean norm of a flat gradient tensor, summed in float64; NaN or infinite exactly when
+/// some element is.
+pub fn grad_norm(gradients: &Tensor) -> f64 {
+    if !host::is_host(gradients) {
+        return gradients.to_kind(Kind::Double).norm().double_value(&[]);
+    }
+    let elements = host::slice(gradients);
+    let mut partial = vec![0.0; elements.len().div_ceil(CHUNK)];
+    std::thread::scope(|scope| {
+        let mut rest = partial.as_mut_slice();
+        for range in host::ranges(elements.len(), host::threads_for(elements.len()), CHUNK) {
+            let (mine, others) = rest.split_at_mut(range.len().div_ceil(CHUNK));
+            rest = others;
+            let part = &elements[range];
+            if rest.is_empty() {
+                sums_of_squares(part, mine);
+            } else {
+                scope.spawn(move || sums_of_squares(part, mine));
+            }
+        }
+    });
+    partial.iter().sum::<f64>().sqrt()
+}
+
+/// One partial sum per chunk.
+fn sums_of_squares(elements: &[f32], sums: &mut [f64]) {
+    for (chunk, sum) in elements.chunks(CHUNK).zip(sums) {
+        *sum = sum_of_squares(chunk);
+    }
+}
+
+/// Eight running sums, so that the additions overlap.
+fn sum_of_squares(elements: &[f32]) -> f64 {
+    let mut lanes = [0.0_f64; 8];
+    let eights = elements.chunks_exact(8);
+    let rest = eights.remainder();
+    for eight in eights {
+        for (lane, &element) in lanes.iter_mut().zip(eight) {
+            *lane += f64::from(element) * f64::from(element);
+        }
+    }
+    let tail: f64 = rest.iter().map(|&element| f64::from(element) * f64::from(element)).sum();
+    lanes.iter().sum::<f64>() + tail
+}
+
+/// What gradients of this norm are multiplied by: `min(1, max_norm / (norm + 1e-6))`, as
+/// `torch.nn.utils.clip_grad_norm_` has it.
+pub fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
+    (max_norm / (norm + 1e-6)).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn norm_agrees_with_libtorch_for_any_length() {
+        for len in [1, 7, 65_536, 65_537, 1_000_003] {
+            let gradients = Tensor::arange(len, (Kind::Float, Device::Cpu)).sin();
+            let expected = gradients.to_kind(Kind::Double).norm().double_value(&[]);
+            let norm = grad_norm(&gradients);
+            assert!((norm - expected).abs() <= 1e-12 * expected, "{len}: {norm} {expected}");
+        }
+    }
+
+    #[test]
+    fn norm_shows_what_is_not_finite() {
+        let mut gradients = Tensor::zeros([100_000], (Kind::Float, Device::Cpu));
+        assert_eq!(grad_norm(&gradients), 0.0);
+        let _ = gradients.narrow(0, 99_999, 1).fill_(f64::NAN);
+        assert!(grad_norm(&gradients).is_nan());
+        let _ = gradients.narrow(0, 99_999, 1).fill_(f64::INFINITY);
+        assert!(grad_norm(&gradients).is_infinite());
+        let _ = gradients.fill_(3e38);
+        assert!(grad_norm(&gradients).is_finite());
+    }
+
+    #[test]
+    fn small_gradients_are_left_alone() {
+        assert_eq!(clip_coefficient(2.9, 3.0), 1.0);
+        assert!((clip_coefficient(30.0, 3.0) - 0.1).abs() < 1e-8);
+    }
+}

@@ -1,0 +1,48 @@
+//! One rank without MPI: every call is the identity.
+
+use tch::Tensor;
+
+use super::{Collective, CollectiveError, Reduction};
+
+/// A world of one.
+pub struct Single;
+
+impl Collective for Single {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world(&self) -> usize {
+        1
+    }
+
+    fn barrier(&self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn all_reduce_sum(&self, _: &mut Tensor) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn broadcast(&self, _: &mut Tensor, _: usize) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn all_reduce_scalars(&self, _: &mut [f64], _: Reduction) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn broadcast_bytes(&self, bytes: Vec<u8>, _: usize) -> Result<Vec<u8>, CollectiveError> {
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conforms() {
+        super::super::conformance(&Single).unwrap();
+    }
+}

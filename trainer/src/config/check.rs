@@ -1,0 +1,91 @@
+//! What values must satisfy, alone and together.
+
+use super::{ConfigError, TrainConfig};
+
+impl TrainConfig {
+    /// Checks ranges that the types do not.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        self.model.validate()?;
+        let optim = &self.optim;
+        positive("optim.lr_per_256", optim.lr_per_256)?;
+        positive("optim.grad_clip", optim.grad_clip)?;
+        positive("optim.epochs", optim.epochs)?;
+        positive("optim.eps", optim.eps)?;
+        not_negative("optim.weight_decay", optim.weight_decay)?;
+        not_negative("optim.warmup_epochs", optim.warmup_epochs)?;
+        share("optim.ema", optim.ema)?;
+        share("optim.betas", optim.betas[0])?;
+        share("optim.betas", optim.betas[1])?;
+        at_least_one("batch.global", Some(self.batch.global))?;
+        at_least_one("batch.micro", self.batch.micro)?;
+        at_least_one("checkpoint.keep_last", Some(self.checkpoint.keep_last))?;
+        at_least_one("train.threads", self.train.threads)?;
+        at_least_one("data.look_ahead", Some(self.data.look_ahead))?;
+        if let Some(epochs) = self.checkpoint.keep_every_epochs {
+            positive("checkpoint.keep_every_epochs", epochs)?;
+        }
+        Ok(())
+    }
+
+    /// How one step's samples are shared: micro-batch size and micro-batches per rank.
+    ///
+    /// # Errors
+    /// A global batch the ranks cannot share evenly; the message names the nearest that they can.
+    pub fn share_batch(&self, ranks: usize) -> Result<BatchShare, ConfigError> {
+        let global = self.batch.global;
+        if !global.is_multiple_of(ranks) {
+            let above = global.next_multiple_of(ranks);
+            let below = above - ranks;
+            let cure = if below == 0 { above.to_string() } else { format!("{below} or {above}") };
+            return Err(ConfigError::Value {
+                key: "batch.global",
+                message: format!(
+                    "global batch {global} is not divisible by {ranks} ranks; use {cure}"
+                ),
+            });
+        }
+        let per_rank = global / ranks;
+        let most = self.batch.micro.unwrap_or(per_rank).min(per_rank);
+        // The largest divisor of a rank's share that is not above the wish.
+        let micro = (1..=most).rev().find(|size| per_rank.is_multiple_of(*size)).unwrap_or(1);
+        Ok(BatchShare { micro, accumulation: per_rank / micro })
+    }
+
+    /// The learning rate after warm-up: proportional to the global batch.
+    pub fn peak_learning_rate(&self) -> f64 {
+        self.optim.lr_per_256 * self.batch.global as f64 / 256.0
+    }
+}
+
+/// One rank's part of a global batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchShare {
+    /// Samples taken through the model at once.
+    pub micro: usize,
+    /// Micro-batches per step.
+    pub accumulation: usize,
+}
+
+fn positive(key: &'static str, value: f64) -> Result<(), ConfigError> {
+    require(value > 0.0 && value.is_finite(), key, || format!("{value} is not above 0"))
+}
+
+fn not_negative(key: &'static str, value: f64) -> Result<(), ConfigError> {
+    require(value >= 0.0 && value.is_finite(), key, || format!("{value} is below 0"))
+}
+
+fn share(key: &'static str, value: f64) -> Result<(), ConfigError> {
+    require((0.0..1.0).contains(&value), key, || format!("{value} is not within [0, 1)"))
+}
+
+fn at_least_one(key: &'static str, value: Option<usize>) -> Result<(), ConfigError> {
+    require(value != Some(0), key, || "0 is too few; give at least 1".to_owned())
+}
+
+fn require(
+    holds: bool,
+    key: &'static str,
+    message: impl FnOnce() -> String,
+) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError::Value { key, message: message() }) }
+}

@@ -1,0 +1,251 @@
+//! Values that people write with units or as words.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// "every 30min" or "every 100 steps".
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Every {
+    /// Wall-clock time.
+    Time(Duration),
+    /// Training steps.
+    Steps(u64),
+}
+
+impl Default for Every {
+    fn default() -> Self {
+        Self::Time(Duration::from_secs(30 * 60))
+    }
+}
+
+impl FromStr for Every {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.trim_end_matches("steps").trim_end_matches("step").trim();
+        if let Ok(steps) = number.parse::<u64>() {
+            return Self::steps(steps);
+        }
+        match humantime::parse_duration(text) {
+            Ok(time) if !time.is_zero() => Ok(Self::Time(time)),
+            _ => Err(format!(
+                "\"{text}\" is neither a duration like 30min nor a number of steps like \"100 steps\""
+            )),
+        }
+    }
+}
+
+impl Every {
+    fn steps(steps: u64) -> Result<Self, String> {
+        if steps == 0 {
+            return Err("every 0 steps is never; give at least 1".to_owned());
+        }
+        Ok(Self::Steps(steps))
+    }
+}
+
+impl fmt::Display for Every {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Time(time) => write!(formatter, "{}", humantime::format_duration(*time)),
+            Self::Steps(steps) => write!(formatter, "{steps} steps"),
+        }
+    }
+}
+
+/// A number of bytes, written as such or with a unit: `60GB`, `512MiB`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ByteSize(pub u64);
+
+const UNITS: [(&str, u64); 9] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("KB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+];
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
+            .unwrap_or((text.strip_suffix('B').unwrap_or(text), 1));
+        match number.trim().parse::<f64>() {
+            Ok(number) if number >= 0.0 && number.is_finite() => {
+                Ok(Self((number * unit as f64) as u64))
+            }
+            _ => Err(format!("\"{text}\" is not a number of bytes like 60GB or 512MiB")),
+        }
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0)
+    }
+}
+
+/// Where training starts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Resume {
+    /// From the newest checkpoint of the run that verifies; from the beginning if there is none.
+    #[default]
+    Auto,
+    /// From the beginning; an error if the run has checkpoints already.
+    None,
+    /// From this run or checkpoint.
+    From(String),
+}
+
+impl FromStr for Resume {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "none" => Self::None,
+            "" => return Err("resume is auto, none, or where a checkpoint lies".to_owned()),
+            place => Self::From(place.to_owned()),
+        })
+    }
+}
+
+impl fmt::Display for Resume {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+            Self::From(place) => place,
+        })
+    }
+}
+
+/// A text with units, or a bare number, that `FromStr` understands.
+struct Text<T>(std::marker::PhantomData<T>);
+
+impl<T: FromStr<Err = String>> de::Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a text or a whole number")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+}
+
+macro_rules! as_text {
+    ($type:ty) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                from.deserialize_any(Text(std::marker::PhantomData))
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, into: S) -> Result<S::Ok, S::Error> {
+                into.collect_str(self)
+            }
+        }
+    };
+}
+
+as_text!(Every);
+as_text!(ByteSize);
+as_text!(Resume);
+
+/// What the learning rate does after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Stays.
+    Constant,
+    /// Falls to zero along half a cosine.
+    Cosine,
+}
+
+/// Number format of the forward and backward pass; weights and gradients are float32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// float32.
+    #[default]
+    Fp32,
+    /// bfloat16 where the device has it.
+    Bf16,
+}
+
+/// What to do when a loss or a gradient is not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NonFinite {
+    /// Stop before the weights are touched.
+    Stop,
+    /// Leave the step out, a bounded number of times in a row.
+    Skip,
+}
+
+/// How progress is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn periods_come_as_time_or_steps() {
+        assert_eq!("30min".parse(), Ok(Every::Time(Duration::from_secs(1800))));
+        for text in ["100 steps", "100", "100steps"] {
+            assert_eq!(text.parse(), Ok(Every::Steps(100)));
+        }
+        for text in ["0", "0 steps", "0s", "soon", ""] {
+            assert!(text.parse::<Every>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn byte_sizes_have_units() {
+        assert_eq!("60GB".parse(), Ok(ByteSize(60_000_000_000)));
+        assert_eq!("1.5 MiB".parse(), Ok(ByteSize(1_572_864)));
+        assert_eq!("512".parse(), Ok(ByteSize(512)));
+        assert!("lots".parse::<ByteSize>().is_err());
+    }
+
+    #[test]
+    fn texts_survive_a_round_trip() {
+        for every in [Every::Steps(7), Every::Time(Duration::from_secs(90))] {
+            assert_eq!(every.to_string().parse(), Ok(every));
+        }
+        for resume in [Resume::Auto, Resume::None, Resume::From("runs/a".to_owned())] {
+            assert_eq!(resume.to_string().parse(), Ok(resume));
+        }
+    }
+}

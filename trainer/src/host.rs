@@ -1,0 +1,82 @@
+//! Host memory of a tensor as a slice, for the few loops that are one pass over flat memory.
+
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+
+/// True where [`slice`] and [`slice_mut`] apply: a contiguous float32 tensor in host memory.
+pub(crate) fn is_host(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu && tensor.kind() == Kind::Float && tensor.is_contiguous()
+}
+
+/// The elements of a host tensor (see [`is_host`]), in memory order; empty for any other tensor.
+pub(crate) fn slice(tensor: &Tensor) -> &[f32] {
+    if !is_host(tensor) {
+        return &[];
+    }
+    // SAFETY: the tensor is contiguous float32 in host memory, so `numel` elements start at
+    // `data_ptr`; the storage lives as long as the borrowed handle, and libtorch writes to it
+    // only inside calls made by this thread, none of which happens while the slice is in use.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
+}
+
+/// The elements of a host tensor for writing; empty for any other tensor.
+pub(crate) fn slice_mut(tensor: &mut Tensor) -> &mut [f32] {
+    if !is_host(tensor) {
+        return &mut [];
+    }
+    // SAFETY: as in `slice`; and the flat tensors this is called on are owned by the caller,
+    // whose other views (the model's variables) are read only by libtorch calls of this same
+    // thread, never while the exclusive slice lives.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
+}
+
+/// Cuts `0..len` into at most `parts` ranges of nearly equal length whose starts are multiples
+/// of `grain`; no range is empty (an empty input gives no range).
+pub(crate) fn ranges(len: usize, parts: usize, grain: usize) -> Vec<Range<usize>> {
+    let grains = len.div_ceil(grain);
+    let parts = parts.clamp(1, grains.max(1));
+    (0..parts)
+        .map(|part| {
+            let start = grains * part / parts * grain;
+            let end = (grains * (part + 1) / parts * grain).min(len);
+            start..end
+        })
+        .filter(|range| !range.is_empty())
+        .collect()
+}
+
+/// Threads worth using for a pass over `len` elements: libtorch's number, but at least a quarter
+/// of a million elements each, since starting a thread costs as much as reading 0.1 MB.
+pub(crate) fn threads_for(len: usize) -> usize {
+    let available = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    available.min(len / (1 << 18)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_cover_everything_once() {
+        for (len, parts, grain) in [(0, 3, 4), (1, 3, 4), (1000, 3, 16), (1 << 20, 7, 1024)] {
+            let cut = ranges(len, parts, grain);
+            let mut next = 0;
+            for range in &cut {
+                assert_eq!(range.start, next);
+                assert_eq!(range.start % grain, 0);
+                next = range.end;
+            }
+            assert_eq!(next, len);
+            assert!(cut.len() <= parts);
+        }
+    }
+
+    #[test]
+    fn slices_alias_the_tensor() {
+        let mut tensor = Tensor::zeros([4], (Kind::Float, Device::Cpu));
+        slice_mut(&mut tensor)[2] = 5.0;
+        assert_eq!(slice(&tensor), &[0.0, 0.0, 5.0, 0.0]);
+        assert!(slice(&tensor.to_kind(Kind::Double)).is_empty());
+    }
+}

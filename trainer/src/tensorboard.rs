@@ -1,0 +1,151 @@
+//! TensorBoard event files of one run, written by rank 0.
+//!
+//! Records and scalar summaries come from tensorboard-rs; its own file writer panics on a full disk
+//! and cannot write text, so the file is kept here.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter},
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use protobuf::{Message, RepeatedField};
+use tensorboard_proto::{
+    event::{Event, SessionLog, SessionLog_SessionStatus},
+    summary::{Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData},
+    tensor::TensorProto,
+    types::DataType,
+};
+use tensorboard_rs::{record_writer::RecordWriter, summary};
+
+/// Longest time a written value stays in this process's memory.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
+/// The event file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the TensorBoard file {}: {source}", .path.display())]
+pub struct TensorBoardError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// One event file.
+pub struct EventWriter {
+    path: PathBuf,
+    records: RecordWriter<BufWriter<File>>,
+    flushed: Instant,
+}
+
+impl EventWriter {
+    /// Opens a new file in `folder`. TensorBoard then drops what earlier files of the folder hold
+    /// for `first_step` and later: steps that a killed run took after its last checkpoint.
+    ///
+    /// # Errors
+    /// When the folder or file cannot be written.
+    pub fn create(folder: &Path, first_step: u64) -> Result<Self, TensorBoardError> {
+        let fail = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| TensorBoardError { path, source }
+        };
+        std::fs::create_dir_all(folder).map_err(fail(folder))?;
+        let (path, file) = new_file(folder).map_err(fail(folder))?;
+        let records = RecordWriter::new(BufWriter::new(file));
+        let mut writer = Self { path, records, flushed: Instant::now() };
+        let mut version = Event::new();
+        version.set_file_version("brain.Event:2".to_owned());
+        writer.write(version, 0)?;
+        let mut session = SessionLog::new();
+        session.set_status(SessionLog_SessionStatus::START);
+        let mut start = Event::new();
+        start.set_session_log(session);
+        writer.write(start, first_step)?;
+        writer.flush()?;
+        Ok(writer)
+    }
+
+    /// The event file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes one point of each curve.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<(), TensorBoardError> {
+        for (tag, value) in scalars {
+            self.summary(summary::scalar(tag, *value as f32), step)?;
+        }
+        if self.flushed.elapsed() >= FLUSH_EVERY { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes a text (Markdown) under `tag`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<(), TensorBoardError> {
+        let mut tensor = TensorProto::new();
+        tensor.set_dtype(DataType::DT_STRING);
+        tensor.set_string_val(RepeatedField::from_vec(vec![text.as_bytes().to_vec()]));
+        let mut plugin = SummaryMetadata_PluginData::new();
+        plugin.set_plugin_name("text".to_owned());
+        let mut metadata = SummaryMetadata::new();
+        metadata.set_plugin_data(plugin);
+        let mut value = Summary_Value::new();
+        value.set_tag(tag.to_owned());
+        value.set_metadata(metadata);
+        value.set_tensor(tensor);
+        let mut summary = Summary::new();
+        summary.set_value(RepeatedField::from_vec(vec![value]));
+        self.summary(summary, step)
+    }
+
+    /// Gives everything written to the system.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn flush(&mut self) -> Result<(), TensorBoardError> {
+        self.flushed = Instant::now();
+        self.records.flush().map_err(|source| self.error(source))
+    }
+
+    fn summary(&mut self, summary: Summary, step: u64) -> Result<(), TensorBoardError> {
+        let mut event = Event::new();
+        event.set_summary(summary);
+        self.write(event, step)
+    }
+
+    fn write(&mut self, mut event: Event, step: u64) -> Result<(), TensorBoardError> {
+        event.set_wall_time(now().as_secs_f64());
+        event.set_step(step as i64);
+        let bytes =
+            event.write_to_bytes().map_err(|error| self.error(io::Error::other(error)))?;
+        self.records.write(&bytes).map_err(|source| self.error(source))
+    }
+
+    fn error(&self, source: io::Error) -> TensorBoardError {
+        TensorBoardError { path: self.path.clone(), source }
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// A file that TensorBoard reads after all earlier ones: it sorts them by name. A restart within
+/// the same second gets a later number.
+fn new_file(folder: &Path) -> io::Result<(PathBuf, File)> {
+    let seconds = now().as_secs();
+    let mut number = 0;
+    loop {
+        let name = format!("events.out.tfevents.{seconds:010}.{number:04}.arinar");
+        let path = folder.join(name);
+        match File::create_new(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            created => return created.map(|file| (path, file)),
+        }
+    }
+}
