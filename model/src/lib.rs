@@ -1,4 +1,21 @@
-//! ARINAR's tensor code.
+//! ARINAR's tensor code: the tokenizer, the outer and the inner autoregressive layer, and every schedule
+//! (arXiv 2503.02883). No ranks, no environment, no files but weights.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod arinar;
+pub mod config;
+pub mod gmm;
+pub mod guidance;
+pub mod head;
+mod init;
+pub mod mask;
+pub mod outer;
+pub mod sampling;
+pub mod schedule;
 pub mod vae;
 pub mod weights;
+
+pub use arinar::Arinar;
+pub use config::ModelConfig;
+pub use sampling::SampleOptions;

@@ -34,8 +34,15 @@ pub struct LoadedVae {
 /// When the file cannot be read, is no safetensors file, its metadata does not parse, or its tensors are not
 /// those of the configuration; the error names file, tensor and shapes.
 pub fn load_vae(path: &Path, device: Device) -> Result<LoadedVae, WeightsError> {
-    let bytes = weights::read(path)?;
-    let metadata = weights::metadata(path, &bytes)?;
+    load_vae_bytes(path, &weights::read(path)?, device)
+}
+
+/// As [`load_vae`], from the bytes of a file; `path` is for the errors only.
+///
+/// # Errors
+/// As [`load_vae`].
+pub fn load_vae_bytes(path: &Path, bytes: &[u8], device: Device) -> Result<LoadedVae, WeightsError> {
+    let metadata = weights::metadata(path, bytes)?;
     let config = match metadata.get(CONFIG_KEY) {
         Some(json) => parse_config(path, json)?,
         None => VaeConfig::kl16(),
@@ -46,9 +53,9 @@ pub fn load_vae(path: &Path, device: Device) -> Result<LoadedVae, WeightsError> 
     };
     let mut store = nn::VarStore::new(device);
     let vae = AutoencoderKl::new(&store.root(), &config);
-    weights::load_bytes(path, &bytes, &weights::named(&store))?;
+    weights::load_bytes(path, bytes, &weights::named(&store))?;
     store.freeze();
-    Ok(LoadedVae { vae, config, scale, store, xxh3: format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes)) })
+    Ok(LoadedVae { vae, config, scale, store, xxh3: format!("{:032x}", xxhash_rust::xxh3::xxh3_128(bytes)) })
 }
 
 /// Writes the weights in half precision with `config`, `scale` and further facts in the metadata. The file

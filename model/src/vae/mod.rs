@@ -10,7 +10,7 @@ mod decoder;
 mod encoder;
 mod file;
 
-pub use file::{LoadedVae, load_vae, save_vae};
+pub use file::{LoadedVae, load_vae, load_vae_bytes, save_vae};
 
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};

@@ -1,0 +1,187 @@
+//! A causal transformer block whose layer norms are modulated by the condition (official `adaln.py`).
+//!
+//! Shapes: N tokens, F features so far, W width, D width of the condition, H heads, C = W / H.
+
+use tch::Tensor;
+use tch::nn::{self, Init, Module};
+
+use crate::config::MLP_RATIO;
+use crate::init::{normal_linear, plain_layer_norm};
+
+/// Initial damping of the rows that scale the residual branches: a block starts as the identity.
+const GAMMA_DAMPING: f64 = 1e-5;
+/// Initial damping of the rows that scale and shift layer norms.
+pub(super) const MODULATION_DAMPING: f64 = 0.5;
+/// The softmax scale is this over the square root of C (not 1).
+const SOFTMAX_SCALE: f64 = 0.25;
+
+/// Self-attention and feed-forward layer under adaptive layer norm.
+#[derive(Debug)]
+pub(super) struct Block {
+    ada_lin: nn::Linear,
+    attention: Attention,
+    ffn: FeedForward,
+    width: i64,
+}
+
+/// What the condition does to one block, each [N, 1, W].
+#[derive(Debug)]
+pub(super) struct Modulation {
+    gamma1: Tensor,
+    gamma2: Tensor,
+    scale1: Tensor,
+    scale2: Tensor,
+    shift1: Tensor,
+    shift2: Tensor,
+}
+
+impl Block {
+    pub(super) fn new(path: &nn::Path<'_>, width: i64, condition: i64, heads: i64, depth: i64) -> Self {
+        // Keeps the variance of the residual stream independent of the depth.
+        let damping = 1.0 / (2.0 * depth as f64).sqrt();
+        let ada_lin = normal_linear(path / "ada_lin" / 1, condition, 6 * width, MODULATION_DAMPING);
+        tch::no_grad(|| {
+            let _ = ada_lin.ws.narrow(0, 0, 2 * width).g_mul_scalar_(GAMMA_DAMPING / MODULATION_DAMPING);
+        });
+        Self {
+            ada_lin,
+            attention: Attention::new(&(path / "attn"), width, heads, damping),
+            ffn: FeedForward::new(&(path / "ffn"), width, damping),
+            width,
+        }
+    }
+
+    /// Works out the modulation once for all features; `activated` is SiLU(z), [N, D].
+    pub(super) fn modulation(&self, activated: &Tensor) -> Modulation {
+        let parts = self.ada_lin.forward(activated).view([-1, 6, 1, self.width]);
+        let part = |index| parts.select(1, index);
+        Modulation {
+            gamma1: part(0),
+            gamma2: part(1),
+            scale1: part(2) + 1.0,
+            scale2: part(3) + 1.0,
+            shift1: part(4),
+            shift2: part(5),
+        }
+    }
+
+    /// All features at once, each seeing itself and those before: [N, F, W] to [N, F, W].
+    pub(super) fn forward(&self, features: &Tensor, modulation: &Modulation) -> Tensor {
+        self.apply(features, modulation, |normed| self.attention.forward(normed))
+    }
+
+    /// One more feature, [N, 1, W] to [N, 1, W].
+    pub(super) fn extend(&self, feature: &Tensor, modulation: &Modulation, cache: &mut Cache) -> Tensor {
+        self.apply(feature, modulation, |normed| self.attention.extend(normed, cache))
+    }
+
+    fn apply(&self, input: &Tensor, modulation: &Modulation, attend: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
+        let m = modulation;
+        let normed = modulate(input, &m.scale1, &m.shift1, self.width);
+        let attended = input.addcmul(&attend(&normed), &m.gamma1);
+        let normed = modulate(&attended, &m.scale2, &m.shift2, self.width);
+        attended.addcmul(&self.ffn.forward(&normed), &m.gamma2)
+    }
+}
+
+/// Layer norm times `scale` (one already added) plus `shift`.
+pub(super) fn modulate(input: &Tensor, scale: &Tensor, shift: &Tensor, width: i64) -> Tensor {
+    shift.addcmul(&plain_layer_norm(input, width), scale)
+}
+
+/// Keys and values of the features decoded so far.
+#[derive(Debug)]
+pub(super) struct Cache {
+    keys: Tensor,
+    values: Tensor,
+    length: i64,
+}
+
+impl Cache {
+    /// Room for `features` features of `tokens` tokens.
+    pub(super) fn new(block: &Block, tokens: i64, features: i64, like: &Tensor) -> Self {
+        let shape = [tokens, block.attention.heads, features, block.width / block.attention.heads];
+        let empty = || Tensor::empty(shape, (like.kind(), like.device()));
+        Self { keys: empty(), values: empty(), length: 0 }
+    }
+
+    /// Appends [N, H, 1, C] and returns all keys and values so far.
+    fn push(&mut self, key: &Tensor, value: &Tensor) -> (Tensor, Tensor) {
+        self.keys.narrow(2, self.length, 1).copy_(key);
+        self.values.narrow(2, self.length, 1).copy_(value);
+        self.length += 1;
+        (self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length))
+    }
+}
+
+#[derive(Debug)]
+struct Attention {
+    mat_qkv: Tensor,
+    q_bias: Tensor,
+    v_bias: Tensor,
+    zero_k_bias: Tensor,
+    proj: nn::Linear,
+    heads: i64,
+    scale: f64,
+}
+
+impl Attention {
+    fn new(path: &nn::Path<'_>, width: i64, heads: i64, damping: f64) -> Self {
+        let weight = Init::Randn { mean: 0.0, stdev: crate::init::EMBEDDING_STD };
+        Self {
+            mat_qkv: (path / "mat_qkv").var("weight", &[3 * width, width], weight),
+            q_bias: path.zeros("q_bias", &[width]),
+            v_bias: path.zeros("v_bias", &[width]),
+            zero_k_bias: path.zeros_no_train("zero_k_bias", &[width]),
+            proj: normal_linear(path / "proj", width, width, damping),
+            heads,
+            scale: SOFTMAX_SCALE / ((width / heads) as f64).sqrt(),
+        }
+    }
+
+    fn forward(&self, features: &Tensor) -> Tensor {
+        let (query, key, value) = self.project(features);
+        self.mix(&query, &key, &value, true)
+    }
+
+    fn extend(&self, feature: &Tensor, cache: &mut Cache) -> Tensor {
+        let (query, key, value) = self.project(feature);
+        let (keys, values) = cache.push(&key, &value);
+        self.mix(&query, &keys, &values, false)
+    }
+
+    /// Query, key and value, each [N, H, F, C].
+    fn project(&self, features: &Tensor) -> (Tensor, Tensor, Tensor) {
+        let bias = Tensor::cat(&[&self.q_bias, &self.zero_k_bias, &self.v_bias], 0);
+        let (tokens, length) = (features.size()[0], features.size()[1]);
+        let qkv = features.linear(&self.mat_qkv, Some(&bias)).view([tokens, length, 3, self.heads, -1]);
+        let qkv = qkv.permute([2, 0, 3, 1, 4]); // [3, N, H, F, C]
+        (qkv.get(0), qkv.get(1), qkv.get(2))
+    }
+
+    fn mix(&self, query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Tensor {
+        let no_mask = None::<&Tensor>;
+        let mixed = Tensor::scaled_dot_product_attention(query, key, value, no_mask, 0.0, causal, self.scale, false);
+        let size = query.size();
+        self.proj.forward(&mixed.transpose(1, 2).reshape([size[0], size[2], -1])) // [N, F, W]
+    }
+}
+
+#[derive(Debug)]
+struct FeedForward {
+    fc1: nn::Linear,
+    fc2: nn::Linear,
+}
+
+impl FeedForward {
+    fn new(path: &nn::Path<'_>, width: i64, damping: f64) -> Self {
+        Self {
+            fc1: normal_linear(path / "fc1", width, MLP_RATIO * width, 1.0),
+            fc2: normal_linear(path / "fc2", MLP_RATIO * width, width, damping),
+        }
+    }
+
+    fn forward(&self, features: &Tensor) -> Tensor {
+        self.fc2.forward(&self.fc1.forward(features).gelu("tanh"))
+    }
+}

@@ -1,0 +1,116 @@
+//! The masked autoregressive encoder and decoder (official `mar.py`).
+//!
+//! Shapes: B samples, L tokens of C features, S buffer tokens, K kept and M masked tokens (K + M = L),
+//! D width.
+
+use tch::nn::{self, Module};
+use tch::{Kind, Tensor};
+
+use super::block::Block;
+use crate::config::{LatentConfig, OuterConfig};
+use crate::init::{embedding, layer_norm, xavier_linear};
+use crate::mask::{self, Mask};
+
+/// Turns the kept tokens and a class into a condition vector for every token.
+#[derive(Debug)]
+pub struct Mar {
+    class_emb: Tensor,
+    fake_latent: Tensor,
+    z_proj: nn::Linear,
+    z_proj_ln: nn::LayerNorm,
+    encoder_pos_embed: Tensor,
+    encoder_blocks: Vec<Block>,
+    encoder_norm: nn::LayerNorm,
+    decoder_embed: nn::Linear,
+    mask_token: Tensor,
+    decoder_pos_embed: Tensor,
+    decoder_blocks: Vec<Block>,
+    decoder_norm: nn::LayerNorm,
+    diffusion_pos_embed: Tensor,
+    buffer_tokens: i64,
+}
+
+impl Mar {
+    /// Creates the parameters at `path` for `tokens` tokens.
+    pub fn new(path: &nn::Path<'_>, tokens: i64, classes: i64, latent: &LatentConfig, config: &OuterConfig) -> Self {
+        let width = config.width;
+        let places = config.buffer_tokens + tokens;
+        Self {
+            class_emb: embedding(&(path / "class_emb"), "weight", &[classes, width]),
+            fake_latent: embedding(path, "fake_latent", &[1, width]),
+            z_proj: xavier_linear(path / "z_proj", latent.channels, width),
+            z_proj_ln: layer_norm(path / "z_proj_ln", width),
+            encoder_pos_embed: embedding(path, "encoder_pos_embed_learned", &[1, places, width]),
+            encoder_blocks: blocks(&(path / "encoder_blocks"), config.encoder_depth, config),
+            encoder_norm: layer_norm(path / "encoder_norm", width),
+            decoder_embed: xavier_linear(path / "decoder_embed", width, width),
+            mask_token: embedding(path, "mask_token", &[1, 1, width]),
+            decoder_pos_embed: embedding(path, "decoder_pos_embed_learned", &[1, places, width]),
+            decoder_blocks: blocks(&(path / "decoder_blocks"), config.decoder_depth, config),
+            decoder_norm: layer_norm(path / "decoder_norm", width),
+            diffusion_pos_embed: embedding(path, "diffusion_pos_embed_learned", &[1, tokens, width]),
+            buffer_tokens: config.buffer_tokens,
+        }
+    }
+
+    /// Embedding of each label, or of the null class where `drop` says so.
+    ///
+    /// # Shapes
+    /// `labels` [B] i64, `drop` [B] bool; returns [B, D].
+    pub fn class_embedding(&self, labels: &Tensor, drop: &Tensor) -> Tensor {
+        // A dropped label need not exist: it may be any placeholder.
+        let known = labels.where_self(&drop.logical_not(), &labels.zeros_like());
+        self.fake_latent.where_self(&drop.unsqueeze(-1), &lookup(&self.class_emb, &known))
+    }
+
+    /// Embedding of the null class, [batch, D].
+    pub fn null_embedding(&self, batch: i64) -> Tensor {
+        self.fake_latent.expand([batch, -1], false)
+    }
+
+    /// Encodes the kept tokens behind the buffer, whose tokens all hold the class.
+    ///
+    /// # Shapes
+    /// `tokens` [B, L, C] (masked ones are not read), `class_embedding` [B, D]; returns [B, S + K, D].
+    pub fn encode(&self, tokens: &Tensor, class_embedding: &Tensor, mask: &Mask, train: bool) -> Tensor {
+        let kept = self.z_proj.forward(&mask::gather(tokens, mask.kept())); // [B, K, D]
+        let buffer = class_embedding.unsqueeze(1).expand([-1, self.buffer_tokens, -1], false);
+        let places = self.places(mask.kept());
+        let inputs = Tensor::cat(&[buffer, kept], 1) + lookup(&self.encoder_pos_embed.squeeze_dim(0), &places);
+        let inputs = self.z_proj_ln.forward(&inputs);
+        self.encoder_norm.forward(&run(&self.encoder_blocks, inputs, train))
+    }
+
+    /// Decodes a condition for every token.
+    ///
+    /// # Shapes
+    /// `encoded` [B, S + K, D]; returns [B, L, D] in the order of [`Mask::order`], kept tokens first.
+    pub fn decode(&self, encoded: &Tensor, mask: &Mask, train: bool) -> Tensor {
+        let (batch, length) = (encoded.size()[0], mask.num_kept() + mask.num_masked());
+        let order = mask.order();
+        let unknown = self.mask_token.expand([batch, mask.num_masked(), -1], false);
+        let tokens = Tensor::cat(&[self.decoder_embed.forward(encoded), unknown], 1); // [B, S + L, D]
+        let tokens = tokens + lookup(&self.decoder_pos_embed.squeeze_dim(0), &self.places(&order));
+        let tokens = run(&self.decoder_blocks, tokens, train).narrow(1, self.buffer_tokens, length);
+        self.decoder_norm.forward(&tokens) + lookup(&self.diffusion_pos_embed.squeeze_dim(0), &order)
+    }
+
+    /// Rows of the position tables for the buffer followed by `positions`: [B, N] to [B, S + N].
+    fn places(&self, positions: &Tensor) -> Tensor {
+        let buffer = Tensor::arange(self.buffer_tokens, (Kind::Int64, positions.device()));
+        Tensor::cat(&[buffer.expand([positions.size()[0], -1], false), positions + self.buffer_tokens], 1)
+    }
+}
+
+fn blocks(path: &nn::Path<'_>, depth: i64, config: &OuterConfig) -> Vec<Block> {
+    (0..depth).map(|index| Block::new(&(path / index), config.width, config.heads, config.dropout)).collect()
+}
+
+fn run(blocks: &[Block], tokens: Tensor, train: bool) -> Tensor {
+    blocks.iter().fold(tokens, |tokens, block| block.forward(&tokens, train))
+}
+
+/// Rows of a table: [P, D] and indices [B, N] or [B].
+fn lookup(table: &Tensor, indices: &Tensor) -> Tensor {
+    Tensor::embedding(table, indices, -1, false, false)
+}
