@@ -56,6 +56,18 @@ pub enum ShardError {
         /// Index of its picture in the sorted list, if that itself is sound.
         source_id: i64,
     },
+    /// A label that is no class.
+    #[error("record {record} (picture {source_id}) has label {label}, but there are {classes} classes")]
+    Label {
+        /// Index of the record in the shard.
+        record: usize,
+        /// Index of its picture in the sorted list.
+        source_id: i64,
+        /// The label.
+        label: i64,
+        /// Number of classes.
+        classes: usize,
+    },
     /// All records are sound but the file differs.
     #[error("its XXH3 is {found} instead of {expected}, though every record is sound")]
     Hash {

@@ -58,8 +58,8 @@ pub enum StoreError {
         /// What the store said.
         source: Source,
     },
-    /// A local file that was to be stored cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    /// A local file or folder cannot be used.
+    #[error("cannot use {}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -232,6 +232,22 @@ impl Store {
         }
     }
 
+    /// Removes what a killed process left half written in the folder itself; call it when nobody writes. Only local
+    /// folders can hold such files: object_store writes to `NAME#NUMBER` there and renames.
+    pub fn remove_unfinished(&self) -> Result<(), StoreError> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let failed = |source| StoreError::File { path: folder.clone(), source };
+        for entry in std::fs::read_dir(folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| Some(name.rsplit_once('#')?.1));
+            if number.is_some_and(|number| number.parse::<u64>().is_ok()) {
+                std::fs::remove_file(entry.path()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     fn path(&self, name: &str) -> Result<Path, StoreError> {
         let relative =
             Path::parse(name).map_err(|source| StoreError::Url { url: self.url_of(name), source: source.into() })?;
@@ -314,6 +330,17 @@ mod tests {
         let store = Store::open(&folder.path().join("store").display().to_string()).expect("open");
         store.put_file("copy", &folder.path().join("large")).expect("put_file");
         assert_eq!(store.get("copy").expect("get").as_ref(), bytes);
+    }
+
+    #[test]
+    fn half_written_files_are_removed_and_others_kept() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        for name in ["a#1", "a", "b#x", "c#"] {
+            std::fs::write(folder.path().join(name), name).expect("write");
+        }
+        Store::open(&folder.path().display().to_string()).expect("open").remove_unfinished().expect("remove");
+        let left = |name: &str| folder.path().join(name).exists();
+        assert_eq!(["a#1", "a", "b#x", "c#"].map(left), [false, true, true, true]);
     }
 
     #[test]

@@ -1,0 +1,60 @@
+//! Ranks come together: either all go on, or all end and rank 0 says why.
+
+use std::borrow::Borrow;
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::EncodeError;
+use crate::ranks::Ranks;
+
+/// What a rank tells rank 0.
+#[derive(Serialize, Deserialize)]
+enum Outcome<T> {
+    Done(T),
+    Failed { message: String, configuration: bool },
+}
+
+/// All ranks come together. If all are well, rank 0 gets everyone's value (the others an empty list); otherwise every
+/// rank gets an error, and rank 0's says which ranks failed and why.
+pub(super) fn agree<T: Serialize + for<'a> Deserialize<'a>>(
+    ranks: &Ranks,
+    mine: Result<impl Borrow<T>, &EncodeError>,
+    on_progress: impl FnMut(u64),
+) -> Result<Vec<T>, EncodeError> {
+    let unreadable = |error: serde_json::Error| EncodeError::Ranks { message: error.to_string(), configuration: false };
+    let outcome = match &mine {
+        Ok(value) => Outcome::Done(value.borrow()),
+        Err(error) => Outcome::Failed { message: error.to_string(), configuration: error.is_configuration() },
+    };
+    let message = serde_json::to_vec(&outcome).map_err(unreadable)?;
+    let mut values = Vec::new();
+    let mut failures = BTreeSet::new();
+    for (rank, message) in ranks.gather(&message, on_progress).unwrap_or_default().iter().enumerate() {
+        match serde_json::from_slice(message).map_err(unreadable)? {
+            Outcome::Done(value) => values.push(value),
+            Outcome::Failed { message, configuration } => {
+                failures.insert((message, configuration, rank));
+            }
+        }
+    }
+    let configuration = failures.iter().any(|(_, configuration, _)| *configuration);
+    let code = ranks.broadcast(u8::from(!failures.is_empty()) + u8::from(configuration));
+    if code == 0 {
+        return Ok(values);
+    }
+    Err(EncodeError::Ranks { message: failure_text(&failures, ranks.world()), configuration: code == 2 })
+}
+
+/// One line per different failure; ranks are named where not all failed alike.
+fn failure_text(failures: &BTreeSet<(String, bool, usize)>, world: usize) -> String {
+    let mut lines = Vec::new();
+    for (message, _, rank) in failures {
+        let alike = failures.iter().filter(|(other, ..)| other == message).count();
+        let line = if alike == world { message.clone() } else { format!("rank {rank}: {message}") };
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,130 @@
+//! The global order of samples, a pure function of seed and position.
+//!
+//! Each epoch is one permutation of the dataset, and the epochs follow each other without a gap: the global sequence
+//! g = 0, 1, 2, ... is epoch g / n, place g % n. Global batch k of G samples is g in [k*G, (k+1)*G), whatever the
+//! number of ranks; an epoch that ends inside a batch goes on into the next, and nothing is dropped.
+
+use crate::error::DataError;
+use crate::random::{Purpose, global_order};
+
+/// How ranks share a global batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// Samples of a global batch.
+    pub global_batch: usize,
+    /// This rank.
+    pub rank: usize,
+    /// Number of ranks.
+    pub world: usize,
+    /// Samples a rank takes at a time.
+    pub micro_batch: usize,
+}
+
+impl Sharing {
+    /// Micro-batches each rank takes from a global batch.
+    ///
+    /// # Errors
+    /// [`DataError::Batch`] with numbers that work, when the ranks cannot share the batch evenly.
+    pub fn accumulation(&self) -> Result<usize, DataError> {
+        let Self { global_batch, rank, world, micro_batch } = *self;
+        if global_batch == 0 || micro_batch == 0 || world == 0 || rank >= world {
+            return Err(DataError::Batch(format!(
+                "rank {rank} of {world} cannot take micro-batches of {micro_batch} from a global batch of {global_batch}; \
+                 all must be at least 1"
+            )));
+        }
+        let together = world * micro_batch;
+        if global_batch % together == 0 {
+            return Ok(global_batch / together);
+        }
+        let below = global_batch / together * together;
+        let choices = match below {
+            0 => format!("{together}"),
+            below => format!("{below} or {}", below + together),
+        };
+        Err(DataError::Batch(format!(
+            "global batch {global_batch} is not divisible by {world} ranks x micro-batch {micro_batch}; use {choices}"
+        )))
+    }
+
+    /// First place in the global sequence of a rank's micro-batch, counted over all its micro-batches.
+    fn start_of(&self, micro_batches: u64, accumulation: u64) -> u64 {
+        let (batch, part) = (micro_batches / accumulation, micro_batches % accumulation);
+        let together = (self.world * self.micro_batch) as u64;
+        batch * self.global_batch as u64 + part * together + (self.rank * self.micro_batch) as u64
+    }
+}
+
+/// One place in the global sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The epoch.
+    pub epoch: u64,
+    /// Index of the sample in the dataset.
+    pub sample: u64,
+}
+
+/// Walks over a rank's micro-batches. The permutation of the epoch it is in is kept.
+#[derive(Debug)]
+pub struct MicroBatches {
+    samples: u64,
+    seed: u64,
+    sharing: Sharing,
+    accumulation: u64,
+    first_place: u64,
+    micro_batches: u64,
+    epoch: Option<(u64, Vec<u32>)>,
+}
+
+impl MicroBatches {
+    /// The micro-batches of a dataset of `samples`, from place `first_place` of the global sequence.
+    ///
+    /// # Errors
+    /// As [`Sharing::accumulation`].
+    pub fn new(samples: usize, seed: u64, sharing: Sharing, first_place: u64) -> Result<Self, DataError> {
+        let accumulation = sharing.accumulation()? as u64;
+        Ok(Self { samples: samples as u64, seed, sharing, accumulation, first_place, micro_batches: 0, epoch: None })
+    }
+
+    /// Places of the rank's next micro-batch.
+    pub fn next_places(&mut self) -> Vec<Place> {
+        let start = self.first_place + self.sharing.start_of(self.micro_batches, self.accumulation);
+        self.micro_batches += 1;
+        (start..start + self.sharing.micro_batch as u64).map(|place| self.place(place)).collect()
+    }
+
+    fn place(&mut self, place: u64) -> Place {
+        let (epoch, index) = (place / self.samples, place % self.samples);
+        let order = match self.epoch.take() {
+            Some((current, order)) if current == epoch => order,
+            _ => global_order(self.seed, epoch, Purpose::EpochOrder, self.samples as usize),
+        };
+        let sample = u64::from(order[index as usize]);
+        self.epoch = Some((epoch, order));
+        Place { epoch, sample }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(samples: usize, sharing: Sharing, first: u64, count: usize) -> Vec<Place> {
+        let mut batches = MicroBatches::new(samples, 9, sharing, first).expect("sharing");
+        (0..count).flat_map(|_| batches.next_places()).collect()
+    }
+
+    #[test]
+    fn a_batch_the_ranks_cannot_share_names_ones_they_can() {
+        let sharing = Sharing { global_batch: 250, rank: 0, world: 8, micro_batch: 1 };
+        let error = sharing.accumulation().expect_err("not divisible").to_string();
+        assert!(error.contains("use 248 or 256"), "{error}");
+    }
+
+    #[test]
+    fn starting_later_gives_the_rest_of_the_same_sequence() {
+        let sharing = Sharing { global_batch: 6, rank: 0, world: 1, micro_batch: 3 };
+        let whole = places(10, sharing, 0, 20);
+        assert_eq!(places(10, sharing, 12, 16), whole[12..]);
+    }
+}
