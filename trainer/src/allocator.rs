@@ -1,17 +1,29 @@
-//! Keeps freed memory in the process.
+//! What becomes of freed memory.
 //!
-//! A training step allocates and frees the same large tensors again and again. With glibc's
-//! defaults every one above 32 MiB is a fresh mapping, so each step pays for zeroing and faulting
-//! in all its pages: about half of a CPU step. With these settings freed memory is used again.
+//! A training step allocates and frees the same large tensors again and again. With glibc's defaults
+//! many of them are fresh mappings, so each step pays for zeroing and faulting in all their pages:
+//! about half of a CPU step. Kept in the process, freed memory is used again. While a model is set up
+//! the opposite is right: its first tensors are freed for good once the weights lie in flat memory.
 
-/// Tells glibc to serve large blocks from the heap and not to give memory back. Call it first in
-/// `main`, before anything large is allocated. On other C libraries it does nothing.
+/// Gives every large block back to the system as soon as it is freed. Call it first in `main`, before
+/// a large model is built. On other C libraries than glibc it does nothing.
+pub fn release_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGE: i32 = 256 << 10;
+        // SAFETY: mallopt only sets integers of the allocator, under its lock.
+        unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+    }
+}
+
+/// Tells glibc to serve large blocks from the heap and not to give memory back. Call it before the
+/// first step. On other C libraries than glibc it does nothing.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     {
         const NEVER: i32 = -1;
         const GROWTH: i32 = 64 << 20;
-        // SAFETY: mallopt only sets integers of the allocator; no other thread exists yet.
+        // SAFETY: mallopt only sets integers of the allocator, under its lock.
         unsafe {
             // No block is a mapping of its own.
             libc::mallopt(libc::M_MMAP_MAX, 0);

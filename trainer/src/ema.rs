@@ -2,18 +2,23 @@
 
 use tch::Tensor;
 
-use crate::parameters::FlatParameters;
+use crate::parameters::{FlatParameters, Part};
 
-/// Averages in flat memory, laid out like the parameters.
+/// Averages of a part of the parameters, in flat memory laid out like them.
 pub struct Ema {
     rate: f64,
     values: Tensor,
 }
 
 impl Ema {
-    /// Starts at the parameters' present values.
+    /// Averages of all parameters, starting at their present values.
     pub fn new(parameters: &FlatParameters, rate: f64) -> Self {
-        Self { rate, values: parameters.values().copy() }
+        Self::of_part(parameters, &parameters.whole(), rate)
+    }
+
+    /// Averages of a part of the parameters.
+    pub fn of_part(parameters: &FlatParameters, part: &Part, rate: f64) -> Self {
+        Self { rate, values: part.of(parameters.values()).copy() }
     }
 
     /// The share of the old average that is kept each step.
@@ -21,7 +26,7 @@ impl Ema {
         self.rate
     }
 
-    /// The averages, `[len]`.
+    /// The averages, one per element of the part.
     pub fn values(&self) -> &Tensor {
         &self.values
     }

@@ -31,6 +31,15 @@ pub(crate) fn slice_mut(tensor: &mut Tensor) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
 }
 
+/// The memory of a host tensor as bytes, little-endian as safetensors wants them.
+pub(crate) fn bytes(tensor: &Tensor) -> &[u8] {
+    const { assert!(cfg!(target_endian = "little")) };
+    let floats = slice(tensor);
+    // SAFETY: the bytes are exactly those of the floats, u8 has no alignment or validity
+    // requirement, and the lifetime is that of the borrowed tensor.
+    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast::<u8>(), size_of_val(floats)) }
+}
+
 /// Cuts `0..len` into at most `parts` ranges of nearly equal length whose starts are multiples
 /// of `grain`; no range is empty (an empty input gives no range).
 pub(crate) fn ranges(len: usize, parts: usize, grain: usize) -> Vec<Range<usize>> {

@@ -1,14 +1,25 @@
 //! The training loop of ARINAR and all that needs ranks: flat parameters, collectives, the
-//! optimizer, checkpoints and logs.
+//! optimizer, checkpoints and logs. The loop itself is [`train::Training::run`].
 
 pub mod affinity;
 pub mod allocator;
+pub mod checkpoint;
 pub mod clip;
 pub mod collective;
-// pub mod config;
+pub mod config;
 pub mod ema;
 pub mod exit;
 mod host;
+pub mod logs;
+pub mod memory;
 pub mod optimizer;
 pub mod parameters;
+pub mod progress;
+pub mod run;
+pub mod sample;
+pub mod seeds;
+pub mod signals;
+pub mod source;
+pub mod step;
 pub mod tensorboard;
+pub mod train;

@@ -5,9 +5,15 @@
 //! `ema = rate*ema + (1-rate)*p`. Five arrays are read and written once each: on the CPU the step
 //! costs what the memory traffic costs.
 
+use std::ops::Range;
+
 use tch::Tensor;
 
-use crate::{ema::Ema, host, parameters::FlatParameters};
+use crate::{
+    ema::Ema,
+    host,
+    parameters::{FlatParameters, Part},
+};
 
 /// The hyper-parameters of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,20 +39,29 @@ pub struct Update {
 /// AdamW's state: two moments per parameter and the number of steps taken.
 pub struct AdamW {
     config: AdamWConfig,
+    part: Part,
     first_moment: Tensor,
     second_moment: Tensor,
     steps: i64,
 }
 
 impl AdamW {
-    /// Zero moments, no step taken.
+    /// Updates all parameters; zero moments, no step taken.
     pub fn new(parameters: &FlatParameters, config: AdamWConfig) -> Self {
-        Self {
-            config,
-            first_moment: parameters.zeros_like(),
-            second_moment: parameters.zeros_like(),
-            steps: 0,
-        }
+        Self::of_part(parameters, parameters.whole(), config)
+    }
+
+    /// Updates a part of the parameters: ranks that hold equal parameters and gradients share the
+    /// work and the memory, and pass each other the results.
+    pub fn of_part(parameters: &FlatParameters, part: Part, config: AdamWConfig) -> Self {
+        let zeros = || part.of(parameters.values()).zeros_like();
+        let (first_moment, second_moment) = (zeros(), zeros());
+        Self { config, part, first_moment, second_moment, steps: 0 }
+    }
+
+    /// The parameters it updates.
+    pub fn part(&self) -> &Part {
+        &self.part
     }
 
     /// Steps taken so far.
@@ -59,25 +74,27 @@ impl AdamW {
         self.steps = steps;
     }
 
-    /// The running mean of the gradients, `[len]`.
+    /// The running mean of the gradients, one per element of the part.
     pub fn first_moment(&self) -> &Tensor {
         &self.first_moment
     }
 
-    /// The running mean of the squared gradients, `[len]`.
+    /// The running mean of the squared gradients, one per element of the part.
     pub fn second_moment(&self) -> &Tensor {
         &self.second_moment
     }
 
-    /// One step on parameters and EMA; the gradients are zero afterwards.
+    /// One step on the part's parameters and their EMA; all gradients are zero afterwards.
     pub fn step(&mut self, parameters: &mut FlatParameters, ema: &mut Ema, update: Update) {
         self.steps += 1;
-        let decay_end = parameters.decay_end();
+        let elements = &self.part.elements;
+        let decay_end = parameters.decay_end().clamp(elements.start, elements.end) - elements.start;
         let coefficients = Coefficients::new(&self.config, update, self.steps, ema.rate());
-        let (values, mut gradients) = parameters.parts_mut();
-        let host = host::is_host(values);
+        let mut values = self.part.of(parameters.values());
+        let mut gradients = self.part.of(&parameters.gradients());
+        let host = host::is_host(&values);
         let arrays = Arrays {
-            values,
+            values: &mut values,
             gradients: &mut gradients,
             first_moment: &mut self.first_moment,
             second_moment: &mut self.second_moment,
@@ -88,7 +105,15 @@ impl AdamW {
         } else {
             tch::no_grad(|| step_with_libtorch(&arrays, decay_end, &coefficients));
         }
+        zero_outside(&parameters.gradients(), elements);
     }
+}
+
+/// The pass zeroes the gradients it uses; these are the others.
+fn zero_outside(gradients: &Tensor, elements: &Range<usize>) {
+    let after = gradients.size()[0] - elements.end as i64;
+    let _ = gradients.narrow(0, 0, elements.start as i64).zero_();
+    let _ = gradients.narrow(0, elements.end as i64, after).zero_();
 }
 
 /// The five flat tensors of one update.
@@ -241,6 +266,7 @@ fn step_with_libtorch(arrays: &Arrays<'_>, decay_end: usize, coefficients: &Coef
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use tch::{Device, Kind};
@@ -262,8 +288,7 @@ mod tests {
     /// A decaying matrix that several threads share, and a bias that does not decay.
     fn case() -> Case {
         let variable = |shape: &[i64]| noise(shape, 3.0).set_requires_grad(true);
-        let variables =
-            vec![("weight".to_owned(), variable(&[1024, 701])), ("bias".to_owned(), variable(&[77]))];
+        let variables = vec![("weight".to_owned(), variable(&[1024, 701])), ("bias".to_owned(), variable(&[77]))];
         let parameters = FlatParameters::new(&variables, |_, shape| shape.len() > 1).unwrap();
         let optimizer = AdamW::new(&parameters, CONFIG);
         let ema = Ema::new(&parameters, 0.99);
@@ -288,10 +313,9 @@ mod tests {
             host.optimizer.step(&mut host.parameters, &mut host.ema, UPDATE);
             let coefficients = Coefficients::new(&CONFIG, UPDATE, step.into(), 0.99);
             let decay_end = torch.parameters.decay_end();
-            let (values, mut gradients) = torch.parameters.parts_mut();
             let arrays = Arrays {
-                values,
-                gradients: &mut gradients,
+                values: &mut torch.parameters.values().shallow_clone(),
+                gradients: &mut torch.parameters.gradients(),
                 first_moment: &mut torch.optimizer.first_moment,
                 second_moment: &mut torch.optimizer.second_moment,
                 ema: torch.ema.values_mut(),
@@ -316,6 +340,31 @@ mod tests {
         let view = |flat: &Tensor, slot| case.parameters.view(flat, slot);
         assert_eq!(view(case.parameters.values(), weight), view(&decayed, weight));
         assert_eq!(view(case.parameters.values(), bias), view(&before, bias));
+    }
+
+    #[test]
+    fn parts_together_are_the_whole() {
+        let (mut whole, mut shared) = (case(), case());
+        let parts = shared.parameters.parts(2);
+        let mut workers: Vec<(AdamW, Ema)> = parts
+            .iter()
+            .map(|part| {
+                let ema = Ema::of_part(&shared.parameters, part, 0.99);
+                (AdamW::of_part(&shared.parameters, part.clone(), CONFIG), ema)
+            })
+            .collect();
+        for step in 1..=2 {
+            fill_gradients(&whole, step.into());
+            whole.optimizer.step(&mut whole.parameters, &mut whole.ema, UPDATE);
+            for (optimizer, ema) in &mut workers {
+                fill_gradients(&shared, step.into());
+                optimizer.step(&mut shared.parameters, ema, UPDATE);
+                assert_eq!(shared.parameters.gradients().abs().max().double_value(&[]), 0.0);
+            }
+        }
+        assert_eq!(whole.parameters.values(), shared.parameters.values());
+        let emas: Vec<&Tensor> = workers.iter().map(|(_, ema)| ema.values()).collect();
+        assert_eq!(whole.ema.values(), &Tensor::cat(&emas, 0));
     }
 
     #[test]

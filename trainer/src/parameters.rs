@@ -4,7 +4,7 @@
 //! instead of hundreds of small calls, and so that their order is the same on every rank: the
 //! names that decay first, then the others, each in the order given.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use tch::{Device, Kind, Tensor};
 
@@ -29,6 +29,22 @@ pub struct Slot {
     pub len: usize,
 }
 
+/// Some adjacent parameters: what one rank keeps the optimizer state and averages of, and writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which slots.
+    pub slots: Range<usize>,
+    /// Which elements of the flat tensors, gaps included.
+    pub elements: Range<usize>,
+}
+
+impl Part {
+    /// This part of a flat tensor of all parameters.
+    pub(crate) fn of(&self, flat: &Tensor) -> Tensor {
+        flat.narrow(0, self.elements.start as i64, self.elements.len() as i64)
+    }
+}
+
 /// The flat memory of a model's trainable parameters.
 ///
 /// # Shapes
@@ -51,10 +67,7 @@ impl FlatParameters {
     ///
     /// # Errors
     /// What libtorch reports: not a leaf, not float32, or no memory.
-    pub fn new(
-        variables: &[(String, Tensor)],
-        decays: impl Fn(&str, &[i64]) -> bool,
-    ) -> Result<Self, tch::TchError> {
+    pub fn new(variables: &[(String, Tensor)], decays: impl Fn(&str, &[i64]) -> bool) -> Result<Self, tch::TchError> {
         let (slots, decay_end, len) = lay_out(variables, decays);
         let device = variables.first().map_or(Device::Cpu, |(_, variable)| variable.device());
         let values = Tensor::f_zeros([len as i64], (Kind::Float, device))?;
@@ -108,12 +121,6 @@ impl FlatParameters {
         self.gradients.narrow(0, 0, self.len as i64)
     }
 
-    /// Values and gradients for the optimizer.
-    pub(crate) fn parts_mut(&mut self) -> (&mut Tensor, Tensor) {
-        let gradients = self.gradients.narrow(0, 0, self.len as i64);
-        (&mut self.values, gradients)
-    }
-
     /// Sets every gradient and the tail to zero.
     pub fn zero_gradients(&mut self) {
         let _ = self.gradients.zero_();
@@ -138,17 +145,40 @@ impl FlatParameters {
         flat.narrow(0, slot.offset as i64, slot.len as i64).view(slot.shape.as_slice())
     }
 
-    /// A flat tensor of zeros laid out like the parameters.
-    pub fn zeros_like(&self) -> Tensor {
-        self.values.zeros_like()
+    /// All parameters as one part.
+    pub fn whole(&self) -> Part {
+        Part { slots: 0..self.slots.len(), elements: 0..self.len }
+    }
+
+    /// The parameters cut into one part per rank, of about equal size.
+    pub fn parts(&self, world: usize) -> Vec<Part> {
+        let ends: Vec<usize> = (1..=world).map(|rank| self.boundary(rank, world)).collect();
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let element = |slot: usize| self.slots.get(slot).map_or(self.len, |slot| slot.offset);
+        starts
+            .zip(&ends)
+            .map(|(start, &end)| Part { slots: start..end, elements: element(start)..element(end) })
+            .collect()
+    }
+
+    /// The slot at which the parts of the first `rank` ranks end: the one nearest to their share.
+    fn boundary(&self, rank: usize, world: usize) -> usize {
+        let share = self.len * rank / world;
+        if rank == world {
+            return self.slots.len();
+        }
+        self.slots.partition_point(|slot| slot.offset + slot.len / 2 < share)
+    }
+
+    /// One parameter of a tensor that holds only `part`, under the parameter's shape.
+    pub fn view_of_part(&self, tensor: &Tensor, part: &Part, slot: &Slot) -> Tensor {
+        let offset = slot.offset - part.elements.start;
+        tensor.narrow(0, offset as i64, slot.len as i64).view(slot.shape.as_slice())
     }
 }
 
 /// Places the decaying parameters first, each padded to the alignment.
-fn lay_out(
-    variables: &[(String, Tensor)],
-    decays: impl Fn(&str, &[i64]) -> bool,
-) -> (Vec<Slot>, usize, usize) {
+fn lay_out(variables: &[(String, Tensor)], decays: impl Fn(&str, &[i64]) -> bool) -> (Vec<Slot>, usize, usize) {
     let mut slots = Vec::with_capacity(variables.len());
     let mut ends = [0, 0];
     let mut offset = 0;
@@ -168,12 +198,7 @@ fn lay_out(
 }
 
 /// Copies a variable into its slot and points both it and its gradient there.
-fn adopt(
-    variable: &Tensor,
-    slot: &Slot,
-    values: &Tensor,
-    gradients: &Tensor,
-) -> Result<(), tch::TchError> {
+fn adopt(variable: &Tensor, slot: &Slot, values: &Tensor, gradients: &Tensor) -> Result<(), tch::TchError> {
     let (offset, len) = (slot.offset as i64, slot.len as i64);
     let mut home = values.f_narrow(0, offset, len)?.f_view(slot.shape.as_slice())?;
     tch::no_grad(|| home.f_copy_(&variable.detach()))?;
@@ -186,13 +211,13 @@ fn adopt(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     fn variables() -> Vec<(String, Tensor)> {
-        let make = |shape: &[i64], value: f64| {
-            Tensor::full(shape, value, (Kind::Float, Device::Cpu)).set_requires_grad(true)
-        };
+        let make =
+            |shape: &[i64], value: f64| Tensor::full(shape, value, (Kind::Float, Device::Cpu)).set_requires_grad(true);
         vec![
             ("bias".to_owned(), make(&[3], 2.0)),
             ("weight".to_owned(), make(&[3, 5], 0.5)),
@@ -238,6 +263,30 @@ mod tests {
         assert_eq!(variables[1].1.double_value(&[2, 4]), 0.5);
         let _ = flat.values().shallow_clone().fill_(3.0);
         assert_eq!(variables[1].1.double_value(&[2, 4]), 3.0);
+    }
+
+    #[test]
+    fn parts_are_adjacent_and_complete() {
+        let sizes = [5, 100, 3, 3, 80, 1, 60, 60];
+        let variable = |(index, size): (usize, &i64)| {
+            let zeros = Tensor::zeros([*size], (Kind::Float, Device::Cpu));
+            (index.to_string(), zeros.set_requires_grad(true))
+        };
+        let variables: Vec<_> = sizes.iter().enumerate().map(variable).collect();
+        let flat = FlatParameters::new(&variables, decays).unwrap();
+        for world in [1, 2, 3, 4, 8, 20] {
+            let parts = flat.parts(world);
+            assert_eq!(parts.len(), world);
+            assert_eq!((parts[0].slots.start, parts[0].elements.start), (0, 0));
+            let last = &parts[world - 1];
+            assert_eq!((last.slots.end, last.elements.end), (sizes.len(), flat.len()));
+            for pair in parts.windows(2) {
+                assert_eq!(pair[0].slots.end, pair[1].slots.start);
+                assert_eq!(pair[0].elements.end, pair[1].elements.start);
+            }
+        }
+        let halves = flat.parts(2);
+        assert!(halves[0].elements.len().abs_diff(halves[1].elements.len()) <= 112);
     }
 
     #[test]

@@ -121,8 +121,7 @@ impl EventWriter {
     fn write(&mut self, mut event: Event, step: u64) -> Result<(), TensorBoardError> {
         event.set_wall_time(now().as_secs_f64());
         event.set_step(step as i64);
-        let bytes =
-            event.write_to_bytes().map_err(|error| self.error(io::Error::other(error)))?;
+        let bytes = event.write_to_bytes().map_err(|error| self.error(io::Error::other(error)))?;
         self.records.write(&bytes).map_err(|source| self.error(source))
     }
 

@@ -1,5 +1,7 @@
 //! What a checkpoint consists of: the file written last, which makes the others a checkpoint.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -42,11 +44,7 @@ pub struct FileEntry {
 impl FileEntry {
     /// Describes contents that are about to be written.
     pub fn of(name: &str, contents: &[u8]) -> Self {
-        Self {
-            name: name.to_owned(),
-            bytes: contents.len() as u64,
-            xxh3_128: format!("{:032x}", xxh3_128(contents)),
-        }
+        Self { name: name.to_owned(), bytes: contents.len() as u64, xxh3_128: format!("{:032x}", xxh3_128(contents)) }
     }
 }
 
@@ -69,13 +67,10 @@ pub fn read(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
     let name = format!("{}/{MANIFEST}", folder(step));
     let bytes = store.get(&name)?;
     let damaged = |what: String| CheckpointError::Damaged { url: store.url_of(&name), what };
-    let manifest: Manifest =
-        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if manifest.format_version != FORMAT_VERSION {
         let version = manifest.format_version;
-        return Err(damaged(format!(
-            "format version {version}, but this program reads {FORMAT_VERSION}"
-        )));
+        return Err(damaged(format!("format version {version}, but this program reads {FORMAT_VERSION}")));
     }
     Ok(manifest)
 }
@@ -84,11 +79,7 @@ pub fn read(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
 ///
 /// # Errors
 /// [`CheckpointError::Damaged`] if length or hash differ, or a store error.
-pub fn read_file(
-    store: &Store,
-    step: u64,
-    entry: &FileEntry,
-) -> Result<bytes::Bytes, CheckpointError> {
+pub fn read_file(store: &Store, step: u64, entry: &FileEntry) -> Result<bytes::Bytes, CheckpointError> {
     let name = format!("{}/{}", folder(step), entry.name);
     let contents = store.get(&name)?;
     let found = FileEntry::of(&entry.name, &contents);
@@ -101,6 +92,30 @@ pub fn read_file(
         format!("it has {} bytes, the manifest says {}", found.bytes, entry.bytes)
     };
     Err(CheckpointError::Damaged { url: store.url_of(&name), what })
+}
+
+/// A step's folder within a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The step.
+    pub step: u64,
+    /// True if it has a manifest.
+    pub committed: bool,
+}
+
+/// The checkpoints of a run, finished or not, in ascending order.
+///
+/// # Errors
+/// What the store says.
+pub fn listed(store: &Store) -> Result<Vec<Listed>, CheckpointError> {
+    let mut steps = BTreeMap::new();
+    for object in store.list("")? {
+        let Some((folder, name)) = object.name.split_once('/') else { continue };
+        if let Some(step) = step_of(folder) {
+            *steps.entry(step).or_insert(false) |= name == MANIFEST;
+        }
+    }
+    Ok(steps.into_iter().map(|(step, committed)| Listed { step, committed }).collect())
 }
 
 #[cfg(test)]

@@ -5,12 +5,7 @@ use std::{borrow::Cow, collections::HashMap};
 use safetensors::{Dtype, View};
 use tch::{Kind, Tensor};
 
-use crate::{
-    ema::Ema,
-    host,
-    optimizer::AdamW,
-    parameters::{FlatParameters, Slot},
-};
+use crate::{ema::Ema, host, optimizer::AdamW, parameters::FlatParameters};
 
 /// The three kinds of files.
 pub const KINDS: [&str; 3] = ["model", "ema", "optimizer"];
@@ -21,25 +16,6 @@ pub const MOMENTS: [&str; 2] = ["exp_avg.", "exp_avg_sq."];
 /// The file of one rank, counted from 1 as Hugging Face does: `model-00001-of-00004.safetensors`.
 pub fn file_name(kind: &str, rank: usize, world: usize) -> String {
     format!("{kind}-{:05}-of-{world:05}.safetensors", rank + 1)
-}
-
-/// The parameters that a rank writes: a contiguous part of about equal size.
-pub fn share(slots: &[Slot], rank: usize, world: usize) -> &[Slot] {
-    let total: usize = slots.iter().map(|slot| slot.len).sum();
-    let boundary = |rank: usize| {
-        let end = total * rank / world;
-        let mut before = 0;
-        slots
-            .iter()
-            .position(|slot| {
-                before += slot.len;
-                before - slot.len / 2 > end
-            })
-            .unwrap_or(slots.len())
-    };
-    let start = if rank == 0 { 0 } else { boundary(rank) };
-    let end = if rank + 1 == world { slots.len() } else { boundary(rank + 1) };
-    &slots[start..end.max(start)]
 }
 
 /// What a checkpoint is made of.
@@ -59,35 +35,32 @@ impl Tensors<'_> {
     ///
     /// # Errors
     /// What safetensors says.
-    pub fn serialize(
-        &self,
-        kind: &str,
-        rank: usize,
-        world: usize,
-    ) -> Result<Vec<u8>, safetensors::SafeTensorError> {
-        let slots = share(self.parameters.slots(), rank, world);
-        let part = |flat: &Tensor, prefix: &str| -> Vec<(String, Floats)> {
+    pub fn serialize(&self, kind: &str, rank: usize) -> Result<Vec<u8>, safetensors::SafeTensorError> {
+        let part = self.optimizer.part();
+        let slots = &self.parameters.slots()[part.slots.clone()];
+        let named = |tensor: &Tensor, prefix: &str| -> Vec<(String, Floats)> {
             slots
                 .iter()
                 .map(|slot| {
-                    let tensor = self.parameters.view(flat, slot).to_device(tch::Device::Cpu);
-                    (format!("{prefix}{}", slot.name), Floats(tensor))
+                    let view = self.parameters.view_of_part(tensor, part, slot);
+                    (format!("{prefix}{}", slot.name), Floats::new(view.to_device(tch::Device::Cpu)))
                 })
                 .collect()
         };
         let mut tensors = match kind {
-            "model" => part(self.parameters.values(), ""),
-            "ema" => part(self.ema.values(), ""),
+            "model" => named(&part.of(self.parameters.values()), ""),
+            "ema" => named(self.ema.values(), ""),
             _ => {
-                let mut moments = part(self.optimizer.first_moment(), MOMENTS[0]);
-                moments.extend(part(self.optimizer.second_moment(), MOMENTS[1]));
+                let mut moments = named(self.optimizer.first_moment(), MOMENTS[0]);
+                moments.extend(named(self.optimizer.second_moment(), MOMENTS[1]));
                 moments
             }
         };
         if rank == 0 && kind != "optimizer" {
-            let buffers = self.buffers.iter().map(|(name, buffer)| {
-                (name.clone(), Floats(buffer.to_kind(Kind::Float).contiguous()))
-            });
+            let buffers = self
+                .buffers
+                .iter()
+                .map(|(name, buffer)| (name.clone(), Floats::new(buffer.to_kind(Kind::Float).contiguous())));
             tensors.extend(buffers);
         }
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -96,7 +69,17 @@ impl Tensors<'_> {
 }
 
 /// A contiguous float32 tensor in host memory, for safetensors.
-struct Floats(Tensor);
+struct Floats {
+    tensor: Tensor,
+    shape: Vec<usize>,
+}
+
+impl Floats {
+    fn new(tensor: Tensor) -> Self {
+        let shape = tensor.size().iter().map(|&size| size as usize).collect();
+        Self { tensor, shape }
+    }
+}
 
 impl View for Floats {
     fn dtype(&self) -> Dtype {
@@ -104,18 +87,24 @@ impl View for Floats {
     }
 
     fn shape(&self) -> &[usize] {
-        // Tensor sizes are i64 here and usize there; both are 64 bits on the hosts supported.
-        const { assert!(size_of::<usize>() == size_of::<i64>()) };
-        self.0.size_slice()
+        &self.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let floats = host::slice(&self.0);
-        let bytes = floats.iter().flat_map(|float| float.to_le_bytes());
-        Cow::Owned(bytes.collect())
+        Cow::Borrowed(host::bytes(&self.tensor))
     }
 
     fn data_len(&self) -> usize {
-        4 * self.0.numel()
+        host::bytes(&self.tensor).len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_as_hugging_face_does() {
+        assert_eq!(file_name("ema", 0, 4), "ema-00001-of-00004.safetensors");
     }
 }

@@ -3,6 +3,8 @@
 mod mpi;
 mod single;
 
+use std::ops::Range;
+
 use tch::Tensor;
 
 use crate::exit::{self, Stop};
@@ -74,11 +76,7 @@ pub trait Collective {
     ///
     /// # Errors
     /// [`CollectiveError`].
-    fn all_reduce_scalars(
-        &self,
-        scalars: &mut [f64],
-        how: Reduction,
-    ) -> Result<(), CollectiveError>;
+    fn all_reduce_scalars(&self, scalars: &mut [f64], how: Reduction) -> Result<(), CollectiveError>;
 
     /// Gives every rank the bytes of rank `root`; what the others pass is ignored.
     ///
@@ -93,14 +91,27 @@ impl From<CollectiveError> for Stop {
     }
 }
 
+/// Gives every rank the whole of a flat tensor of which rank i holds the valid `ranges[i]`.
+///
+/// # Errors
+/// [`CollectiveError::Layout`].
+pub fn all_gather(
+    collective: &dyn Collective,
+    flat: &Tensor,
+    ranges: impl IntoIterator<Item = Range<usize>>,
+) -> Result<(), CollectiveError> {
+    for (root, range) in ranges.into_iter().enumerate() {
+        let mut part = flat.narrow(0, range.start as i64, range.len() as i64);
+        collective.broadcast(&mut part, root)?;
+    }
+    Ok(())
+}
+
 /// Every rank's bytes, by rank.
 ///
 /// # Errors
 /// [`CollectiveError`].
-pub fn gather(
-    collective: &dyn Collective,
-    mine: &[u8],
-) -> Result<Vec<Vec<u8>>, CollectiveError> {
+pub fn gather(collective: &dyn Collective, mine: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
     (0..collective.world()).map(|root| collective.broadcast_bytes(mine.to_vec(), root)).collect()
 }
 
@@ -180,12 +191,14 @@ pub fn conformance(collective: &dyn Collective) -> Result<(), String> {
             return Err(format!("broadcast_bytes from {root} did not arrive"));
         }
     }
+    let mine = Tensor::full([2 * world as i64], rank as f64, options);
+    all_gather(collective, &mine, (0..world).map(|rank| 2 * rank..2 * rank + 2)).map_err(told)?;
+    if mine != Tensor::arange(2 * world as i64, options).floor_divide_scalar(2) {
+        return Err("all_gather did not arrive".to_owned());
+    }
     let ends = (world - 1) as f64;
-    for (how, expected) in [
-        (Reduction::Sum, ends * world as f64 / 2.0),
-        (Reduction::Min, 0.0),
-        (Reduction::Max, ends),
-    ] {
+    for (how, expected) in [(Reduction::Sum, ends * world as f64 / 2.0), (Reduction::Min, 0.0), (Reduction::Max, ends)]
+    {
         let mut scalars = [rank as f64, 0.0];
         collective.all_reduce_scalars(&mut scalars, how).map_err(told)?;
         if scalars != [expected, 0.0] {

@@ -71,8 +71,7 @@ impl MpiCollective {
     /// # Errors
     /// [`CollectiveError::Start`] when it is running already or does not start.
     pub fn start() -> Result<Self, CollectiveError> {
-        let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Funneled)
-            .ok_or(CollectiveError::Start)?;
+        let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Funneled).ok_or(CollectiveError::Start)?;
         let world = universe.world();
         Ok(Self { world, received: RefCell::new(Vec::new()), _universe: universe })
     }
@@ -125,11 +124,7 @@ impl Collective for MpiCollective {
         Ok(())
     }
 
-    fn all_reduce_scalars(
-        &self,
-        scalars: &mut [f64],
-        how: Reduction,
-    ) -> Result<(), CollectiveError> {
+    fn all_reduce_scalars(&self, scalars: &mut [f64], how: Reduction) -> Result<(), CollectiveError> {
         let operation = match how {
             Reduction::Sum => SystemOperation::sum(),
             Reduction::Min => SystemOperation::min(),
@@ -149,7 +144,10 @@ impl Collective for MpiCollective {
         }
         let mut bytes = bytes;
         bytes.resize(len as usize, 0);
-        self.root(root).broadcast_into(bytes.as_mut_slice());
+        // The pointer of an empty slice is not one that MPI takes.
+        if !bytes.is_empty() {
+            self.root(root).broadcast_into(bytes.as_mut_slice());
+        }
         Ok(bytes)
     }
 }

@@ -38,6 +38,7 @@ impl Collective for Single {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

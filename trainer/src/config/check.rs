@@ -39,9 +39,7 @@ impl TrainConfig {
             let cure = if below == 0 { above.to_string() } else { format!("{below} or {above}") };
             return Err(ConfigError::Value {
                 key: "batch.global",
-                message: format!(
-                    "global batch {global} is not divisible by {ranks} ranks; use {cure}"
-                ),
+                message: format!("global batch {global} is not divisible by {ranks} ranks; use {cure}"),
             });
         }
         let per_rank = global / ranks;
@@ -49,11 +47,6 @@ impl TrainConfig {
         // The largest divisor of a rank's share that is not above the wish.
         let micro = (1..=most).rev().find(|size| per_rank.is_multiple_of(*size)).unwrap_or(1);
         Ok(BatchShare { micro, accumulation: per_rank / micro })
-    }
-
-    /// The learning rate after warm-up: proportional to the global batch.
-    pub fn peak_learning_rate(&self) -> f64 {
-        self.optim.lr_per_256 * self.batch.global as f64 / 256.0
     }
 }
 
@@ -82,10 +75,6 @@ fn at_least_one(key: &'static str, value: Option<usize>) -> Result<(), ConfigErr
     require(value != Some(0), key, || "0 is too few; give at least 1".to_owned())
 }
 
-fn require(
-    holds: bool,
-    key: &'static str,
-    message: impl FnOnce() -> String,
-) -> Result<(), ConfigError> {
+fn require(holds: bool, key: &'static str, message: impl FnOnce() -> String) -> Result<(), ConfigError> {
     if holds { Ok(()) } else { Err(ConfigError::Value { key, message: message() }) }
 }

@@ -50,7 +50,7 @@ pub enum ConfigError {
         message: String,
     },
     /// The model description is inconsistent.
-    #[error("model: {0}")]
+    #[error(transparent)]
     Model(#[from] arinar_model::config::ConfigError),
 }
 
@@ -62,10 +62,8 @@ fn join(paths: &[PathBuf]) -> String {
 /// none is near.
 pub(super) fn suggestion<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
-    let nearest = known
-        .iter()
-        .map(|key| (strsim::damerau_levenshtein(unknown, key), *key))
-        .min_by_key(|(distance, _)| *distance);
+    let nearest =
+        known.iter().map(|key| (strsim::damerau_levenshtein(unknown, key), *key)).min_by_key(|(distance, _)| *distance);
     match nearest {
         Some((distance, key)) if distance <= key.len().max(unknown.len()).div_ceil(2) => {
             format!("; did you mean {key:?}?")

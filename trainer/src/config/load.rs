@@ -12,8 +12,8 @@ use super::{ConfigError, TrainConfig, error::suggestion};
 /// Anything wrong with it, one line, with the cure.
 pub fn load(name: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
     let path = find(name)?;
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
+    let text =
+        std::fs::read_to_string(&path).map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
     parse(&text, &path.display().to_string(), overrides)
 }
 
@@ -23,8 +23,8 @@ pub fn load(name: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError
 /// As [`load`].
 pub fn parse(text: &str, file: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
     let options = serde_saphyr::options! { with_snippet: false };
-    let written: TrainConfig = serde_saphyr::from_str_with_options(text, options)
-        .map_err(|error| syntax_error(file, &error))?;
+    let written: TrainConfig =
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| syntax_error(file, &error))?;
     let config = apply(written, overrides)?;
     config.check()?;
     Ok(config)
@@ -36,12 +36,12 @@ pub fn parse(text: &str, file: &str, overrides: &[String]) -> Result<TrainConfig
 /// # Errors
 /// [`ConfigError::NotFound`] with every place looked at.
 pub fn find(name: &str) -> Result<PathBuf, ConfigError> {
-    let mut places = vec![PathBuf::from(name), Path::new("configs").join(name)];
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf()));
-    if let Some(folder) = beside {
-        for relative in ["../../configs", "../configs", "../share/arinar/configs"] {
-            places.push(folder.join(relative).join(name));
-        }
+    let mut places = vec![PathBuf::from(name)];
+    if Path::new(name).is_relative() {
+        places.push(Path::new("configs").join(name));
+        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf()));
+        let relative = ["../../configs", "../configs", "../share/arinar/configs"];
+        places.extend(beside.iter().flat_map(|folder| relative.map(|place| folder.join(place).join(name))));
     }
     match places.iter().find(|place| place.is_file()) {
         Some(place) => Ok(place.clone()),
@@ -78,9 +78,8 @@ fn apply(config: TrainConfig, overrides: &[String]) -> Result<TrainConfig, Confi
     let mut config = config;
     for argument in overrides {
         let fail = |message: String| ConfigError::Override { argument: argument.clone(), message };
-        let (path, text) = argument
-            .split_once('=')
-            .ok_or_else(|| fail("write it as key=value, e.g. optim.epochs=2".to_owned()))?;
+        let (path, text) =
+            argument.split_once('=').ok_or_else(|| fail("write it as key=value, e.g. optim.epochs=2".to_owned()))?;
         let mut tree = serde_json::to_value(&config).map_err(|error| fail(error.to_string()))?;
         let place = descend(&mut tree, path.trim()).map_err(fail)?;
         *place = override_value(text.trim(), place);
@@ -109,11 +108,12 @@ fn descend<'a>(tree: &'a mut Value, path: &str) -> Result<&'a mut Value, String>
 }
 
 /// What an override's text means where `present` stands: a text stays a text, anything else is
-/// read as YAML.
+/// read as YAML; null is always null.
 fn override_value(text: &str, present: &Value) -> Value {
     let flow = text.starts_with(['[', '{', '"', '\'']);
     match serde_saphyr::from_str::<Value>(text) {
-        Ok(value) if flow || !(value.is_object() || value.is_string() || present.is_string()) => value,
+        Ok(value) if flow || value.is_null() => value,
+        Ok(value) if !(value.is_object() || value.is_string() || present.is_string()) => value,
         _ => Value::String(text.to_owned()),
     }
 }

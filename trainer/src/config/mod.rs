@@ -8,13 +8,16 @@ mod error;
 mod load;
 mod values;
 
-use arinar_model::config::ModelConfig;
+use arinar_model::{
+    config::ModelConfig,
+    schedule::{LearningRate, LrSchedule, lr_at},
+};
 use serde::{Deserialize, Serialize};
 
 pub use check::BatchShare;
 pub use error::ConfigError;
 pub use load::{find, load, parse};
-pub use values::{ByteSize, Every, LogFormat, NonFinite, Precision, Resume, Schedule};
+pub use values::{ByteSize, Every, LogFormat, NonFinite, Precision, Resume};
 
 /// One experiment. Serialises back to the same shape, defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,7 +100,7 @@ pub struct OptimConfig {
     /// Share of the average kept each step.
     pub ema: f64,
     /// What the rate does after warm-up.
-    pub schedule: Schedule,
+    pub schedule: LrSchedule,
     /// Length of the linear warm-up.
     pub warmup_epochs: f64,
     /// Length of the training.
@@ -132,12 +135,7 @@ pub struct CheckpointConfig {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self {
-            every: Every::default(),
-            keep_last: 3,
-            keep_every_epochs: None,
-            resume: Resume::Auto,
-        }
+        Self { every: Every::default(), keep_last: 3, keep_every_epochs: None, resume: Resume::Auto }
     }
 }
 
@@ -186,6 +184,26 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self { every: Every::Time(std::time::Duration::from_secs(10)), format: LogFormat::Text }
+    }
+}
+
+impl TrainConfig {
+    /// The learning rate after warm-up: proportional to the global batch.
+    pub fn peak_learning_rate(&self) -> f64 {
+        self.optim.lr_per_256 * self.batch.global as f64 / 256.0
+    }
+
+    /// The learning rate at a fractional epoch.
+    pub fn learning_rate(&self, epoch: f64) -> f64 {
+        let optim = &self.optim;
+        let rate = LearningRate {
+            schedule: optim.schedule,
+            peak: self.peak_learning_rate(),
+            floor: 0.0,
+            warmup_epochs: optim.warmup_epochs,
+            epochs: optim.epochs,
+        };
+        lr_at(&rate, epoch)
     }
 }
 

@@ -29,9 +29,7 @@ impl FromStr for Every {
         }
         match humantime::parse_duration(text) {
             Ok(time) if !time.is_zero() => Ok(Self::Time(time)),
-            _ => Err(format!(
-                "\"{text}\" is neither a duration like 30min nor a number of steps like \"100 steps\""
-            )),
+            _ => Err(format!("\"{text}\" is neither a duration like 30min nor a number of steps like \"100 steps\"")),
         }
     }
 }
@@ -79,9 +77,7 @@ impl FromStr for ByteSize {
             .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
             .unwrap_or((text.strip_suffix('B').unwrap_or(text), 1));
         match number.trim().parse::<f64>() {
-            Ok(number) if number >= 0.0 && number.is_finite() => {
-                Ok(Self((number * unit as f64) as u64))
-            }
+            Ok(number) if number >= 0.0 && number.is_finite() => Ok(Self((number * unit as f64) as u64)),
             _ => Err(format!("\"{text}\" is not a number of bytes like 60GB or 512MiB")),
         }
     }
@@ -174,16 +170,6 @@ macro_rules! as_text {
 as_text!(Every);
 as_text!(ByteSize);
 as_text!(Resume);
-
-/// What the learning rate does after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// Stays.
-    Constant,
-    /// Falls to zero along half a cosine.
-    Cosine,
-}
 
 /// Number format of the forward and backward pass; weights and gradients are float32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,282 @@
+//! From a command line to a finished run: everything that happens once.
+
+use std::{path::Path, sync::Arc};
+
+use arinar_data::store::Store;
+use arinar_model::{arinar::Arinar, weights};
+use tch::{Device, Tensor, nn};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::{
+    allocator,
+    checkpoint::{self, FORMAT_VERSION, Found, RestoreInto, Retention, Saver, State},
+    collective::{Collective, Launch, agree, require_equal},
+    config::{self, ConfigError, LogFormat, Precision, TrainConfig},
+    ema::Ema,
+    exit::{Preemption, Stop},
+    logs::Logs,
+    optimizer::{AdamW, AdamWConfig},
+    parameters::FlatParameters,
+    progress::Progress,
+    seeds,
+    source::{Data, RankShare},
+    step::Worker,
+    train::{Plan, Training},
+};
+
+/// Names a file to which every rank appends "step sample epoch" of each sample it trains on; for
+/// tests of the data order.
+const SAMPLE_LOG: &str = "ARINAR_SAMPLE_LOG";
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `--config`.
+    pub config: String,
+    /// `--set`, in order.
+    pub overrides: Vec<String>,
+    /// `--log-format`, over the configuration's.
+    pub log_format: Option<LogFormat>,
+}
+
+impl Options {
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    /// Anything wrong with it.
+    pub fn load(&self) -> Result<TrainConfig, ConfigError> {
+        let mut config = config::load(&self.config, &self.overrides)?;
+        if let Some(format) = self.log_format {
+            config.log.format = format;
+        }
+        Ok(config)
+    }
+}
+
+/// The machine's side of a rank.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement {
+    /// What mpirun said; `None` without it.
+    pub launch: Option<Launch>,
+    /// libtorch threads, unless configured.
+    pub threads: usize,
+}
+
+/// Trains as configured. Every rank calls it with its own reading of the configuration.
+///
+/// # Errors
+/// Why the run ends early; all ranks end together, one of them with the reason.
+pub fn run(
+    collective: &dyn Collective,
+    placement: Placement,
+    config: Result<TrainConfig, ConfigError>,
+) -> Result<(), Stop> {
+    let config = agree(collective, config.map_err(Stop::configuration))?;
+    require_equal(collective, &facts(&config)?)?;
+    let batch = agree(collective, config.share_batch(collective.world()).map_err(Stop::configuration))?;
+    let share = RankShare { rank: collective.rank(), world: collective.world(), batch };
+    let data = agree(collective, Data::open(&config))?;
+    require_equal(collective, &[("dataset", data.facts().id)])?;
+    let threads = config.train.threads.unwrap_or(placement.threads);
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
+    let preemption = agree(collective, Preemption::watch().map_err(Stop::failure))?;
+    let found = find_checkpoint(collective, &config)?;
+    let mut model = Model::new(collective, &config)?;
+    let resumed = match &found {
+        Some(found) => Some(agree(collective, model.restore(found, &config))?),
+        None => None,
+    };
+    let token = resumed.as_ref().map(|state| &state.token);
+    let source = agree(collective, data.batches(&config, share, token))?;
+    let sample_log = agree(collective, sample_log())?;
+    let plan = Plan::new(&config, data.samples());
+    let step = resumed.as_ref().map_or(0, |state| state.step);
+    let store = agree(collective, Store::open(&config.run.dir).map_err(Stop::configuration))?;
+    let intro = Intro { config: &config, data: &data, found: found.as_ref(), plan, share, threads };
+    let logs = agree(collective, start_logs(&intro, &model, step))?;
+    let state = new_state(&config, &data, share, source.as_ref());
+    let retention = Retention { keep_last: config.checkpoint.keep_last, keep_every_steps: plan.keep_every_steps };
+    let mut training = Training {
+        collective,
+        config: &config,
+        parameters: model.parameters,
+        optimizer: model.optimizer,
+        ema: model.ema,
+        worker: Worker {
+            model: model.arinar,
+            config: config.model.clone(),
+            seed: config.seed,
+            share,
+            source,
+            sample_log,
+        },
+        saver: Saver::new(Arc::new(store), retention),
+        logs,
+        preemption,
+        step,
+        plan,
+        state,
+        buffers: model.buffers,
+    };
+    allocator::keep_freed_memory();
+    let result = if step >= plan.total_steps { Ok(()) } else { training.run() };
+    if result.is_ok() {
+        training.logs.message(&format!("done: {} steps, checkpoints in {}", training.step, config.run.dir));
+    }
+    training.logs.finish();
+    result
+}
+
+/// What must be the same on every rank before anything starts.
+fn facts(config: &TrainConfig) -> Result<[(&'static str, String); 2], Stop> {
+    let text = serde_json::to_vec(config).map_err(Stop::failure)?;
+    Ok([("program version", version()), ("configuration hash", format!("{:016x}", xxh3_64(&text)))])
+}
+
+fn version() -> String {
+    format!("arinar-trainer {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Rank 0 looks for the checkpoint to go on from and tells the others.
+fn find_checkpoint(collective: &dyn Collective, config: &TrainConfig) -> Result<Option<Found>, Stop> {
+    let found = if collective.rank() == 0 {
+        checkpoint::find(&config.run.dir, &config.checkpoint.resume).map_err(Stop::from)
+    } else {
+        Ok(None)
+    };
+    let found = agree(collective, found)?;
+    let told = serde_json::to_vec(&found).map_err(Stop::failure)?;
+    let told = collective.broadcast_bytes(told, 0)?;
+    serde_json::from_slice(&told).map_err(Stop::failure)
+}
+
+/// Weights, gradients, moments and averages of a rank.
+struct Model {
+    arinar: Arinar,
+    parameters: FlatParameters,
+    optimizer: AdamW,
+    ema: Ema,
+    buffers: Vec<(String, Tensor)>,
+    // Owns the variables; the model's handles and the flat views share them.
+    _store: nn::VarStore,
+}
+
+impl Model {
+    /// Initialised from the seed, then made equal on all ranks.
+    fn new(collective: &dyn Collective, config: &TrainConfig) -> Result<Self, Stop> {
+        tch::manual_seed(seeds::initial_weights(config.seed));
+        let store = nn::VarStore::new(Device::Cpu);
+        let arinar = Arinar::new(&store.root(), &config.model);
+        let (variables, buffers): (Vec<_>, Vec<_>) =
+            weights::named(&store).into_iter().partition(|(_, tensor)| tensor.requires_grad());
+        let parameters = FlatParameters::new(&variables, weights::decays).map_err(Stop::failure)?;
+        let mut values = parameters.values().shallow_clone();
+        collective.broadcast(&mut values, 0)?;
+        let optim = &config.optim;
+        let adamw = AdamWConfig { betas: optim.betas, eps: optim.eps, weight_decay: optim.weight_decay };
+        // Each rank keeps the optimizer state and averages of its own part alone: at ARINAR-B's size
+        // that is 2.5 GB less a rank.
+        let part = parameters.parts(collective.world()).swap_remove(collective.rank());
+        let ema = Ema::of_part(&parameters, &part, optim.ema);
+        let optimizer = AdamW::of_part(&parameters, part, adamw);
+        Ok(Self { arinar, parameters, optimizer, ema, buffers, _store: store })
+    }
+
+    fn restore(&mut self, found: &Found, config: &TrainConfig) -> Result<State, Stop> {
+        let into = RestoreInto { parameters: &self.parameters, ema: &self.ema, optimizer: &mut self.optimizer };
+        Ok(checkpoint::restore(found, config, into)?)
+    }
+}
+
+fn sample_log() -> Result<Option<std::fs::File>, Stop> {
+    let Some(path) = std::env::var_os(SAMPLE_LOG) else { return Ok(None) };
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+    file.map(Some).map_err(|error| Stop::Configuration(format!("{SAMPLE_LOG}={}: {error}", path.display())))
+}
+
+/// The state that checkpoints of this run start from.
+fn new_state(config: &TrainConfig, data: &Data, share: RankShare, source: &dyn crate::source::BatchSource) -> State {
+    State {
+        format_version: FORMAT_VERSION,
+        program: version(),
+        step: 0,
+        optimizer_steps: 0,
+        epoch: 0.0,
+        token: source.position(),
+        world: share.world,
+        config: config.clone(),
+        dataset: data.facts(),
+    }
+}
+
+/// What there is to say before the first step.
+struct Intro<'a> {
+    config: &'a TrainConfig,
+    data: &'a Data,
+    found: Option<&'a Found>,
+    plan: Plan,
+    share: RankShare,
+    threads: usize,
+}
+
+fn start_logs(intro: &Intro<'_>, model: &Model, step: u64) -> Result<Logs, Stop> {
+    if intro.share.rank != 0 {
+        return Ok(Logs::silent());
+    }
+    let config = intro.config;
+    let progress = Progress::start(&config.log, step, intro.plan.total_steps, config.batch.global as u64);
+    for line in intro.lines(model.parameters.parameter_count(), step) {
+        progress.message(&line);
+    }
+    let text = serde_saphyr::to_string(config).map_err(Stop::failure)?;
+    let log_dir = Path::new(&config.run.log_dir);
+    Logs::start(progress, log_dir, step + 1, &text, config.batch.global).map_err(Stop::failure)
+}
+
+impl Intro<'_> {
+    fn lines(&self, parameters: usize, step: u64) -> Vec<String> {
+        let config = self.config;
+        let millions = parameters as f64 / 1e6;
+        let (ranks, threads) = (self.share.world, self.threads);
+        let mut lines = vec![format!(
+            "{}: run {}, {millions:.1}M parameters, {ranks} rank(s) of {threads} thread(s)",
+            version(),
+            config.run.name
+        )];
+        lines.push(device_line(config.precision));
+        lines.push(match self.data {
+            Data::Encoded(dataset) => {
+                format!("data: {} ({} samples)", dataset.store().url(), self.data.samples())
+            }
+            Data::Synthetic(samples) => {
+                format!("data: synthetic noise, {samples} samples: nothing is learnt from it")
+            }
+        });
+        let (micro, accumulation) = (self.share.batch.micro, self.share.batch.accumulation);
+        lines.push(format!(
+            "batch: {} = {ranks} rank(s) x {accumulation} micro-batch(es) of {micro}; {} steps in all",
+            config.batch.global, self.plan.total_steps
+        ));
+        let warnings = self.found.map(|found| found.warnings.as_slice()).unwrap_or_default();
+        lines.extend(warnings.iter().map(|warning| format!("warning: {warning}; an older one is used")));
+        if let Some(found) = self.found {
+            lines.push(format!("resuming from {}/{}", found.run, checkpoint::folder(found.step)));
+        }
+        if step >= self.plan.total_steps {
+            lines.push(format!("all {} steps are trained already", self.plan.total_steps));
+        }
+        lines
+    }
+}
+
+fn device_line(precision: Precision) -> String {
+    let device = if tch::Cuda::is_available() {
+        "device: CPU (this version does not train on the GPU of this machine)"
+    } else {
+        "device: CPU (no GPU found)"
+    };
+    match precision {
+        Precision::Fp32 => format!("{device}, precision fp32"),
+        Precision::Bf16 => format!("{device}, precision fp32 (bf16 is for GPUs)"),
+    }
+}
