@@ -1,1 +1,3 @@
-//! placeholder
+//! What the test suites share.
+
+pub mod golden;

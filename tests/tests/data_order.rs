@@ -1,0 +1,82 @@
+//! The global order: the same samples in the same batches for any number of ranks, each once per epoch.
+
+#![allow(clippy::unwrap_used)]
+
+use arinar_data::order::{MicroBatches, Place, Sharing};
+
+const WORLDS: [usize; 4] = [1, 2, 3, 4];
+
+/// The first `batches` global batches as `world` ranks see them together, each in the order of its places.
+fn global_batches(samples: usize, seed: u64, global: usize, world: usize, batches: usize) -> Vec<Vec<Place>> {
+    // All ways to cut a rank's part in micro-batches must agree; take the smallest.
+    let micro_batch = 1;
+    let accumulation = global / world;
+    let mut ranks: Vec<_> = (0..world)
+        .map(|rank| {
+            let sharing = Sharing { global_batch: global, rank, world, micro_batch };
+            MicroBatches::new(samples, seed, sharing, 0).unwrap()
+        })
+        .collect();
+    (0..batches)
+        .map(|_| {
+            (0..accumulation)
+                .flat_map(|_| ranks.iter_mut().flat_map(MicroBatches::next_places).collect::<Vec<_>>())
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn every_world_sees_the_same_global_batches_in_the_same_order() {
+    for (samples, seed) in [(100, 1), (7, 2), (12, 3), (1, 4), (1906, 5)] {
+        let one = global_batches(samples, seed, 12, 1, 30);
+        for world in WORLDS {
+            assert_eq!(global_batches(samples, seed, 12, world, 30), one, "{samples} samples, {world} ranks");
+        }
+    }
+}
+
+#[test]
+fn each_sample_comes_once_per_epoch_and_nothing_is_dropped() {
+    for (samples, seed) in [(100, 1), (7, 2), (12, 3), (97, 4)] {
+        for world in WORLDS {
+            let batches = global_batches(samples, seed, 12, world, samples);
+            let places: Vec<Place> = batches.into_iter().flatten().collect();
+            for (epoch, places) in places.chunks_exact(samples).enumerate() {
+                assert!(places.iter().all(|place| place.epoch == epoch as u64));
+                let mut seen: Vec<u64> = places.iter().map(|place| place.sample).collect();
+                seen.sort_unstable();
+                assert_eq!(seen, (0..samples as u64).collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
+#[test]
+fn micro_batches_cut_a_global_batch_without_changing_it() {
+    let places = |world: usize, micro_batch: usize| {
+        let mut all = Vec::new();
+        let mut ranks: Vec<_> = (0..world)
+            .map(|rank| MicroBatches::new(50, 8, Sharing { global_batch: 24, rank, world, micro_batch }, 0).unwrap())
+            .collect();
+        for _ in 0..5 * 24 / (world * micro_batch) {
+            ranks.iter_mut().for_each(|rank| all.extend(rank.next_places()));
+        }
+        all
+    };
+    let whole = places(1, 24);
+    for (world, micro_batch) in [(1, 1), (1, 8), (2, 12), (2, 3), (3, 4), (4, 6), (4, 2)] {
+        assert_eq!(places(world, micro_batch), whole, "{world} ranks, micro-batch {micro_batch}");
+    }
+}
+
+#[test]
+fn epochs_and_seeds_have_different_orders() {
+    let order = |seed, epoch: usize| -> Vec<u64> {
+        let batches = global_batches(40, seed, 40, 1, epoch + 1);
+        batches[epoch].iter().map(|place| place.sample).collect()
+    };
+    assert_ne!(order(1, 0), order(1, 1));
+    assert_ne!(order(1, 0), order(2, 0));
+    assert_ne!(order(1, 0), (0..40).collect::<Vec<_>>());
+}
