@@ -57,7 +57,7 @@ check: bootstrap-tests
 
 bench: build
 	echo "== bench"
-	$(ENV) $(CARGO) bench --locked --workspace
+	$(ENV) $(CARGO) bench --locked -p arinar-trainer
 
 clean:
 	$(CARGO) clean --quiet

@@ -94,7 +94,7 @@ missing_packages() {
 apt() {
     local as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo)
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q "$@" >>"$log" 2>&1 9>&-
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q "$@" >"$log" 2>&1 9>&-
 }
 
 # Package lists may be absent (a container) or too old, so a failed installation is tried again after an update.
@@ -124,8 +124,14 @@ install_packages() {
 
 # ---- wheels -----------------------------------------------------------------------------------------
 
-# The line of the log that says what went wrong: the last that matches, else the last.
-last_error() { { grep -E "$1" "$log" || tail -n 1 "$log"; } | tail -n 1 | cut -c1-300; }
+# The line of the log (it has the output of the last command only) that says what went wrong: the last that matches
+# the first pattern that matches at all, else the last.
+last_error() {
+    local pattern
+    for pattern in "$@" .; do
+        grep -E "$pattern" "$log" && break
+    done | tail -n 1 | sed -E 's|^WARNING: Retrying .* after ||' | cut -c1-300
+}
 
 # python ENVIRONMENT ARGUMENT... : writes no byte code, because a run that installs nothing changes no file.
 python() {
@@ -156,7 +162,7 @@ make_environment() {
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         fail "$TORCH needs Python 3.10 or newer; this is $(python3 --version)"
     say "making the virtual environment $1"
-    python3 -m venv --clear "$1" >>"$log" 2>&1 || fail "python3 -m venv $1 failed: $(last_error 'Error')"
+    python3 -m venv --clear "$1" >"$log" 2>&1 || fail "python3 -m venv $1 failed: $(last_error 'Error')"
 }
 
 # Fails if the cache folder has less than so many gigabytes free.
@@ -169,13 +175,14 @@ require_space() {
 
 # pip_install ENVIRONMENT ARGUMENT...
 pip_install() {
-    local environment=$1
+    local environment=$1 names
     shift
+    names=$(printf '%s\n' "$@" | grep -v '^--' | paste -sd ' ')
     # A wheel of 500 MB does not fit every /tmp, so it is unpacked beside the place where it goes.
     mkdir -p "$home/tmp"
     TMPDIR=$home/tmp python "$environment" -m pip install --no-cache-dir --no-input --no-compile \
-        --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1 9>&- ||
-        fail "pip could not install $*: $(last_error '^ERROR: ')"
+        --disable-pip-version-check --progress-bar off "$@" >"$log" 2>&1 9>&- ||
+        fail "pip could not install $names: $(last_error 'Could not fetch URL|connection broken' '^ERROR: ')"
 }
 
 # ensure_wheels ENVIRONMENT alone|deep GIGABYTES SPEC... : installs the specs that are not there whole and in the

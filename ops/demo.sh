@@ -6,8 +6,7 @@ cd "$(dirname "$0")/.."
 . ops/env.sh
 PATH=$PWD/target/release:$PATH
 
-readonly out=out/demo
-readonly vae=data/assets/emoji-vae.safetensors
+readonly out=out/demo # as in configs/demo.yaml
 readonly stop_after_secs=50
 readonly preempted=75 # the trainer's exit code for "checkpointed after a signal; start me again"
 
@@ -15,9 +14,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 # Starts training in the background; `$!` is mpirun.
 train() {
-    mpirun --quiet -n 2 arinar-trainer --config configs/demo.yaml \
-        --set "data.url=$out/dataset" --set "run.dir=$out/run" --set "run.log_dir=$out/tensorboard" \
-        > >(tee -a "$out/train.log") 2>&1 &
+    mpirun --quiet -n 2 arinar-trainer --config configs/demo.yaml > >(tee -a "$out/train.log") 2>&1 &
 }
 
 # The loss in the first (head) or last (tail) progress line.
@@ -27,7 +24,8 @@ rm -rf "$out"
 mkdir -p "$out"
 
 step "Encoding 1,906 pictures to latents"
-arinar-data encode --images tests/data/noto-emoji-32.tar --vae "$vae" --out "$out/dataset"
+arinar-data encode --images tests/data/noto-emoji-32.tar --image-size 32 \
+    --vae data/assets/emoji-vae.safetensors --out "$out/dataset"
 
 step "Training on two ranks; stopped on purpose after $stop_after_secs s"
 train
@@ -49,12 +47,12 @@ elif [ "$status" != 0 ]; then
 fi
 
 step "Sampling a grid from the averaged weights"
-arinar-sample --run "$out/run" --vae "$vae" --classes 0,1,2,3,4,5,6,7,8 --out "$out/samples"
+arinar-sample --run "$out/run" --out "$out/samples"
 
 step "Done"
 cat <<END
 grid         $out/samples/grid.png
-TensorBoard  tensorboard --logdir $out/tensorboard
+TensorBoard  tensorboard --logdir $out/run/tensorboard
 checkpoint   $(find "$out/run" -maxdepth 2 -type d -name 'step-*' | sort | tail -n 1)
 loss         $(loss head) at the start, $(loss tail) at the end
 END
