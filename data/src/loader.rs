@@ -52,7 +52,7 @@ pub struct SampleKey {
 pub struct Batch {
     /// Latents drawn from the posterior and scaled, [b, C, H, W] f32.
     pub latents: Tensor,
-    /// Classes, [b] i64.
+    /// Classes, `[b]` i64.
     pub labels: Tensor,
     /// Which samples they are, in order.
     pub samples: Vec<SampleKey>,

@@ -1,7 +1,7 @@
 //! A shard: one safetensors file of records, which Python opens too.
 //!
-//! Tensors: `moments` and `moments_flipped` [N, 2C, H, W] f16, `label` and `source_id` [N] i64, `crc32c` and
-//! `crc32c_flipped` [N] u32. A checksum covers the view's moments and then label and source_id (little endian),
+//! Tensors: `moments` and `moments_flipped` [N, 2C, H, W] f16, `label` and `source_id` `[N]` i64, `crc32c` and
+//! `crc32c_flipped` `[N]` u32. A checksum covers the view's moments and then label and source_id (little endian),
 //! so that neither a picture nor its class can be wrong unnoticed. The metadata key `encode_id` says which encode
 //! run made it.
 

@@ -53,7 +53,7 @@ impl Arinar {
     /// constant C log(2 pi) / 2. `train` turns dropout on.
     ///
     /// # Shapes
-    /// `latents` [B, C, H, W], already scaled; `labels` [B] i64; `drop_label` [B] bool, true for the null
+    /// `latents` [B, C, H, W], already scaled; `labels` `[B]` i64; `drop_label` `[B]` bool, true for the null
     /// class; returns a scalar.
     pub fn loss(&self, latents: &Tensor, labels: &Tensor, drop_label: &Tensor, mask: &Mask, train: bool) -> Tensor {
         let tokens = patchify(latents);

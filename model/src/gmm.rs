@@ -45,7 +45,7 @@ impl Mixture {
     /// Log-density of several values each.
     ///
     /// # Shapes
-    /// For a mixture with leading dimension [N]: [N, V] to [N, V].
+    /// For a mixture with leading dimension `[N]`: [N, V] to [N, V].
     pub fn log_density(&self, values: &Tensor) -> Tensor {
         let spread = Self {
             log_weight: self.log_weight.unsqueeze(1),
@@ -59,7 +59,7 @@ impl Mixture {
     /// (the paper's direction). Weights are never tempered.
     ///
     /// # Shapes
-    /// For a mixture with leading dimension [N]: [N, count].
+    /// For a mixture with leading dimension `[N]`: [N, count].
     pub fn sample(&self, count: i64, temperature: f64) -> Tensor {
         let component = self.log_weight.exp().multinomial(count, true); // [N, count]
         let mean = self.mean.gather(1, &component, false);

@@ -32,7 +32,7 @@ pub trait FeatureSource {
     /// with guidance, under the null class.
     ///
     /// # Shapes
-    /// Mixtures [N, K]; returns [N].
+    /// Mixtures [N, K]; returns `[N]`.
     fn choose(&mut self, feature: i64, conditional: &Mixture, null: Option<&Mixture>) -> Tensor;
 }
 

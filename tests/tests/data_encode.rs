@@ -70,7 +70,7 @@ fn two_ranks_make_the_same_dataset_as_one() {
     let work = Workplace::new(70);
     succeeded(&work.encode("one", &[]));
     let output = Command::new("mpirun")
-        .args(["-n", "2", "--allow-run-as-root", "--oversubscribe"])
+        .args(["-n", "2", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"])
         .arg(program("arinar-data"))
         .args(work.arguments("two", &[]))
         .output()
@@ -84,7 +84,7 @@ fn two_ranks_make_the_same_dataset_as_one() {
 fn an_error_of_one_kind_on_all_ranks_is_said_once() {
     let work = Workplace::new(5);
     let output = Command::new("mpirun")
-        .args(["-n", "2", "--allow-run-as-root", "--oversubscribe"])
+        .args(["-n", "2", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"])
         .arg(program("arinar-data"))
         .args(work.arguments("out", &["--image-size=9"]))
         .output()

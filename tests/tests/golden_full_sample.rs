@@ -52,15 +52,14 @@ impl<'a> Recorded<'a> {
     }
 
     fn check_mixtures(&mut self) {
-        let parts: [(&str, fn(&Mixture) -> Tensor); 3] = [
-            ("weight", |m| m.log_weight.exp()),
-            ("mu", |m| m.mean.shallow_clone()),
-            ("logvar", |m| m.logvar.shallow_clone()),
-        ];
-        for (part, of) in parts {
-            let stacked = Tensor::stack(&self.seen.iter().map(of).collect::<Vec<_>>(), 1);
-            self.comparison.check(&self.name(part), &self.recorded_order(&stacked));
-        }
+        self.check_part("weight", |mixture| mixture.log_weight.exp());
+        self.check_part("mu", |mixture| mixture.mean.shallow_clone());
+        self.check_part("logvar", |mixture| mixture.logvar.shallow_clone());
+    }
+
+    fn check_part(&mut self, name: &str, part: fn(&Mixture) -> Tensor) {
+        let stacked = Tensor::stack(&self.seen.iter().map(part).collect::<Vec<_>>(), 1);
+        self.comparison.check(&self.name(name), &self.recorded_order(&stacked));
     }
 }
 

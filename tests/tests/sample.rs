@@ -23,9 +23,12 @@ fn lab() -> Lab {
 }
 
 fn sample(lab: &Lab, out: &str, arguments: &[&str]) -> Ended {
-    let run = lab.path("run");
+    sample_run(lab, lab.path("run").to_str().unwrap(), out, arguments)
+}
+
+fn sample_run(lab: &Lab, run: &str, out: &str, arguments: &[&str]) -> Ended {
     let mut command = Command::new(trainer().with_file_name("arinar-sample"));
-    command.args(["--run", run.to_str().unwrap(), "--threads", "1"]).arg("--out").arg(lab.path(out));
+    command.args(["--run", run, "--threads", "1"]).arg("--out").arg(lab.path(out));
     Ended::of(command.args(arguments).output().unwrap())
 }
 
@@ -65,15 +68,18 @@ fn what_is_wrong_is_said_in_one_line() {
         (vec!["--vae", vae, "--temperature", "0"], 78, vec!["temperature"]),
         (vec!["--vae", vae, "--guidance-scale", "0.5"], 78, vec!["--guidance-scale 0.5"]),
         (vec![], 78, vec!["vae.safetensors", "--vae"]),
-        (vec!["--run", "/nowhere"], 78, vec!["/nowhere", "no checkpoint"]),
     ] {
-        let ended = sample(&lab, "out", &arguments);
-        let lines: Vec<&str> = ended.stderr.lines().collect();
-        assert_eq!(lines.len(), 1, "{arguments:?}: {}", ended.stderr);
-        for part in parts {
-            assert!(lines[0].contains(part), "{part:?} is not in {}", lines[0]);
-        }
-        assert_eq!(ended.code, Some(code), "{}", lines[0]);
+        said_in_one_line(&sample(&lab, "out", &arguments), code, &parts);
         assert!(!lab.path("out").join("grid.png").exists());
     }
+    said_in_one_line(&sample_run(&lab, "/nowhere", "out", &[]), 78, &["/nowhere", "no checkpoint"]);
+}
+
+fn said_in_one_line(ended: &Ended, code: i32, parts: &[&str]) {
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    assert_eq!(lines.len(), 1, "{}", ended.stderr);
+    for part in parts {
+        assert!(lines[0].contains(part), "{part:?} is not in {}", lines[0]);
+    }
+    assert_eq!(ended.code, Some(code), "{}", lines[0]);
 }

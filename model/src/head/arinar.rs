@@ -60,7 +60,7 @@ impl ArinarHead {
     /// F log(2 pi) / 2.
     ///
     /// # Shapes
-    /// `z` [N, D], `tokens` [N, F]; returns [N].
+    /// `z` [N, D], `tokens` [N, F]; returns `[N]`.
     pub fn negative_log_likelihood(&self, z: &Tensor, tokens: &Tensor) -> Tensor {
         let mixture = Mixture::from_raw(&self.forward(z, tokens));
         mixture.log_likelihood(tokens).sum_dim_intlist(-1, false, None::<Kind>).neg()
@@ -122,7 +122,7 @@ impl ArinarHead {
         self.output.forward(&normed)
     }
 
-    /// [N] to [N, 1, W], or [2N, 1, W] when guided: both halves go on with the same value.
+    /// `[N]` to [N, 1, W], or [2N, 1, W] when guided: both halves go on with the same value.
     fn next_input(&self, value: &Tensor, guided: bool) -> Tensor {
         let projected = self.input_proj.forward(&value.view([-1, 1, 1]));
         if guided { projected.repeat([2, 1, 1]) } else { projected }

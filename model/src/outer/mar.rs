@@ -56,7 +56,7 @@ impl Mar {
     /// Embedding of each label, or of the null class where `drop` says so.
     ///
     /// # Shapes
-    /// `labels` [B] i64, `drop` [B] bool; returns [B, D].
+    /// `labels` `[B]` i64, `drop` `[B]` bool; returns [B, D].
     pub fn class_embedding(&self, labels: &Tensor, drop: &Tensor) -> Tensor {
         // A dropped label need not exist: it may be any placeholder.
         let known = labels.where_self(&drop.logical_not(), &labels.zeros_like());
@@ -110,7 +110,7 @@ fn run(blocks: &[Block], tokens: Tensor, train: bool) -> Tensor {
     blocks.iter().fold(tokens, |tokens, block| block.forward(&tokens, train))
 }
 
-/// Rows of a table: [P, D] and indices [B, N] or [B].
+/// Rows of a table: [P, D] and indices [B, N] or `[B]`.
 fn lookup(table: &Tensor, indices: &Tensor) -> Tensor {
     Tensor::embedding(table, indices, -1, false, false)
 }
