@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 PATH=$PWD/target/release:$PATH
 
 readonly out=out/demo # as in configs/demo.yaml
-readonly stop_after_secs=50
+readonly stop_after_secs=40
 readonly preempted=75 # the trainer's exit code for "checkpointed after a signal; start me again"
 
 step() { printf '\n== %s\n' "$*"; }
