@@ -7,11 +7,12 @@ use std::mem::size_of;
 
 /// Gives this rank its share of the machine's cores and returns how many threads it should use.
 /// With more ranks than cores nothing is bound and each rank gets one thread.
-pub fn take_share(local_rank: usize, local_ranks: usize) -> usize {
+///
+/// Under mpirun the cores to share are mpirun's: it binds even a single rank to one core, but not itself.
+pub fn take_share(local_rank: usize, local_ranks: usize, under_mpirun: bool) -> usize {
     let own = cores_of(0);
-    // The launcher itself is not bound: its cores are those the whole job may use.
     let parent = i32::try_from(std::os::unix::process::parent_id()).map(cores_of).unwrap_or_default();
-    let all = if local_ranks > 1 && parent.len() > own.len() { parent } else { own };
+    let all = if under_mpirun && parent.len() > own.len() { parent } else { own };
     let (start, end) = share(all.len(), local_rank, local_ranks);
     if end > start {
         bind(&all[start..end]);

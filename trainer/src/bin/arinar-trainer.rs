@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     let launch = Launch::from_environment();
     let rank = launch.map_or(0, |launch| launch.rank);
     let (local_rank, local_world) = launch.map_or((0, 1), |launch| (launch.local_rank, launch.local_world));
-    let threads = affinity::take_share(local_rank, local_world);
+    let threads = affinity::take_share(local_rank, local_world, launch.is_some());
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return command_line_error(&error, rank),
