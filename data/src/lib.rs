@@ -9,6 +9,7 @@ pub mod inspect;
 mod latent;
 pub mod loader;
 pub mod manifest;
+pub mod object;
 pub mod order;
 mod progress;
 pub mod random;
