@@ -1,5 +1,6 @@
 //! Bytes to batches: pictures to latents to shards to an object store to training batches.
 
+pub mod convert;
 pub mod crop;
 pub mod dataset;
 pub mod decode;
@@ -8,12 +9,14 @@ pub mod error;
 pub mod inspect;
 mod latent;
 pub mod loader;
+mod making;
 pub mod manifest;
 pub mod object;
 pub mod order;
 mod progress;
 pub mod random;
 pub mod ranks;
+pub mod repair;
 pub mod shard;
 pub mod source;
 pub mod store;
