@@ -145,6 +145,14 @@ impl Store {
             .map_err(|source| self.error(name, source))
     }
 
+    /// Reads an object of `bytes` bytes into a file.
+    pub fn download(&self, name: &str, bytes: u64, file: &std::fs::File) -> Result<(), StoreError> {
+        let contents = self.get(name)?;
+        let failed = |source| StoreError::File { path: FilePath::new(name).to_path_buf(), source };
+        file.set_len(bytes).map_err(failed)?;
+        std::os::unix::fs::FileExt::write_all_at(file, &contents, 0).map_err(failed)
+    }
+
     /// Reads `length` bytes of an object from `offset`.
     pub fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
         let path = self.path(name)?;
