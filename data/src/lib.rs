@@ -11,6 +11,7 @@ mod latent;
 pub mod loader;
 pub mod manifest;
 mod mapped;
+pub mod object;
 pub mod order;
 mod progress;
 pub mod random;

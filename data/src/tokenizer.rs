@@ -34,12 +34,12 @@ pub enum TokenizerError {
     },
 }
 
-/// Puts the VAE's weights beside the shards; call it before the manifest is written.
+/// Puts the VAE's weights, a safetensors file, beside the shards; call it before the manifest is written.
 ///
 /// # Errors
 /// When the store refuses.
-pub(crate) fn keep(store: &Store, weights: &Path) -> Result<(), StoreError> {
-    store.put_file(TOKENIZER_NAME, weights)
+pub(crate) fn keep(store: &Store, weights: Vec<u8>) -> Result<(), StoreError> {
+    store.put(TOKENIZER_NAME, weights)
 }
 
 impl Dataset {

@@ -11,6 +11,7 @@ pub mod head;
 mod init;
 pub mod mask;
 pub mod outer;
+mod pickle;
 pub mod sampling;
 pub mod schedule;
 pub mod vae;

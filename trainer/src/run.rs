@@ -11,9 +11,10 @@ use crate::{
     allocator,
     checkpoint::{self, FORMAT_VERSION, Found, RestoreInto, Retention, Saver, State},
     collective::{Collective, Launch, agree, require_equal},
-    config::{self, ConfigError, LogFormat, Precision, TrainConfig},
+    config::{self, ConfigError, LogFormat, Precision, Resume, TrainConfig},
     ema::Ema,
     exit::{Preemption, Stop},
+    import::{ImportInto, import},
     logs::Logs,
     optimizer::{AdamW, AdamWConfig},
     parameters::FlatParameters,
@@ -64,14 +65,18 @@ pub struct Placement {
 
 /// Trains as configured. Every rank calls it with its own reading of the configuration.
 ///
+/// `imported` names weights to begin a new run with. Where the run has a checkpoint to go on from, that is taken and
+/// they are not read: a job that is started again with the same command line goes on.
+///
 /// # Errors
 /// Why the run ends early; all ranks end together, one of them with the reason.
 pub fn run(
     collective: &dyn Collective,
     placement: Placement,
     config: Result<TrainConfig, ConfigError>,
+    imported: Option<&str>,
 ) -> Result<(), Stop> {
-    let config = agree(collective, config.map_err(Stop::configuration))?;
+    let config = agree(collective, config.map_err(Stop::configuration).and_then(|config| one_start(config, imported)))?;
     require_equal(collective, &facts(&config)?)?;
     let batch = agree(collective, config.share_batch(collective.world()).map_err(Stop::configuration))?;
     let share = RankShare { rank: collective.rank(), world: collective.world(), batch };
@@ -86,13 +91,18 @@ pub fn run(
         Some(found) => Some(agree(collective, model.restore(found, &config))?),
         None => None,
     };
+    let weights = match imported {
+        Some(url) if found.is_none() => Some(import(collective, url, &model.import_into())?),
+        Some(url) => Some(format!("the run has begun already, so --import {url} is not read")),
+        None => None,
+    };
     let token = resumed.as_ref().map(|state| &state.token);
     let source = agree(collective, data.batches(&config, share, token))?;
     let sample_log = agree(collective, sample_log())?;
     let plan = Plan::new(&config, data.samples());
     let step = resumed.as_ref().map_or(0, |state| state.step);
     let store = agree(collective, Store::open(&config.run.dir).map_err(Stop::configuration))?;
-    let intro = Intro { config: &config, data: &data, found: found.as_ref(), plan, share, threads };
+    let intro = Intro { config: &config, data: &data, found: found.as_ref(), weights, plan, share, threads };
     let logs = agree(collective, start_logs(&intro, &model, step))?;
     let state = new_state(&config, &data, share, source.as_ref());
     let retention = Retention { keep_last: config.checkpoint.keep_last, keep_every_steps: plan.keep_every_steps };
@@ -125,6 +135,16 @@ pub fn run(
     }
     training.logs.finish();
     result
+}
+
+/// Weights come from one place.
+fn one_start(config: TrainConfig, imported: Option<&str>) -> Result<TrainConfig, Stop> {
+    match (&config.checkpoint.resume, imported) {
+        (Resume::From(place), Some(url)) => Err(Stop::Configuration(format!(
+            "--import {url} and checkpoint.resume {place} are two places to begin from; give one of them"
+        ))),
+        _ => Ok(config),
+    }
 }
 
 /// What must be the same on every rank before anything starts.
@@ -182,6 +202,10 @@ impl Model {
         Ok(Self { arinar, parameters, optimizer, ema, buffers, _store: store })
     }
 
+    fn import_into(&self) -> ImportInto<'_> {
+        ImportInto { parameters: &self.parameters, ema: &self.ema, buffers: &self.buffers }
+    }
+
     fn restore(&mut self, found: &Found, config: &TrainConfig) -> Result<State, Stop> {
         let into = RestoreInto { parameters: &self.parameters, ema: &self.ema, optimizer: &mut self.optimizer };
         Ok(checkpoint::restore(found, config, into)?)
@@ -214,6 +238,7 @@ struct Intro<'a> {
     config: &'a TrainConfig,
     data: &'a Data,
     found: Option<&'a Found>,
+    weights: Option<String>,
     plan: Plan,
     share: RankShare,
     threads: usize,
@@ -262,6 +287,7 @@ impl Intro<'_> {
         if let Some(found) = self.found {
             lines.push(format!("resuming from {}/{}", found.run, checkpoint::folder(found.step)));
         }
+        lines.extend(self.weights.clone());
         if step >= self.plan.total_steps {
             lines.push(format!("all {} steps are trained already", self.plan.total_steps));
         }

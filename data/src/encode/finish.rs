@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use arinar_model::vae::vae_safetensors;
+
 use super::plan::Plan;
 use super::share::{BadPicture, EncodedShard, Share};
 use super::{EncodeError, Job};
@@ -38,7 +40,7 @@ impl Job<'_> {
             self.remove_leftovers()?;
         }
         self.store.remove_unfinished()?;
-        tokenizer::keep(&self.store, &self.args.vae)?;
+        tokenizer::keep(&self.store, vae_safetensors(&self.args.vae)?)?;
         manifest.write(&self.store)?;
         Ok(self.summary(&manifest, &skipped, kept, progress))
     }

@@ -33,7 +33,7 @@ pub struct EncodeArgs {
     /// Folders (CLASS/NAME) or .tar files of pictures
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub images: Vec<PathBuf>,
-    /// Weights of the VAE (.safetensors)
+    /// Weights of the VAE: safetensors, or the official kl16.ckpt
     #[arg(long, value_name = "FILE")]
     pub vae: PathBuf,
     /// Where the dataset goes: a folder, file://, s3://, gs:// or az://

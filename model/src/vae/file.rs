@@ -6,12 +6,14 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor, nn};
 
 use super::{AutoencoderKl, KL16_SCALE, VaeConfig};
-use crate::weights::{self, WeightsError};
+use crate::weights::{self, WeightsError, WeightsFile};
 
 /// Metadata key that holds the [`VaeConfig`] as JSON.
 const CONFIG_KEY: &str = "vae_config";
 /// Metadata key that holds the latent scale as text.
 const SCALE_KEY: &str = "scale";
+/// What the official code passes over in a VAE's checkpoint: parts of its training.
+const TRAINING_ONLY: [&str; 3] = ["loss.", "foundation_model.", "linear_proj."];
 
 /// A VAE read from a file, frozen.
 pub struct LoadedVae {
@@ -28,13 +30,32 @@ pub struct LoadedVae {
     pub xxh3: String,
 }
 
-/// Reads a VAE. A file without metadata is taken for the official KL-16 (scale 0.2325).
+/// Reads a VAE from a safetensors file or from the official `kl16.ckpt`. A file without metadata is taken for the
+/// official KL-16 (scale 0.2325).
 ///
 /// # Errors
-/// When the file cannot be read, is no safetensors file, its metadata does not parse, or its tensors are not
+/// When the file cannot be read, is of neither format, its metadata does not parse, or its tensors are not
 /// those of the configuration; the error names file, tensor and shapes.
 pub fn load_vae(path: &Path, device: Device) -> Result<LoadedVae, WeightsError> {
-    load_vae_bytes(path, &weights::read(path)?, device)
+    load_vae_bytes(path, &vae_safetensors(path)?, device)
+}
+
+/// A VAE's file as safetensors: as it is, or converted from the official `kl16.ckpt`, always to the same bytes.
+/// [`LoadedVae::xxh3`] is the hash of these.
+///
+/// # Errors
+/// As [`load_vae`].
+pub fn vae_safetensors(path: &Path) -> Result<Vec<u8>, WeightsError> {
+    let file = WeightsFile::open(path)?;
+    let Some(pickle) = file.pickle() else { return Ok(file.into_safetensors().unwrap_or_default()) };
+    let sections = ["model", "state_dict"].map(|key| pickle.section(key));
+    let mut stored = sections.into_iter().find(|section| !section.is_empty()).unwrap_or_else(|| pickle.tensors());
+    stored.retain(|name, _| !TRAINING_ONLY.iter().any(|prefix| name.starts_with(prefix)));
+    let store = nn::VarStore::new(Device::Cpu);
+    AutoencoderKl::new(&store.root(), &VaeConfig::kl16());
+    let variables = weights::named(&store);
+    weights::fill(path, &stored, &variables)?;
+    weights::serialize(path, &variables, &metadata_of(path, &VaeConfig::kl16(), KL16_SCALE)?)
 }
 
 /// As [`load_vae`], from the bytes of a file; `path` is for the errors only.
@@ -72,12 +93,14 @@ pub fn save_vae(
 ) -> Result<(), WeightsError> {
     let tensors: BTreeMap<String, Tensor> =
         weights::named(store).into_iter().map(|(name, tensor)| (name, tensor.detach().to_kind(Kind::Half))).collect();
-    let mut metadata: BTreeMap<String, String> =
-        facts.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-    let json = serde_json::to_string(config).map_err(|source| WeightsError::metadata(path, CONFIG_KEY, source))?;
-    metadata.insert(CONFIG_KEY.to_owned(), json);
-    metadata.insert(SCALE_KEY.to_owned(), scale.to_string());
+    let mut metadata = metadata_of(path, config, scale)?;
+    metadata.extend(facts.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
     weights::save(path, &tensors, &metadata)
+}
+
+fn metadata_of(path: &Path, config: &VaeConfig, scale: f64) -> Result<BTreeMap<String, String>, WeightsError> {
+    let json = serde_json::to_string(config).map_err(|source| WeightsError::metadata(path, CONFIG_KEY, source))?;
+    Ok(BTreeMap::from([(CONFIG_KEY.to_owned(), json), (SCALE_KEY.to_owned(), scale.to_string())]))
 }
 
 fn parse_config(path: &Path, json: &str) -> Result<VaeConfig, WeightsError> {

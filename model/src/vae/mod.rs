@@ -1,7 +1,7 @@
 //! The tokenizer: a KL-regularised autoencoder, LDM's AutoencoderKL as used by MAR and ARINAR.
 //!
 //! Official source: `models/vae.py` of Qinyu-Allen-Zhao/Arinar (identical in LTH14/mar). Parameter
-//! names are those of the official state dict, so `kl16.ckpt` converts key by key.
+//! names are those of the official state dict, so the official `kl16.ckpt` loads as it is.
 //!
 //! Shapes in this module: B pictures, H x W pixels, S the stride, C latent channels.
 
@@ -10,7 +10,7 @@ mod decoder;
 mod encoder;
 mod file;
 
-pub use file::{LoadedVae, load_vae, load_vae_bytes, save_vae};
+pub use file::{LoadedVae, load_vae, load_vae_bytes, save_vae, vae_safetensors};
 
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};

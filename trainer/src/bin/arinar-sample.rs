@@ -55,7 +55,7 @@ struct Cli {
     /// Pictures sampled at once
     #[arg(long, default_value_t = 32)]
     batch: usize,
-    /// VAE weights (safetensors) [default: those in the run's dataset]
+    /// VAE weights, safetensors or the official kl16.ckpt [default: those in the run's dataset]
     #[arg(long)]
     vae: Option<PathBuf>,
     /// CPU threads [default: all cores]

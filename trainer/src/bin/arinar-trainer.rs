@@ -7,6 +7,7 @@ use arinar_trainer::{
     collective::{Collective, Launch, MpiCollective, Single},
     config::LogFormat,
     exit::{self, Stop},
+    export::{Export, Which},
     run::{self, Options, Placement},
 };
 use clap::Parser;
@@ -19,14 +20,37 @@ use clap::Parser;
 #[command(name = "arinar-trainer", version)]
 struct Arguments {
     /// Configuration file, or the name of one in configs/
-    #[arg(long)]
-    config: String,
+    #[arg(long, required_unless_present = "export")]
+    config: Option<String>,
     /// Replaces a value of the configuration, e.g. --set optim.epochs=2; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// How progress is written
     #[arg(long)]
     log_format: Option<LogFormat>,
+    /// Begins a new run with the weights (model, model_ema) of an official checkpoint-last.pth, or of an export; a path
+    /// or store URL. Where run.dir holds a checkpoint already, training goes on from that and FILE is not read
+    #[arg(long, value_name = "FILE", conflicts_with = "export")]
+    import: Option<String>,
+    /// Trains nothing: writes weights of --run as one safetensors file under the official names; a path or store URL
+    #[arg(long, value_name = "FILE", requires = "run", conflicts_with_all = ["config", "overrides"])]
+    export: Option<String>,
+    /// With --export: the run (run.dir of its configuration), or one of its checkpoints
+    #[arg(long, value_name = "URL", requires = "export")]
+    run: Option<String>,
+    /// With --export: the moving averages or the weights as trained
+    #[arg(long, value_enum, default_value_t, requires = "export")]
+    weights: Which,
+    /// With --export: the checkpoint of this step [default: the newest]
+    #[arg(long, value_name = "N", requires = "export")]
+    step: Option<u64>,
+}
+
+impl Arguments {
+    fn export(&self) -> Option<Export> {
+        let (file, run) = (self.export.clone()?, self.run.clone()?);
+        Some(Export { file, run, which: self.weights, step: self.step })
+    }
 }
 
 fn main() -> ExitCode {
@@ -39,8 +63,14 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return command_line_error(&error, rank),
     };
-    let options =
-        Options { config: arguments.config, overrides: arguments.overrides, log_format: arguments.log_format };
+    if let Some(export) = arguments.export() {
+        return write_export(&export, rank);
+    }
+    let options = Options {
+        config: arguments.config.unwrap_or_default(),
+        overrides: arguments.overrides,
+        log_format: arguments.log_format,
+    };
     let config = options.load();
     let collective: Box<dyn Collective> = match launch.map(|_| MpiCollective::start()) {
         None => Box::new(Single),
@@ -50,10 +80,22 @@ fn main() -> ExitCode {
     if launch.is_some() {
         end_on_panic();
     }
-    match run::run(collective.as_ref(), Placement { launch, threads }, config) {
+    match run::run(collective.as_ref(), Placement { launch, threads }, config, arguments.import.as_deref()) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(stop) => stop.report("arinar-trainer", rank),
     }
+}
+
+/// One rank is enough, should somebody start several.
+fn write_export(export: &Export, rank: usize) -> ExitCode {
+    if rank != 0 {
+        return ExitCode::from(exit::DONE);
+    }
+    match export.write() {
+        Ok(said) => println!("{said}"),
+        Err(stop) => return stop.report("arinar-trainer", rank),
+    }
+    ExitCode::from(exit::DONE)
 }
 
 /// A rank that unwound would wait in MPI for the others, and they for it.

@@ -226,7 +226,7 @@ pub struct LoadedRun {
     pub config: TrainConfig,
     /// Steps trained.
     pub step: u64,
-    /// EMA weights and buffers under the official names.
+    /// Weights (the averages, where [`load_ema`] read them) and buffers under the official names.
     pub tensors: BTreeMap<String, Tensor>,
     /// What is known of the dataset: class names, facts about the VAE.
     pub dataset: super::DatasetFacts,
@@ -239,12 +239,22 @@ pub struct LoadedRun {
 /// # Errors
 /// [`CheckpointError::NoCheckpoint`], none that is whole, or a store failure.
 pub fn load_ema(run_url: &str) -> Result<LoadedRun, CheckpointError> {
+    load_weights(run_url, "ema")
+}
+
+/// As [`load_ema`], from the files of another kind: `model` or `ema`.
+///
+/// # Errors
+/// As [`load_ema`].
+pub fn load_weights(run_url: &str, kind: &str) -> Result<LoadedRun, CheckpointError> {
     let found = at(run_url)?;
     let store = Store::open(&found.run)?;
     let manifest = manifest::read(&store, found.step)?;
     let state = read_state(&store, &manifest, None)?;
     let mut tensors = BTreeMap::new();
-    for entry in manifest.files.iter().filter(|entry| entry.name.starts_with("ema-")) {
+    for entry in
+        manifest.files.iter().filter(|entry| entry.name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('-')))
+    {
         let contents = manifest::read_file(&store, found.step, entry)?;
         for (name, view) in parse(&store, found.step, entry, &contents)?.tensors() {
             let tensor = to_tensor(&view).map_err(|what| damaged(&store, found.step, &entry.name, what))?;

@@ -14,7 +14,7 @@ use arinar_data::{loader::ResumeToken, store::StoreError};
 
 use crate::{config::TrainConfig, exit::Stop};
 
-pub use load::{Found, LoadedRun, RestoreInto, find, load_ema, restore};
+pub use load::{Found, LoadedRun, RestoreInto, find, load_ema, load_weights, restore};
 pub use manifest::{FORMAT_VERSION, FileEntry, MANIFEST, Manifest, STATE, folder, step_of};
 pub use retention::Retention;
 pub use save::Saver;

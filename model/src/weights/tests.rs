@@ -1,3 +1,8 @@
+use std::fs;
+use std::path::PathBuf;
+
+use tch::{Device, Kind};
+
 use super::*;
 
 fn tensor(values: &[f32]) -> Tensor {

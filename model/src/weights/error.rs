@@ -1,0 +1,158 @@
+//! What can be wrong with a weights file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tch::Kind;
+use thiserror::Error;
+
+/// How many names of each sort an error's one line spells out; the rest is counted.
+const NAMES_SHOWN: usize = 4;
+/// Characters shown of a text that comes from a file.
+const LONGEST_TEXT: usize = 200;
+
+/// What is wrong with a weights file.
+#[derive(Debug, Error)]
+pub enum WeightsError {
+    /// The file cannot be read or written.
+    #[error("weights {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no complete safetensors file.
+    #[error("weights {}: not a complete safetensors file ({reason}); convert or download it again", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        reason: String,
+    },
+    /// The file is none that PyTorch wrote, or a damaged one.
+    #[error(
+        "weights {}: not a whole file of torch.save ({reason}); download it again, or save it anew with a PyTorch \
+         since 1.6", path.display()
+    )]
+    PyTorch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An entry of the file's metadata does not parse.
+    #[error("weights {}: metadata {key:?}: {reason}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// Metadata key.
+        key: String,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// A tensor is stored in a type that weights never have.
+    #[error("weights {}: tensor {name} is stored as {dtype}; only F64, F32, F16 and BF16 are weights", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// Tensor name.
+        name: String,
+        /// Its safetensors type.
+        dtype: String,
+    },
+    /// The tensors are not those of the model.
+    #[error("weights {}: made for another model: {mismatch}; use the configuration they were trained with", path.display())]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// Every difference.
+        mismatch: Mismatch,
+    },
+    /// A tensor to be saved has a type that safetensors does not know.
+    #[error("weights {}: tensor {name} of kind {kind:?} cannot be saved; convert it to float first", path.display())]
+    Unsavable {
+        /// The file.
+        path: PathBuf,
+        /// Tensor name.
+        name: String,
+        /// Its kind.
+        kind: Kind,
+    },
+}
+
+impl WeightsError {
+    pub(crate) fn metadata(path: &Path, key: &str, reason: impl ToString) -> Self {
+        Self::Metadata { path: path.to_owned(), key: key.to_owned(), reason: printable(&reason.to_string()) }
+    }
+
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn format(path: &Path, reason: impl ToString) -> Self {
+        Self::Format { path: path.to_owned(), reason: printable(&reason.to_string()) }
+    }
+
+    pub(crate) fn pytorch(path: &Path, reason: impl ToString) -> Self {
+        Self::PyTorch { path: path.to_owned(), reason: printable(&reason.to_string()) }
+    }
+
+    /// A tensor of a type that weights never have.
+    pub(super) fn dtype(path: &Path, name: &str, dtype: String) -> Self {
+        Self::Dtype { path: path.to_owned(), name: printable(name), dtype }
+    }
+}
+
+/// Every difference between the tensors of a file and those of a model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mismatch {
+    /// Names the model has and the file lacks.
+    pub missing: Vec<String>,
+    /// Names the file has and the model does not know.
+    pub unexpected: Vec<String>,
+    /// Names of both with their shapes in the file and in the model.
+    pub misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
+}
+
+impl Mismatch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty()
+    }
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let misshapen: Vec<String> = self
+            .misshapen
+            .iter()
+            .map(|(name, found, expected)| format!("{name} is {found:?} where the model has {expected:?}"))
+            .collect();
+        let parts: Vec<String> =
+            [("wrong shape: ", &misshapen), ("missing: ", &self.missing), ("unexpected: ", &self.unexpected)]
+                .into_iter()
+                .filter(|(_, names)| !names.is_empty())
+                .map(|(title, names)| format!("{title}{}", shortened(names)))
+                .collect();
+        formatter.write_str(&parts.join("; "))
+    }
+}
+
+fn shortened(names: &[String]) -> String {
+    let shown: Vec<String> = names.iter().take(NAMES_SHOWN).map(|name| printable(name)).collect();
+    let shown = shown.join(", ");
+    match names.len().saturating_sub(NAMES_SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// Text that may come from a hostile file, fit for one line: no control characters, and not endless.
+fn printable(text: &str) -> String {
+    let mut line: String = text.chars().take(LONGEST_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(LONGEST_TEXT).is_some() {
+        line.push_str("...");
+    }
+    line
+}

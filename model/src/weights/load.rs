@@ -1,0 +1,123 @@
+//! Tensors of a file into the variables of a model, once it is sure that names and shapes are the model's.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tch::{Kind, Tensor};
+
+use super::error::{Mismatch, WeightsError};
+
+/// A tensor that lies in a file.
+pub(crate) trait Stored {
+    /// Its sizes, outermost first.
+    fn shape(&self) -> Vec<i64>;
+
+    /// Its kind when it is a floating-point one, else the name of its type.
+    fn float_kind(&self) -> Result<Kind, String>;
+
+    /// Its values, row by row, little endian; as many as the shape says. Called after the shape was found right.
+    fn bytes(&self) -> Result<Cow<'_, [u8]>, String>;
+}
+
+impl Stored for TensorView<'_> {
+    fn shape(&self) -> Vec<i64> {
+        TensorView::shape(self).iter().map(|&length| length as i64).collect()
+    }
+
+    fn float_kind(&self) -> Result<Kind, String> {
+        match self.dtype() {
+            Dtype::F16 => Ok(Kind::Half),
+            Dtype::BF16 => Ok(Kind::BFloat16),
+            Dtype::F32 => Ok(Kind::Float),
+            Dtype::F64 => Ok(Kind::Double),
+            dtype => Err(format!("{dtype:?}")),
+        }
+    }
+
+    fn bytes(&self) -> Result<Cow<'_, [u8]>, String> {
+        Ok(self.data().into())
+    }
+}
+
+/// Reads a whole weights file.
+///
+/// # Errors
+/// [`WeightsError::Io`].
+pub fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
+    fs::read(path).map_err(|source| WeightsError::io(path, source))
+}
+
+/// The free text entries of a safetensors file; `path` is for the error only.
+///
+/// # Errors
+/// [`WeightsError::Format`].
+pub fn metadata(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>, WeightsError> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|source| WeightsError::format(path, source))?;
+    Ok(header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
+/// Fills `variables` from a safetensors file; see [`load_bytes`].
+///
+/// # Errors
+/// As [`read`] and [`load_bytes`].
+pub fn load(path: &Path, variables: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
+    load_bytes(path, &read(path)?, variables)
+}
+
+/// Fills `variables` from the bytes of a safetensors file, converting other float types to the variables' kind.
+///
+/// # Errors
+/// When the bytes are no safetensors file or its names and shapes are not exactly those of `variables`; then
+/// no variable is changed.
+pub fn load_bytes(path: &Path, bytes: &[u8], variables: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
+    let file = SafeTensors::deserialize(bytes).map_err(|source| WeightsError::format(path, source))?;
+    fill(path, &file.tensors().into_iter().collect(), variables)
+}
+
+/// Fills `variables` from tensors of the same names and shapes, whatever kind of file they lie in.
+///
+/// # Errors
+/// When names, shapes or types are wrong; then no variable is changed. When a tensor cannot be read.
+pub(crate) fn fill<S: Stored>(
+    path: &Path,
+    stored: &BTreeMap<String, S>,
+    variables: &BTreeMap<String, Tensor>,
+) -> Result<(), WeightsError> {
+    let mismatch = compare(stored, variables);
+    if !mismatch.is_empty() {
+        return Err(WeightsError::Mismatch { path: path.to_owned(), mismatch });
+    }
+    let kind =
+        |(name, tensor): (&String, &S)| tensor.float_kind().map_err(|dtype| WeightsError::dtype(path, name, dtype));
+    let kinds = stored.iter().map(kind).collect::<Result<Vec<_>, _>>()?;
+    for (((name, tensor), variable), kind) in stored.iter().zip(variables.values()).zip(kinds) {
+        copy(tensor, variable, kind)
+            .map_err(|reason| WeightsError::format(path, format!("tensor {name}: {reason}")))?;
+    }
+    Ok(())
+}
+
+fn copy<S: Stored>(stored: &S, variable: &Tensor, kind: Kind) -> Result<(), String> {
+    let values =
+        Tensor::f_from_data_size(&stored.bytes()?, &stored.shape(), kind).map_err(|error| error.to_string())?;
+    tch::no_grad(|| variable.shallow_clone().f_copy_(&values)).map_err(|error| error.to_string())
+}
+
+fn compare<S: Stored>(stored: &BTreeMap<String, S>, variables: &BTreeMap<String, Tensor>) -> Mismatch {
+    let mut mismatch = Mismatch::default();
+    let names: BTreeSet<&String> = stored.keys().chain(variables.keys()).collect();
+    for name in names {
+        match (stored.get(name), variables.get(name)) {
+            (Some(tensor), Some(variable)) if tensor.shape() != variable.size() => {
+                mismatch.misshapen.push((name.clone(), tensor.shape(), variable.size()));
+            }
+            (None, Some(_)) => mismatch.missing.push(name.clone()),
+            (Some(_), None) => mismatch.unexpected.push(name.clone()),
+            _ => {}
+        }
+    }
+    mismatch
+}
