@@ -77,13 +77,7 @@ pub enum DataError {
 impl DataError {
     /// Whether a changed configuration is the cure (exit code 78) rather than a repair (exit code 1).
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
-            Self::NoDataset { .. }
-                | Self::NewerVersion { .. }
-                | Self::Batch(_)
-                | Self::Resume(_)
-                | Self::Store(StoreError::Url { .. })
-        )
+        matches!(self, Self::NoDataset { .. } | Self::NewerVersion { .. } | Self::Batch(_) | Self::Resume(_))
+            || matches!(self, Self::Store(error) if error.is_configuration())
     }
 }
