@@ -106,15 +106,15 @@ pub enum DataError {
 impl DataError {
     /// Whether a changed configuration is the cure (exit code 78) rather than a repair (exit code 1).
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::NoDataset { .. }
-                | Self::NewerVersion { .. }
-                | Self::CacheLimit { .. }
-                | Self::Batch(_)
-                | Self::Resume(_)
-                | Self::Store(StoreError::Url { .. })
-        )
+            | Self::NewerVersion { .. }
+            | Self::CacheLimit { .. }
+            | Self::Batch(_)
+            | Self::Resume(_) => true,
+            Self::Store(error) => error.is_configuration(),
+            _ => false,
+        }
     }
 }
 

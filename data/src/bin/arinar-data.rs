@@ -114,6 +114,6 @@ fn message(error: &anyhow::Error) -> String {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let encode = error.downcast_ref::<EncodeError>().is_some_and(EncodeError::is_configuration);
     let data = error.downcast_ref::<DataError>().is_some_and(DataError::is_configuration);
-    let store = matches!(error.downcast_ref(), Some(StoreError::Url { .. }));
+    let store = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_configuration);
     if encode || data || store { CONFIGURATION } else { FAILED }
 }
