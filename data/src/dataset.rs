@@ -1,30 +1,19 @@
 //! An encoded dataset, opened for reading: the manifest, and shards mapped into memory when first read.
 
 use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use memmap2::Mmap;
-
+use crate::cache::{CacheConfig, ShardCache, largest_window, needed_bytes};
 use crate::error::DataError;
-use crate::manifest::{Manifest, ShardFacts};
-use crate::shard::{Record, ShardError, ShardLayout, View, check_shard};
+use crate::manifest::Manifest;
+use crate::mapped::{MappedShard, OpenError};
+use crate::shard::{Record, ShardError, View};
+use crate::shuffle::Shuffle;
 use crate::store::Store;
 
-/// A shard in memory whose size and XXH3 were right when it was opened.
-#[derive(Debug)]
-pub struct MappedShard {
-    file: Mmap,
-    layout: ShardLayout,
-}
-
-impl MappedShard {
-    /// Reads a record and checks its CRC32C.
-    pub fn record(&self, record: usize, view: View) -> Result<Record<'_>, ShardError> {
-        self.layout.record(&self.file, record, view)
-    }
-}
+/// Times a shard is taken out of the cache because one of its records is damaged before that is an error.
+const REPLACEMENTS: usize = 3;
 
 /// A dataset: manifest and shards.
 #[derive(Debug)]
@@ -32,7 +21,8 @@ pub struct Dataset {
     /// What the dataset is.
     pub manifest: Manifest,
     store: Store,
-    cache_folder: Option<PathBuf>,
+    /// None where the shards are read where they lie.
+    cache: Option<ShardCache>,
     /// Index of each shard's first sample; one entry more than there are shards.
     starts: Vec<u64>,
     shards: Vec<Mutex<Option<Arc<MappedShard>>>>,
@@ -44,15 +34,15 @@ impl Dataset {
     /// # Errors
     /// [`DataError`] when there is no dataset or its manifest is damaged or too new.
     pub fn open(url: &str) -> Result<Self, DataError> {
-        Self::open_with_cache(url, None)
+        Self::open_with_cache(url, CacheConfig::default())
     }
 
-    /// Opens the dataset at `url`, keeping copies of its shards in `cache_folder` where one is given (for a folder on a
-    /// slow network file system too); without one as [`Dataset::open`].
+    /// Opens the dataset at `url`, keeping copies of its shards as `cache` says; a local dataset is copied only where a
+    /// folder is named (for one on a slow network file system).
     ///
     /// # Errors
     /// As [`Dataset::open`].
-    pub fn open_with_cache(url: &str, cache_folder: Option<&Path>) -> Result<Self, DataError> {
+    pub fn open_with_cache(url: &str, cache: CacheConfig) -> Result<Self, DataError> {
         let store = Store::open(url)?;
         let manifest = Manifest::read(&store)?;
         let mut starts = vec![0];
@@ -60,14 +50,14 @@ impl Dataset {
             *end += shard.count;
             Some(*end)
         }));
-        let cache_folder = match (cache_folder, store.local_path("")) {
+        let folder = match (cache.folder, store.local_path("")) {
             (None, Some(_)) => None,
             (None, None) => Some(default_cache()),
-            (Some(folder), _) => Some(folder.to_path_buf()),
+            (Some(folder), _) => Some(folder),
         };
-        let cache_folder = cache_folder.map(|folder| folder.join(&manifest.dataset_id));
+        let cache = folder.map(|folder| ShardCache::new(folder, cache.limit, &manifest));
         let shards = manifest.shards.iter().map(|_| Mutex::new(None)).collect();
-        Ok(Self { manifest, store, cache_folder, starts, shards })
+        Ok(Self { manifest, store, cache, starts, shards })
     }
 
     /// Number of samples.
@@ -90,91 +80,114 @@ impl Dataset {
         &self.store
     }
 
-    /// Calls `read` with the record of `sample` after checking its CRC32C.
+    /// Whether shards are copied to a cache before they are read.
+    pub fn is_cached(&self) -> bool {
+        self.cache.is_some()
+    }
+
+    /// Shards to shuffle together: as `wanted` (0 for all), else as many as the cache's limit allows.
+    ///
+    /// # Errors
+    /// [`DataError::CacheLimit`] with the limit that would do.
+    pub fn shuffle_window(&self, wanted: Option<u64>) -> Result<u64, DataError> {
+        let limit = self.cache.as_ref().and_then(ShardCache::limit);
+        let too_small = |window| DataError::CacheLimit {
+            limit: limit.unwrap_or(u64::MAX),
+            window,
+            needed: needed_bytes(&self.manifest, window),
+        };
+        match wanted {
+            None => largest_window(&self.manifest, limit).ok_or_else(|| too_small(1)),
+            Some(window) if limit.is_none_or(|limit| needed_bytes(&self.manifest, window) <= limit) => Ok(window),
+            Some(window) => Err(too_small(window)),
+        }
+    }
+
+    /// The order of its samples.
+    pub fn shuffle(&self, seed: u64, window: u64) -> Shuffle {
+        Shuffle::new(self.manifest.shards.iter().map(|shard| shard.count), seed, window)
+    }
+
+    /// Tells that window number `window` is being read: shards of windows past are let go.
+    pub fn enter_window(&self, shuffle: &Shuffle, window: u64) {
+        let Some(cache) = &self.cache else { return };
+        let next_uses = shuffle.next_uses(window);
+        for (slot, &next_use) in self.shards.iter().zip(&next_uses) {
+            // A slot that is locked is being opened, so it is wanted.
+            if next_use > window + 1
+                && let Ok(mut slot) = slot.try_lock()
+            {
+                *slot = None;
+            }
+        }
+        cache.set_next_uses(next_uses);
+    }
+
+    /// Calls `read` with the record of `sample` after checking its CRC32C. A copy in the cache that is damaged is
+    /// fetched again.
     ///
     /// # Errors
     /// [`DataError::Shard`] with shard and record named when the data are damaged; the store's errors.
     pub fn with_record<T>(&self, sample: u64, view: View, read: impl FnOnce(Record) -> T) -> Result<T, DataError> {
         let index = self.starts.partition_point(|&start| start <= sample) - 1;
         let record = (sample - self.starts[index]) as usize;
-        let shard = self.shard(index)?;
-        let record = shard.record(record, view).map_err(|source| self.damaged(index, source))?;
-        Ok(read(record))
+        let mut replaced = 0;
+        loop {
+            let shard = self.shard(index)?;
+            match (shard.record(record, view), &self.cache) {
+                (Ok(record), _) => return Ok(read(record)),
+                (Err(source), Some(cache)) if replaced < REPLACEMENTS => {
+                    crate::cache::warn(&format!("{}; fetching it again", self.damaged(index, source)));
+                    self.replace(index, &shard, cache)?;
+                    replaced += 1;
+                }
+                (Err(source), _) => return Err(self.damaged(index, source)),
+            }
+        }
     }
 
     /// The shard, opened and checked if this is the first use of it.
+    ///
+    /// # Errors
+    /// As [`Dataset::with_record`].
     pub fn shard(&self, index: usize) -> Result<Arc<MappedShard>, DataError> {
-        // A panic while the lock was held leaves at worst an empty slot, so a poisoned lock is as good as any.
-        let mut slot = self.shards[index].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut slot = self.slot(index);
         if let Some(shard) = slot.as_ref() {
             return Ok(shard.clone());
         }
-        let shard = Arc::new(self.open_shard(index)?);
+        let shard = Arc::new(match &self.cache {
+            Some(cache) => cache.open(&self.store, &self.manifest, index)?,
+            None => self.open_in_place(index)?,
+        });
         *slot = Some(shard.clone());
         Ok(shard)
     }
 
-    fn open_shard(&self, index: usize) -> Result<MappedShard, DataError> {
+    fn open_in_place(&self, index: usize) -> Result<MappedShard, DataError> {
         let facts = &self.manifest.shards[index];
-        let Some(cache_folder) = &self.cache_folder else {
-            let path = self.store.local_path(&facts.name).unwrap_or_default();
-            return self.map_checked(&path, facts).map_err(|error| error.into_data_error(self, index));
-        };
-        let path = cache_folder.join(&facts.name);
-        if let Ok(shard) = self.map_checked(&path, facts) {
-            return Ok(shard);
+        let path = self.store.local_path(&facts.name).unwrap_or_default();
+        File::open(&path)
+            .map_err(|source| OpenError::file(&path, source))
+            .and_then(|file| MappedShard::check(file, &path, facts, self.manifest.moments_shape()))
+            .map_err(|error| error.of_shard(self.store.url_of(&facts.name)))
+    }
+
+    /// Forgets a shard whose copy is damaged, unless that has been done since it was read.
+    fn replace(&self, index: usize, shard: &Arc<MappedShard>, cache: &ShardCache) -> Result<(), DataError> {
+        let mut slot = self.slot(index);
+        if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, shard)) {
+            *slot = None;
         }
-        // Not there yet, or damaged in the cache: the store has the truth.
-        self.download(cache_folder, facts)?;
-        self.map_checked(&path, facts).map_err(|error| error.into_data_error(self, index))
+        cache.reject(&self.manifest.shards[index], shard)
     }
 
-    fn download(&self, folder: &Path, facts: &ShardFacts) -> Result<(), DataError> {
-        let failed = |path: &Path, source: io::Error| DataError::File { path: path.to_path_buf(), source };
-        let bytes = self.store.get(&facts.name)?;
-        std::fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
-        let path = folder.join(&facts.name);
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|source| failed(folder, source))?;
-        io::Write::write_all(&mut file, &bytes).map_err(|source| failed(&path, source))?;
-        file.persist(&path).map_err(|error| failed(&path, error.error))?;
-        Ok(())
-    }
-
-    fn map_checked(&self, path: &Path, facts: &ShardFacts) -> Result<MappedShard, OpenError> {
-        let file = File::open(path).map_err(|source| OpenError::file(path, source))?;
-        // SAFETY: the map is read-only, and a shard file is never written in place: encode and the cache write
-        // another file and rename it over this one, which leaves the mapped file as it was. Only a foreign program
-        // that writes into or truncates the file could change the bytes under us; every record's CRC32C is
-        // checked on each read, and no Rust value other than plain bytes is made from the map.
-        let file = unsafe { Mmap::map(&file) }.map_err(|source| OpenError::file(path, source))?;
-        let layout = check_shard(&file, facts, self.manifest.moments_shape()).map_err(OpenError::Damaged)?;
-        Ok(MappedShard { file, layout })
+    /// A panic while the lock was held leaves at worst an empty slot, so a poisoned lock is as good as any.
+    fn slot(&self, index: usize) -> MutexGuard<'_, Option<Arc<MappedShard>>> {
+        self.shards[index].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn damaged(&self, index: usize, source: ShardError) -> DataError {
         DataError::Shard { url: self.store.url_of(&self.manifest.shards[index].name), source }
-    }
-}
-
-/// Why a local shard file could not be opened.
-enum OpenError {
-    Damaged(ShardError),
-    File { path: PathBuf, source: io::Error },
-}
-
-impl OpenError {
-    fn file(path: &Path, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::NotFound => Self::Damaged(ShardError::Missing),
-            _ => Self::File { path: path.to_path_buf(), source },
-        }
-    }
-
-    fn into_data_error(self, dataset: &Dataset, index: usize) -> DataError {
-        match self {
-            Self::Damaged(source) => dataset.damaged(index, source),
-            Self::File { path, source } => DataError::File { path, source },
-        }
     }
 }
 

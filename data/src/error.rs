@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::progress::bytes_text;
 use crate::shard::ShardError;
 use crate::store::StoreError;
 
@@ -70,6 +71,34 @@ pub enum DataError {
         /// What the system said.
         source: io::Error,
     },
+    /// The cache may not hold what the shuffle needs.
+    #[error(
+        "data.cache_limit of {limit} bytes is too small to shuffle {}: the shards being read and the next ones have \
+         {needed} bytes; set data.cache_limit={needed} or more{}",
+        shards_text(*window), if *window == 1 { "" } else { ", or a smaller data.shuffle_window" }
+    )]
+    CacheLimit {
+        /// The limit in bytes.
+        limit: u64,
+        /// Shards shuffled together; 0 for all.
+        window: u64,
+        /// Bytes that would do.
+        needed: u64,
+    },
+    /// Everything in the cache is in use.
+    #[error(
+        "the cache {} is full: its limit is {}, all of it is in use by this and other jobs, and {} more are needed; \
+         raise data.cache_limit, or give this job a data.cache_dir of its own",
+        folder.display(), bytes_text(*limit), bytes_text(*missing)
+    )]
+    CacheFull {
+        /// The folder.
+        folder: PathBuf,
+        /// Its limit in bytes.
+        limit: u64,
+        /// Bytes that are missing.
+        missing: u64,
+    },
     /// The ranks cannot share a global batch.
     #[error("{0}")]
     Batch(String),
@@ -87,14 +116,23 @@ pub enum DataError {
 impl DataError {
     /// Whether a changed configuration is the cure (exit code 78) rather than a repair (exit code 1).
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::NoDataset { .. }
-                | Self::OtherDataset { .. }
-                | Self::NewerVersion { .. }
-                | Self::Batch(_)
-                | Self::Resume(_)
-                | Self::Store(StoreError::Url { .. })
-        )
+            | Self::OtherDataset { .. }
+            | Self::NewerVersion { .. }
+            | Self::CacheLimit { .. }
+            | Self::Batch(_)
+            | Self::Resume(_) => true,
+            Self::Store(error) => error.is_configuration(),
+            _ => false,
+        }
+    }
+}
+
+fn shards_text(window: u64) -> String {
+    match window {
+        0 => "the whole dataset at once".to_owned(),
+        1 => "one shard at a time".to_owned(),
+        shards => format!("{shards} shards together"),
     }
 }

@@ -1,5 +1,7 @@
 //! Bytes to batches: pictures to latents to shards to an object store to training batches.
 
+pub mod bench;
+pub mod cache;
 pub mod convert;
 pub mod crop;
 pub mod dataset;
@@ -11,6 +13,7 @@ mod latent;
 pub mod loader;
 mod making;
 pub mod manifest;
+mod mapped;
 pub mod object;
 pub mod order;
 mod progress;
@@ -18,6 +21,8 @@ pub mod random;
 pub mod ranks;
 pub mod repair;
 pub mod shard;
+pub mod shuffle;
+pub mod simulate;
 pub mod source;
 pub mod store;
 pub mod token;

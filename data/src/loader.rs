@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
+use crate::cache::Prefetcher;
 use crate::error::DataError;
 use crate::latent::sample_latent;
 use crate::order::{MicroBatches, Place, Sharing};
 use crate::random::{Purpose, SampleRandom};
 use crate::shard::View;
+use crate::shuffle::Shuffle;
 
 pub use crate::dataset::Dataset;
 pub use crate::token::{Position, ResumeToken};
@@ -34,6 +36,10 @@ pub struct LoaderConfig {
     pub micro_batch: usize,
     /// Micro-batches held ready; at least 1.
     pub look_ahead: usize,
+    /// Shards shuffled together, 0 for all: [`Dataset::shuffle_window`].
+    pub window: u64,
+    /// Whether this rank fetches shards ahead for its node.
+    pub prefetch: bool,
 }
 
 /// Which sample it was.
@@ -91,10 +97,15 @@ impl Loader {
             world: config.world,
             micro_batch: config.micro_batch,
         };
-        let order = MicroBatches::new(dataset.len(), config.seed, sharing, start.0)?;
+        let shuffle = dataset.shuffle(config.seed, config.window);
+        let order = MicroBatches::new(shuffle.clone(), sharing, start.0)?;
         let accumulation = sharing.accumulation()? as u64;
         let (sender, batches) = sync_channel(config.look_ahead.max(1));
-        let mut reader = Reader::new(dataset.clone(), config.seed, order);
+        let prefetcher = match config.prefetch && dataset.is_cached() {
+            true => Some(Prefetcher::start(dataset.clone(), shuffle.clone(), shuffle.window_of(start.0))?),
+            false => None,
+        };
+        let mut reader = Reader::new(dataset.clone(), shuffle, order, prefetcher);
         let reader = std::thread::Builder::new()
             .name("data-reader".to_owned())
             .spawn(move || {
@@ -108,7 +119,10 @@ impl Loader {
                 }
             })
             .map_err(|source| DataError::File { path: "data-reader thread".into(), source })?;
-        Ok(Self { dataset, config, accumulation, start, handed_out: 0, batches: Some(batches), reader: Some(reader) })
+        // A local dataset's reader ends with the record it is at; one that downloads may take long, and a rank that
+        // was told to end must not wait for it.
+        let reader = (!dataset.is_cached()).then_some(reader);
+        Ok(Self { dataset, config, accumulation, start, handed_out: 0, batches: Some(batches), reader })
     }
 
     /// The rank's next micro-batch; `accumulation` of them make its part of a global batch.
@@ -138,7 +152,7 @@ impl Loader {
     pub fn position(&self) -> ResumeToken {
         let batches = self.handed_out / self.accumulation;
         let position = Position(self.start.0 + batches * self.config.global_batch as u64);
-        ResumeToken::new(&self.dataset, self.config.seed, self.config.global_batch, position)
+        ResumeToken::new(&self.dataset, self.config.seed, self.config.global_batch, self.config.window, position)
     }
 }
 
@@ -155,30 +169,48 @@ impl Drop for Loader {
 /// The background thread's state.
 struct Reader {
     dataset: Arc<Dataset>,
-    seed: u64,
+    shuffle: Shuffle,
     order: MicroBatches,
+    prefetcher: Option<Prefetcher>,
+    /// The window that the rest of the program knows of.
+    window: Option<u64>,
     latent_length: usize,
     scratch: Vec<f32>,
 }
 
 impl Reader {
-    fn new(dataset: Arc<Dataset>, seed: u64, order: MicroBatches) -> Self {
+    fn new(dataset: Arc<Dataset>, shuffle: Shuffle, order: MicroBatches, prefetcher: Option<Prefetcher>) -> Self {
         let latent_length = dataset.manifest.moments_shape().iter().product::<usize>() / 2;
-        Self { dataset, seed, order, latent_length, scratch: Vec::new() }
+        Self { dataset, shuffle, order, prefetcher, window: None, latent_length, scratch: Vec::new() }
+    }
+
+    /// A batch may reach into the next window; the one before is done with when a batch begins behind it.
+    fn enter(&mut self, window: u64) {
+        if self.window != Some(window) {
+            self.window = Some(window);
+            self.dataset.enter_window(&self.shuffle, window);
+            if let Some(prefetcher) = &self.prefetcher {
+                prefetcher.enter(window);
+            }
+        }
     }
 
     fn next_batch(&mut self) -> Result<RawBatch, DataError> {
         let places = self.order.next_places();
+        let seed = self.shuffle.seed();
+        if let Some(first) = places.first() {
+            self.enter(first.window);
+        }
         let mut batch = RawBatch {
             latents: vec![0.0; places.len() * self.latent_length],
             labels: Vec::with_capacity(places.len()),
             samples: Vec::with_capacity(places.len()),
         };
         let scale = self.dataset.manifest.vae.scale as f32;
-        for (latent, &Place { epoch, sample }) in batch.latents.chunks_exact_mut(self.latent_length).zip(&places) {
-            let mirrored = SampleRandom::new(self.seed, epoch, sample, Purpose::Flip).bernoulli(0.5);
+        for (latent, &Place { epoch, sample, .. }) in batch.latents.chunks_exact_mut(self.latent_length).zip(&places) {
+            let mirrored = SampleRandom::new(seed, epoch, sample, Purpose::Flip).bernoulli(0.5);
             let view = if mirrored { View::Mirrored } else { View::Original };
-            SampleRandom::new(self.seed, epoch, sample, Purpose::PosteriorNoise).fill_normal(latent);
+            SampleRandom::new(seed, epoch, sample, Purpose::PosteriorNoise).fill_normal(latent);
             let scratch = &mut self.scratch;
             let (label, source_id) = self.dataset.with_record(sample, view, |record| {
                 sample_latent(record.moments, scale, latent, scratch);

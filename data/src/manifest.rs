@@ -144,6 +144,10 @@ impl Manifest {
         if self.num_samples == 0 || self.num_samples > u64::from(u32::MAX) {
             return Err(format!("num_samples is {}; 1 to {} are possible", self.num_samples, u32::MAX));
         }
+        let names = std::iter::once(&self.dataset_id).chain(self.shards.iter().map(|shard| &shard.name));
+        if let Some(name) = names.into_iter().find(|name| !is_file_name(name)) {
+            return Err(format!("{name:?} is no name of a file in the dataset's folder"));
+        }
         let vae = &self.vae;
         let divides = vae.stride > 0 && i64::from(self.image.size) % vae.stride == 0;
         if vae.channels < 1 || !divides || self.image.size == 0 {
@@ -154,4 +158,9 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Copies are kept under these names, so they must not lead out of their folder or hide in it.
+fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
 }

@@ -1,11 +1,12 @@
 //! The global order of samples, a pure function of seed and position.
 //!
-//! Each epoch is one permutation of the dataset, and the epochs follow each other without a gap: the global sequence
-//! g = 0, 1, 2, ... is epoch g / n, place g % n. Global batch k of G samples is g in [k*G, (k+1)*G), whatever the
-//! number of ranks; an epoch that ends inside a batch goes on into the next, and nothing is dropped.
+//! Each epoch is one permutation of the dataset (see [`crate::shuffle`]), and the epochs follow each other without a
+//! gap: the global sequence g = 0, 1, 2, ... is epoch g / n, place g % n. Global batch k of G samples is g in
+//! [k*G, (k+1)*G), whatever the number of ranks; an epoch that ends inside a batch goes on into the next, and nothing
+//! is dropped.
 
 use crate::error::DataError;
-use crate::random::{Purpose, global_order};
+use crate::shuffle::{Shuffle, Window};
 
 /// How ranks share a global batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,30 +61,32 @@ impl Sharing {
 pub struct Place {
     /// The epoch.
     pub epoch: u64,
+    /// Number of the window of shards it lies in, counted over all epochs.
+    pub window: u64,
     /// Index of the sample in the dataset.
     pub sample: u64,
 }
 
-/// Walks over a rank's micro-batches. The permutation of the epoch it is in is kept.
+/// Walks over a rank's micro-batches. The order of the window it is in is kept.
 #[derive(Debug)]
 pub struct MicroBatches {
-    samples: u64,
-    seed: u64,
+    shuffle: Shuffle,
     sharing: Sharing,
     accumulation: u64,
     first_place: u64,
     micro_batches: u64,
-    epoch: Option<(u64, Vec<u32>)>,
+    epoch: Option<(u64, Vec<Window>)>,
+    window: Option<(u64, Vec<u32>)>,
 }
 
 impl MicroBatches {
-    /// The micro-batches of a dataset of `samples`, from place `first_place` of the global sequence.
+    /// The micro-batches of a dataset in the order of `shuffle`, from place `first_place` of the global sequence.
     ///
     /// # Errors
     /// As [`Sharing::accumulation`].
-    pub fn new(samples: usize, seed: u64, sharing: Sharing, first_place: u64) -> Result<Self, DataError> {
+    pub fn new(shuffle: Shuffle, sharing: Sharing, first_place: u64) -> Result<Self, DataError> {
         let accumulation = sharing.accumulation()? as u64;
-        Ok(Self { samples: samples as u64, seed, sharing, accumulation, first_place, micro_batches: 0, epoch: None })
+        Ok(Self { shuffle, sharing, accumulation, first_place, micro_batches: 0, epoch: None, window: None })
     }
 
     /// Places of the rank's next micro-batch.
@@ -94,14 +97,21 @@ impl MicroBatches {
     }
 
     fn place(&mut self, place: u64) -> Place {
-        let (epoch, index) = (place / self.samples, place % self.samples);
-        let order = match self.epoch.take() {
-            Some((current, order)) if current == epoch => order,
-            _ => global_order(self.seed, epoch, Purpose::EpochOrder, self.samples as usize),
+        let (epoch, index) = (place / self.shuffle.samples(), place % self.shuffle.samples());
+        let windows = match self.epoch.take() {
+            Some((current, windows)) if current == epoch => windows,
+            _ => self.shuffle.epoch(epoch),
         };
-        let sample = u64::from(order[index as usize]);
-        self.epoch = Some((epoch, order));
-        Place { epoch, sample }
+        let window = &windows[windows.partition_point(|window| window.first <= index) - 1];
+        let order = match self.window.take() {
+            Some((number, order)) if number == window.number => order,
+            _ => self.shuffle.order(window),
+        };
+        let sample = u64::from(order[(index - window.first) as usize]);
+        let number = window.number;
+        self.window = Some((number, order));
+        self.epoch = Some((epoch, windows));
+        Place { epoch, window: number, sample }
     }
 }
 
@@ -110,7 +120,7 @@ mod tests {
     use super::*;
 
     fn places(samples: usize, sharing: Sharing, first: u64, count: usize) -> Vec<Place> {
-        let mut batches = MicroBatches::new(samples, 9, sharing, first).expect("sharing");
+        let mut batches = MicroBatches::new(Shuffle::new([samples as u64], 9, 0), sharing, first).expect("sharing");
         (0..count).flat_map(|_| batches.next_places()).collect()
     }
 

@@ -27,6 +27,10 @@ pub enum Purpose {
     MaskRatio = 7,
     /// Seed of dropout.
     Dropout = 8,
+    /// Order of the shards in an epoch that is shuffled in windows.
+    ShardWindows = 9,
+    /// Order of the samples in a window.
+    WindowOrder = 10,
 }
 
 /// Draws of one sample in one epoch.
@@ -93,6 +97,12 @@ pub(crate) fn global_order(seed: u64, epoch: u64, purpose: Purpose, length: usiz
     let mut order: Vec<u32> = (0..length as u32).collect();
     shuffle(&mut keyed(seed, epoch, 0, purpose), &mut order);
     order
+}
+
+/// `samples` in a random order keyed by (seed, epoch, window).
+pub(crate) fn window_order(seed: u64, epoch: u64, window: u64, mut samples: Vec<u32>) -> Vec<u32> {
+    shuffle(&mut keyed(seed, epoch, window, Purpose::WindowOrder), &mut samples);
+    samples
 }
 
 fn keyed(seed: u64, epoch: u64, stream: u64, purpose: Purpose) -> ChaCha8Rng {

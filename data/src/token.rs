@@ -32,7 +32,7 @@ pub struct ResumeToken {
 }
 
 impl ResumeToken {
-    pub(crate) fn new(dataset: &Dataset, seed: u64, global_batch: usize, position: Position) -> Self {
+    pub(crate) fn new(dataset: &Dataset, seed: u64, global_batch: usize, window: u64, position: Position) -> Self {
         let samples = dataset.len() as u64;
         Self {
             version: TOKEN_VERSION,
@@ -40,7 +40,7 @@ impl ResumeToken {
             seed,
             epoch: position.0 / samples,
             position: position.0 % samples,
-            window: 0,
+            window,
             global_batch: global_batch as u64,
         }
     }
@@ -49,7 +49,7 @@ impl ResumeToken {
     ///
     /// # Errors
     /// [`DataError::Resume`] that names every field that differs.
-    pub fn check(&self, dataset: &Dataset, seed: u64, global_batch: usize) -> Result<Position, DataError> {
+    pub fn check(&self, dataset: &Dataset, seed: u64, global_batch: usize, window: u64) -> Result<Position, DataError> {
         let mut wrong = Vec::new();
         let mut compare = |field: &str, saved: &dyn std::fmt::Display, now: &dyn std::fmt::Display| {
             let (saved, now) = (saved.to_string(), now.to_string());
@@ -60,7 +60,7 @@ impl ResumeToken {
         compare("data token version", &self.version, &TOKEN_VERSION);
         compare("dataset id", &self.dataset_id, &dataset.id());
         compare("seed", &self.seed, &seed);
-        compare("shuffle window", &self.window, &0);
+        compare("data.shuffle_window", &self.window, &window);
         compare("global batch", &self.global_batch, &global_batch);
         let samples = dataset.len() as u64;
         if self.dataset_id == dataset.id() && self.position >= samples {

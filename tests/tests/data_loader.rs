@@ -17,7 +17,7 @@ use data_support::{LATENT, MIRRORED, SCALE, flip_bit, hand_made, label_of, mean_
 use tch::Tensor;
 
 fn config(rank: usize, world: usize, micro_batch: usize) -> LoaderConfig {
-    LoaderConfig { seed: 5, global_batch: 12, rank, world, micro_batch, look_ahead: 2 }
+    LoaderConfig { seed: 5, global_batch: 12, rank, world, micro_batch, look_ahead: 2, window: 0, prefetch: true }
 }
 
 fn open(folder: &Path) -> Arc<Dataset> {
@@ -100,7 +100,7 @@ fn a_resumed_loader_goes_on_with_the_first_unfinished_global_batch() {
         let token = loader.position();
         let json = serde_json::to_string(&token).unwrap();
         let token: arinar_data::token::ResumeToken = serde_json::from_str(&json).unwrap();
-        let start = token.check(&dataset, 5, 12).unwrap();
+        let start = token.check(&dataset, 5, 12, 0).unwrap();
         let first = handed_out / 3 * 12;
         assert_eq!(start, Position(first as u64));
         let mut resumed = Loader::new(dataset.clone(), config(0, 1, 12), start).unwrap();
@@ -120,15 +120,23 @@ fn a_token_of_another_run_names_every_difference() {
     let dataset = open(folder.path());
     let mut token = Loader::new(dataset.clone(), config(0, 1, 12), Position::default()).unwrap().position();
     token.dataset_id = "other".to_owned();
-    let error = token.check(&dataset, 6, 24).unwrap_err();
+    let error = token.check(&dataset, 6, 24, 3).unwrap_err();
     assert!(error.is_configuration());
     let message = error.to_string();
-    for part in ["dataset id is other", "handmade now", "seed is 5", "6 now", "global batch is 12", "24 now"] {
+    for part in [
+        "dataset id is other",
+        "handmade now",
+        "seed is 5",
+        "6 now",
+        "data.shuffle_window is 0",
+        "global batch is 12",
+        "24 now",
+    ] {
         assert!(message.contains(part), "{message}");
     }
     token.dataset_id = "handmade".to_owned();
     token.position = 10;
-    assert!(token.check(&dataset, 5, 12).unwrap_err().to_string().contains("position 10 is beyond"));
+    assert!(token.check(&dataset, 5, 12, 0).unwrap_err().to_string().contains("position 10 is beyond"));
 }
 
 #[test]
@@ -203,22 +211,4 @@ fn no_dataset_a_newer_one_and_a_broken_manifest_are_told_apart() {
     manifest.num_samples += 1;
     std::fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
     assert!(error(folder.path()).to_string().contains("its shards hold 10"));
-}
-
-#[test]
-fn a_cache_folder_keeps_shards_and_replaces_damaged_copies() {
-    let folder = tempfile::tempdir().unwrap();
-    let manifest = hand_made(&folder.path().join("store"), &[10]);
-    let cache = folder.path().join("cache");
-    let open = || Dataset::open_with_cache(text(&folder.path().join("store")), Some(&cache)).unwrap();
-    open().shard(0).unwrap();
-    let copy = cache.join("handmade/shard-00000.safetensors");
-    flip_bit(&copy, manifest.shards[0].bytes as usize - 1);
-    open().shard(0).unwrap();
-    let original = std::fs::read(folder.path().join("store/shard-00000.safetensors")).unwrap();
-    assert_eq!(std::fs::read(&copy).unwrap(), original);
-    assert_eq!(std::fs::read_dir(copy.parent().unwrap()).unwrap().count(), 1);
-    // With a sound copy the store is not asked again.
-    std::fs::remove_file(folder.path().join("store/shard-00000.safetensors")).unwrap();
-    open().shard(0).unwrap();
 }

@@ -53,6 +53,30 @@ fn accumulation_changes_nothing() {
     }
 }
 
+#[test]
+fn four_then_two_then_three_ranks_see_every_sample_once_an_epoch() {
+    for window in [0, 1] {
+        let lab = Lab::new();
+        let log = lab.path("samples");
+        let window = format!("data.shuffle_window={window}");
+        // 48 samples at 12 a step: an epoch is 4 steps, and both resumes fall inside one.
+        for (ranks, until) in [(4, 5), (2, 9), (3, 12)] {
+            let mut command = lab.command(ranks, &["batch.global=12", &window, &format!("train.max_steps={until}")]);
+            Ended::of(command.env("ARINAR_SAMPLE_LOG", &log).output().unwrap()).succeeded();
+        }
+        let mut seen: Vec<String> = std::fs::read_to_string(&log)
+            .unwrap()
+            .lines()
+            .map(|line| line.split_once(' ').unwrap().1.to_owned())
+            .collect();
+        seen.sort();
+        let mut expected: Vec<String> =
+            (0..48).flat_map(|sample| (0..3).map(move |epoch| format!("{sample} {epoch}"))).collect();
+        expected.sort();
+        assert_eq!(seen, expected, "{window}");
+    }
+}
+
 const CHILD: &str = "ARINAR_TEST_COLLECTIVE";
 
 /// Run by the test below under mpirun; on its own it has nothing to check.

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use arinar_data::{
+    cache::CacheConfig,
     dataset::Dataset,
     error::DataError,
     loader::{Batch, Loader, LoaderConfig, SampleKey},
@@ -14,6 +15,7 @@ use tch::Tensor;
 
 use crate::{
     checkpoint::DatasetFacts,
+    collective::Launch,
     config::{BatchShare, TrainConfig},
     exit::Stop,
 };
@@ -71,7 +73,10 @@ impl Data {
         if let Some(number) = config.data.url.strip_prefix("synthetic:") {
             return synthetic(number.trim_start_matches('/'));
         }
-        let cache = config.data.cache_dir.as_ref().map(std::path::Path::new);
+        let cache = CacheConfig {
+            folder: config.data.cache_dir.as_ref().map(std::path::PathBuf::from),
+            limit: config.data.cache_limit.map(|limit| limit.0),
+        };
         let dataset = Dataset::open_with_cache(&config.data.url, cache).map_err(data_error)?;
         fits(&dataset, &config.model)?;
         Ok(Self::Encoded(Arc::new(dataset)))
@@ -111,8 +116,11 @@ impl Data {
         let global_batch = config.batch.global;
         match self {
             Self::Encoded(dataset) => {
+                // A run keeps its order: on a machine with another cache too.
+                let wanted = config.data.shuffle_window.or(token.map(|token| token.window));
+                let window = dataset.shuffle_window(wanted).map_err(data_error)?;
                 let start = match token {
-                    Some(token) => token.check(dataset, config.seed, global_batch).map_err(data_error)?,
+                    Some(token) => token.check(dataset, config.seed, global_batch, window).map_err(data_error)?,
                     None => Position::default(),
                 };
                 let loader = LoaderConfig {
@@ -122,6 +130,8 @@ impl Data {
                     world: share.world,
                     micro_batch: share.batch.micro,
                     look_ahead: config.data.look_ahead,
+                    window,
+                    prefetch: Launch::from_environment().is_none_or(|launch| launch.local_rank == 0),
                 };
                 let loader = Loader::new(dataset.clone(), loader, start).map_err(data_error)?;
                 Ok(Box::new(loader))

@@ -2,14 +2,19 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
+use arinar_data::bench::{open_shards, read_records};
+use arinar_data::cache::CacheConfig;
 use arinar_data::convert::{self, ConvertArgs};
+use arinar_data::dataset::Dataset;
 use arinar_data::encode::{self, EncodeArgs, EncodeError};
 use arinar_data::error::DataError;
 use arinar_data::inspect;
 use arinar_data::manifest::Manifest;
 use arinar_data::ranks::{Ranks, launched_rank};
+use arinar_data::simulate::{self, SimulateArgs};
 use arinar_data::store::{Store, StoreError};
 use arinar_data::train_vae::{self, TrainVaeArgs};
 use arinar_data::verify::{Repair, verify};
@@ -40,6 +45,23 @@ enum Command {
     },
     /// Check every shard of a dataset; exits 1 when one is damaged and stays so
     Verify(VerifyArgs),
+    /// Say what a job would fetch, keep in its cache, and how well it would shuffle, from the manifest alone
+    Simulate(SimulateArgs),
+    /// Measure how fast records are read and verified in random order
+    Bench(BenchArgs),
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    /// Where the dataset is
+    #[arg(long, value_name = "URL")]
+    data: String,
+    /// Time for each of the two measures
+    #[arg(long, default_value_t = 10, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// Folder for copies of a remote dataset's shards [default: a fresh one that is deleted afterwards]
+    #[arg(long, value_name = "FOLDER")]
+    cache_dir: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -100,6 +122,15 @@ fn run(command: Command) -> Result<ExitCode> {
             }
         }
         Command::Verify(args) => return report(&args),
+        Command::Simulate(args) => {
+            let manifest = Manifest::read(&Store::open(&args.data)?)?;
+            let findings = simulate::simulate(&manifest, &args)?;
+            match args.json {
+                true => println!("{}", serde_json::to_string_pretty(&findings)?),
+                false => println!("{}", simulate::report(&manifest, &args, &findings)),
+            }
+        }
+        Command::Bench(args) => measure(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -109,6 +140,34 @@ fn say(summary: &str) {
     if !summary.is_empty() {
         println!("{summary}");
     }
+}
+
+fn measure(args: &BenchArgs) -> Result<()> {
+    let limit = Duration::from_secs(args.seconds);
+    let temporary = tempfile::tempdir()?;
+    let remote = Store::open(&args.data)?.local_path("").is_none();
+    let fresh = remote.then(|| temporary.path().to_path_buf());
+    let cache = CacheConfig { folder: args.cache_dir.clone().or(fresh), limit: None };
+    let dataset = Dataset::open_with_cache(&args.data, cache)?;
+    let (opened, cold) = open_shards(&dataset, limit, false)?;
+    let what = if dataset.is_cached() { "fetched, mapped and verified" } else { "mapped and verified" };
+    println!(
+        "cold: {} of {} shards {what} in {:.1} s: {:.2} shards/s, {:.1} MB/s",
+        cold.count,
+        dataset.manifest.shards.len(),
+        cold.time.as_secs_f64(),
+        cold.per_second(),
+        cold.bytes_per_second() / 1e6
+    );
+    let warm = read_records(&dataset, &opened, limit, false)?;
+    println!(
+        "warm: {} records of those shards in random order, verified, in {:.1} s: {:.0} records/s, {:.1} MB/s, one thread",
+        warm.count,
+        warm.time.as_secs_f64(),
+        warm.per_second(),
+        warm.bytes_per_second() / 1e6
+    );
+    Ok(())
 }
 
 fn report(args: &VerifyArgs) -> Result<ExitCode> {
@@ -142,6 +201,6 @@ fn message(error: &anyhow::Error) -> String {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let encode = error.downcast_ref::<EncodeError>().is_some_and(EncodeError::is_configuration);
     let data = error.downcast_ref::<DataError>().is_some_and(DataError::is_configuration);
-    let store = matches!(error.downcast_ref(), Some(StoreError::Url { .. }));
+    let store = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_configuration);
     if encode || data || store { CONFIGURATION } else { FAILED }
 }

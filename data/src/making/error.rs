@@ -87,7 +87,8 @@ impl EncodeError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Source(_) | Self::Convert(_) | Self::Vae(_) | Self::ImageSize { .. } => true,
-            Self::OtherDataset { .. } | Self::ForeignShard { .. } | Self::Store(StoreError::Url { .. }) => true,
+            Self::OtherDataset { .. } | Self::ForeignShard { .. } => true,
+            Self::Store(error) => error.is_configuration(),
             Self::Data(error) => error.is_configuration(),
             Self::Ranks { configuration, .. } => *configuration,
             _ => false,

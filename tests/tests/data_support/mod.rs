@@ -157,3 +157,27 @@ pub fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     files.sort();
     files
 }
+
+/// A dataset of `shards` shards with `records` records of two views of 32 KiB each.
+pub fn large(folder: &Path, shards: usize, records: usize) -> Manifest {
+    let store = Store::open(text(folder)).expect("store");
+    let moments = vec![0x2e; 32 << 10];
+    let mut facts = Vec::new();
+    for shard in 0..shards {
+        let mut writer = ShardWriter::new([64, 16, 16]);
+        for record in 0..records {
+            writer.push(0, (shard * records + record) as i64, &moments, &moments);
+        }
+        let file = writer.finish("large").expect("shard");
+        let name = format!("shard-{shard:05}.safetensors");
+        let (bytes, xxh3_128) = (file.len() as u64, xxh3_hex(&file));
+        store.put(&name, file).expect("put");
+        facts.push(ShardFacts { name, bytes, count: records as u64, xxh3_128 });
+    }
+    let mut manifest = manifest(shards * records, facts);
+    manifest.dataset_id = "large".to_owned();
+    manifest.image.size = 32;
+    manifest.vae.channels = 32;
+    manifest.write(&store).expect("manifest");
+    manifest
+}

@@ -225,7 +225,7 @@ fn moments(sample: u64, infinite: bool) -> Vec<u8> {
 
 /// Reads event files as TensorBoard does: in the order of their names, a session's start dropping
 /// what earlier files hold for its step and later ones.
-fn read_curve(folder: &Path, tag: &str) -> BTreeMap<u64, f32> {
+pub fn read_curve(folder: &Path, tag: &str) -> BTreeMap<u64, f32> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let mut curve = BTreeMap::new();

@@ -74,9 +74,13 @@ pub struct DataConfig {
     /// Folder for shards fetched from a remote store; null for the user's cache folder.
     #[serde(default)]
     pub cache_dir: Option<String>,
-    /// Most bytes the cache may hold; null for no limit.
+    /// Most bytes the cache folder may hold, of all datasets and jobs together; null for no limit.
     #[serde(default)]
     pub cache_limit: Option<ByteSize>,
+    /// Shards whose samples are shuffled together: 0 for all of them; null for as many as the cache
+    /// allows, and on resume for what the run began with.
+    #[serde(default)]
+    pub shuffle_window: Option<u64>,
     /// Batches read ahead of the step that needs them.
     #[serde(default = "default_look_ahead")]
     pub look_ahead: usize,

@@ -1,0 +1,91 @@
+//! One reader per node: a thread that opens the shards of the present and the next window before they are needed.
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use super::{lock, warn};
+use crate::dataset::Dataset;
+use crate::error::DataError;
+use crate::shuffle::Shuffle;
+
+/// Pause after a failed fetch; the reader that needs the shard meets the error itself.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// The thread's handle; dropping it ends the thread after the shard it is busy with.
+#[derive(Debug)]
+pub struct Prefetcher {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// The window being read; None ends the thread.
+    window: Mutex<Option<u64>>,
+    changed: Condvar,
+}
+
+impl Prefetcher {
+    /// Starts fetching from window number `window` on.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(dataset: Arc<Dataset>, shuffle: Shuffle, window: u64) -> Result<Self, DataError> {
+        let shared = Arc::new(Shared { window: Mutex::new(Some(window)), changed: Condvar::new() });
+        let of_thread = shared.clone();
+        std::thread::Builder::new()
+            .name("shard-prefetch".to_owned())
+            .spawn(move || run(&dataset, &shuffle, &of_thread))
+            .map_err(|source| DataError::File { path: "shard-prefetch thread".into(), source })?;
+        Ok(Self { shared })
+    }
+
+    /// Tells that the reader has come to window number `window`.
+    pub fn enter(&self, window: u64) {
+        *lock(&self.shared.window) = Some(window);
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Prefetcher {
+    fn drop(&mut self) {
+        // Not joined: it may be in the middle of a download, which a rank that was told to end must not wait for.
+        *lock(&self.shared.window) = None;
+        self.shared.changed.notify_all();
+    }
+}
+
+fn run(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared) {
+    let mut opened = None;
+    loop {
+        let Some(window) = *lock(&shared.window) else { return };
+        if opened == Some(window) {
+            let guard = lock(&shared.window);
+            let unchanged = |now: &mut Option<u64>| *now == Some(window);
+            drop(shared.changed.wait_while(guard, unchanged).unwrap_or_else(|poisoned| poisoned.into_inner()));
+            continue;
+        }
+        // A shard of a window past may have been opened while the reader moved on.
+        dataset.enter_window(shuffle, window);
+        match open_windows(dataset, shuffle, shared, window) {
+            Ok(()) => opened = Some(window),
+            Err(error) => {
+                warn(&format!("reading ahead failed: {error}"));
+                let guard = lock(&shared.window);
+                drop(shared.changed.wait_timeout_while(guard, PAUSE, |now| *now == Some(window)));
+            }
+        }
+    }
+}
+
+/// Opens all shards of the window and of the next one, unless the reader has moved on.
+fn open_windows(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared, window: u64) -> Result<(), DataError> {
+    for number in [window, window + 1] {
+        for shard in shuffle.window_at(number).map(|window| window.shards).unwrap_or_default() {
+            if *lock(&shared.window) != Some(window) {
+                return Ok(());
+            }
+            dataset.shard(shard)?;
+        }
+    }
+    Ok(())
+}

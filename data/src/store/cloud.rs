@@ -1,0 +1,316 @@
+//! Where credentials and options of the clouds come from.
+//!
+//! **s3://** as the AWS command line has it, the environment before files:
+//! - `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`; else `AWS_WEB_IDENTITY_TOKEN_FILE` with
+//!   `AWS_ROLE_ARN`; else the profile `AWS_PROFILE` (or `default`) of `~/.aws/credentials` and `~/.aws/config`
+//!   (`AWS_SHARED_CREDENTIALS_FILE`, `AWS_CONFIG_FILE`), which are read again when they change; else the roles of a
+//!   container or machine;
+//! - `AWS_REGION`, `AWS_DEFAULT_REGION`, or the profile's `region`;
+//! - `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, or the profile's `endpoint_url`, for stores that speak S3. Buckets are
+//!   then part of the path (`AWS_VIRTUAL_HOSTED_STYLE_REQUEST=true`: of the host's name). `http://` needs
+//!   `AWS_ALLOW_HTTP=true`, and a private certificate authority `AWS_CA_BUNDLE`.
+//!
+//! **gs://** and **az://** by object_store's names: `GOOGLE_APPLICATION_CREDENTIALS`, `GOOGLE_SERVICE_ACCOUNT` and
+//! others; `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY` or `AZURE_STORAGE_SAS_TOKEN` and others.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path;
+use object_store::{Certificate, ClientOptions, ObjectStoreScheme, RetryConfig};
+use url::Url;
+
+use super::error::StoreError;
+use super::profile::{FileCredentials, Profile};
+use super::remote::Remote;
+use super::retry::{PATIENCE_VARIABLE, Patience};
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// Parts of names of variables whose values must never be shown.
+const SECRET_NAMES: [&str; 5] = ["SECRET", "TOKEN", "_KEY", "PASSWORD", "SAS"];
+
+/// Environment variables.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl std::fmt::Debug for Environment {
+    /// Names alone: values can be secrets.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
+        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+impl Environment {
+    /// The variables of this process that are text.
+    pub fn of_process() -> Self {
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect()
+    }
+
+    /// The value of a variable that is set to something.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The first of these variables that is set to something.
+    fn first(&self, names: &[&str]) -> Option<&str> {
+        names.iter().find_map(|name| self.get(name))
+    }
+
+    fn is_true(&self, name: &str) -> bool {
+        self.get(name)
+            .is_some_and(|value| ["1", "true", "on", "yes", "y"].contains(&value.to_ascii_lowercase().as_str()))
+    }
+
+    /// A file whose name may begin with `~/`.
+    pub(super) fn file(&self, variable: &str, default: &str) -> Option<PathBuf> {
+        let name = self.get(variable).unwrap_or(default);
+        match name.strip_prefix("~/") {
+            Some(below) => Some(PathBuf::from(self.get("HOME")?).join(below)),
+            None => Some(PathBuf::from(name)),
+        }
+    }
+
+    /// The variables of a cloud, as object_store's keys.
+    fn options<K: FromStr>(&self, prefix: &str) -> impl Iterator<Item = (K, &str)> {
+        let named = self.0.iter().filter(move |(name, value)| name.starts_with(prefix) && !value.is_empty());
+        named.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value.as_str())))
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        let secret = |name: &str| SECRET_NAMES.iter().any(|part| name.contains(part)) && name != "AWS_ACCESS_KEY_ID";
+        let clouds = ["AWS_", "AZURE_", "GOOGLE_"];
+        let named =
+            self.0.iter().filter(|(name, _)| clouds.iter().any(|cloud| name.starts_with(cloud)) && secret(name));
+        // Short values are words such as "true", not secrets.
+        named.map(|(_, value)| value.clone()).filter(|value| value.len() >= 8).collect()
+    }
+}
+
+/// A URL as it may be shown: without what could be credentials.
+pub fn redacted(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (rest, query) = match rest.find(['?', '#']) {
+        Some(at) => (&rest[..at], "?[redacted]"),
+        None => (rest, ""),
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    // A secret may hold slashes, and then the @ lies behind what looks like the path.
+    let rest = match rest.rsplit_once('@') {
+        _ if scheme.starts_with("abfs") && !authority.contains(':') => rest.to_owned(),
+        Some((_, behind)) if authority.contains([':', '@']) => format!("[redacted]@{behind}"),
+        None if authority.contains(':') => format!("[redacted]{}", &rest[authority.len()..]),
+        _ => rest.to_owned(),
+    };
+    format!("{scheme}://{rest}{query}")
+}
+
+/// Opens a store in a cloud; sends nothing yet.
+pub(super) fn open(url: &str, environment: &Environment) -> Result<Remote, StoreError> {
+    let shown = redacted(url);
+    let unusable = |source: String| StoreError::Url { url: shown.clone(), source: source.into() };
+    let setup = |reason: String| StoreError::Setup { url: shown.clone(), reason };
+    if shown != url {
+        let reason = "it holds credentials or a query; give credentials in environment variables or profile files";
+        return Err(unusable(reason.to_owned()));
+    }
+    let parsed = Url::parse(url).map_err(|error| unusable(error.to_string()))?;
+    let (scheme, prefix) =
+        ObjectStoreScheme::parse(&parsed).map_err(|_| unusable("no such kind of store".to_owned()))?;
+    let patience = Patience::parse(environment.get(PATIENCE_VARIABLE)).map_err(setup)?;
+    let mut secrets = environment.secrets();
+    let refused = |error: object_store::Error| setup(secret_free(&error.to_string(), &environment.secrets()));
+    let (objects, parts) = match scheme {
+        ObjectStoreScheme::AmazonS3 => {
+            let profile = Profile::read(environment).map_err(setup)?;
+            secrets.extend(profile.secrets());
+            let builder = amazon(url, environment, profile).map_err(setup)?;
+            let store = Arc::new(builder.with_retry(no_retries()).build().map_err(refused)?);
+            (
+                store.clone() as Arc<dyn object_store::ObjectStore>,
+                store as Arc<dyn object_store::multipart::MultipartStore>,
+            )
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            let options = client_options(environment, "GOOGLE_ALLOW_HTTP").map_err(setup)?;
+            let mut builder = GoogleCloudStorageBuilder::new().with_url(url).with_client_options(options);
+            for (key, value) in environment.options("GOOGLE_") {
+                builder = builder.with_config(key, value);
+            }
+            let store = Arc::new(builder.with_retry(no_retries()).build().map_err(refused)?);
+            (store.clone() as _, store as _)
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            let options = client_options(environment, "AZURE_ALLOW_HTTP").map_err(setup)?;
+            let mut builder = MicrosoftAzureBuilder::new().with_url(url).with_client_options(options);
+            for (key, value) in environment.options("AZURE_") {
+                builder = builder.with_config(key, value);
+            }
+            let store = Arc::new(builder.with_retry(no_retries()).build().map_err(refused)?);
+            (store.clone() as _, store as _)
+        }
+        _ => return Err(unusable("no such kind of store".to_owned())),
+    };
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    let prefix = Path::parse(prefix).map_err(|error| unusable(error.to_string()))?;
+    Ok(Remote { objects, parts, prefix, patience, secrets })
+}
+
+fn amazon(url: &str, environment: &Environment, profile: Profile) -> Result<AmazonS3Builder, String> {
+    let mut builder =
+        AmazonS3Builder::new().with_url(url).with_client_options(client_options(environment, "AWS_ALLOW_HTTP")?);
+    for (key, value) in environment.options::<AmazonS3ConfigKey>("AWS_") {
+        builder = builder.with_config(key, value);
+    }
+    let region = environment.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]).or(profile.region());
+    if let Some(region) = region {
+        builder = builder.with_region(region);
+    }
+    let ignored = environment.is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+    let configured = || {
+        let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+        environment.first(&variables).or(profile.endpoint_url())
+    };
+    if let Some(endpoint) = configured().filter(|_| !ignored) {
+        check_endpoint(endpoint, environment)?;
+        builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+    }
+    match (environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")) {
+        (Some(_), Some(_)) => Ok(builder),
+        (Some(_), None) => {
+            Err("AWS_ACCESS_KEY_ID is set and AWS_SECRET_ACCESS_KEY is not; set both or none".to_owned())
+        }
+        (None, Some(_)) => {
+            Err("AWS_SECRET_ACCESS_KEY is set and AWS_ACCESS_KEY_ID is not; set both or none".to_owned())
+        }
+        (None, None) if environment.get("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() => Ok(builder),
+        (None, None) if environment.is_true("AWS_SKIP_SIGNATURE") => Ok(builder),
+        (None, None) => match FileCredentials::new(profile)? {
+            Some(credentials) => Ok(builder.with_credentials(Arc::new(credentials))),
+            None => Ok(builder),
+        },
+    }
+}
+
+fn check_endpoint(endpoint: &str, environment: &Environment) -> Result<(), String> {
+    let parsed = Url::parse(endpoint).ok().filter(|parsed| parsed.has_host());
+    let Some(parsed) = parsed else {
+        return Err(format!("the endpoint {} is not a URL like https://host:port", redacted(endpoint)));
+    };
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err(
+            "the endpoint URL holds credentials; give them in environment variables or profile files".to_owned()
+        );
+    }
+    match parsed.scheme() {
+        "https" => Ok(()),
+        "http" if environment.is_true("AWS_ALLOW_HTTP") => Ok(()),
+        "http" => Err(format!(
+            "the endpoint {endpoint} would send everything in the clear; set AWS_ALLOW_HTTP=true if that is all right"
+        )),
+        other => Err(format!("the endpoint {endpoint} begins with {other}://; use https:// or http://")),
+    }
+}
+
+/// Time-outs are this crate's business, by progress and not by the length of a request; see [`super::retry`].
+fn client_options(environment: &Environment, allow_http: &str) -> Result<ClientOptions, String> {
+    let mut options = ClientOptions::new()
+        .with_connect_timeout(CONNECT)
+        .with_timeout_disabled()
+        .with_allow_http(environment.is_true(allow_http));
+    if let Some(bundle) = environment.file("AWS_CA_BUNDLE", "").filter(|file| !file.as_os_str().is_empty()) {
+        let unusable = |reason: String| format!("AWS_CA_BUNDLE={} cannot be used: {reason}", bundle.display());
+        let text = std::fs::read(&bundle).map_err(|error| unusable(error.to_string()))?;
+        for certificate in Certificate::from_pem_bundle(&text).map_err(|error| unusable(error.to_string()))? {
+            options = options.with_root_certificate(certificate);
+        }
+    }
+    Ok(options)
+}
+
+/// object_store's own retries are off: one policy for all, see [`super::retry`].
+fn no_retries() -> RetryConfig {
+    RetryConfig { max_retries: 0, ..RetryConfig::default() }
+}
+
+fn secret_free(text: &str, secrets: &[String]) -> String {
+    secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "[secret]"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_in_a_url_are_never_shown() {
+        for url in [
+            "s3://AKIA:S3CR3T@bucket/x",
+            "s3://AKIA:S3CR/3T@bucket/x",
+            "s3://S3CR3T@bucket",
+            "s3://AKIA:S3CR3T/x",
+            "s3://bucket/x?X-Amz-Signature=S3CR3T",
+            "az://container/x?sig=S3CR3T",
+            "gs://user:S3CR3T@bucket/x",
+            "ftp://user:S3CR3T@host/x",
+        ] {
+            let error = open(url, &Environment::default()).map(|_| ()).expect_err(url).to_string();
+            assert!(!error.contains("S3CR") && error.contains("credentials"), "{url}: {error}");
+        }
+        for harmless in ["s3://bucket/a@b", "abfss://container@account.dfs.core.windows.net/x", "/a/b@c", "gs://b/x"] {
+            assert_eq!(redacted(harmless), harmless);
+        }
+    }
+
+    #[test]
+    fn http_endpoints_must_be_allowed() {
+        let variables = |allow: &str| -> Environment {
+            let all = [
+                ("AWS_ACCESS_KEY_ID", "a"),
+                ("AWS_SECRET_ACCESS_KEY", "b"),
+                ("AWS_ENDPOINT_URL", "http://127.0.0.1:1"),
+                ("AWS_ALLOW_HTTP", allow),
+            ];
+            all.into_iter().collect()
+        };
+        let error = open("s3://bucket", &variables("")).map(|_| ()).expect_err("http").to_string();
+        assert!(error.contains("AWS_ALLOW_HTTP=true"), "{error}");
+        assert!(open("s3://bucket", &variables("true")).is_ok());
+    }
+
+    #[test]
+    fn half_a_key_is_refused() {
+        let environment: Environment = [("AWS_ACCESS_KEY_ID", "a"), ("HOME", "/nonexistent")].into_iter().collect();
+        let error = open("s3://bucket", &environment).map(|_| ()).expect_err("half").to_string();
+        assert!(error.contains("AWS_SECRET_ACCESS_KEY"), "{error}");
+    }
+
+    #[test]
+    fn all_clouds_open() {
+        let environment: Environment = [
+            ("AZURE_STORAGE_ACCOUNT_NAME", "account"),
+            ("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0"),
+            ("GOOGLE_SKIP_SIGNATURE", "true"),
+            ("AWS_SKIP_SIGNATURE", "true"),
+        ]
+        .into_iter()
+        .collect();
+        for url in ["gs://bucket/x", "az://container/x", "abfss://container@account.dfs.core.windows.net/x", "s3://b/x"]
+        {
+            let remote = open(url, &environment).unwrap_or_else(|error| panic!("{url}: {error}"));
+            assert_eq!(remote.prefix.as_ref(), "x");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! A store in the local file system: single files, written under another name, synced and renamed.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::path::{Path as FilePath, PathBuf};
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion, WriteMultipart,
+};
+
+use super::Version;
+use super::error::Source;
+
+/// A file is copied into the store in pieces of this size.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// A local folder.
+pub(super) struct Folder {
+    pub(super) path: PathBuf,
+    pub(super) prefix: Path,
+    objects: LocalFileSystem,
+}
+
+impl Folder {
+    pub(super) fn open(path: PathBuf) -> Result<Self, Source> {
+        let prefix = Path::from_absolute_path(&path)?;
+        Ok(Self { path, prefix, objects: LocalFileSystem::new().with_fsync(true) })
+    }
+
+    pub(super) async fn get(&self, path: &Path) -> object_store::Result<(Bytes, Version)> {
+        let found = self.objects.get(path).await?;
+        let version = Version(UpdateVersion { e_tag: found.meta.e_tag.clone(), version: None });
+        Ok((found.bytes().await?, version))
+    }
+
+    pub(super) async fn get_range(&self, path: &Path, offset: u64, length: u64) -> object_store::Result<Bytes> {
+        let bytes = self.objects.get_range(path, offset..offset.saturating_add(length)).await?;
+        if bytes.len() as u64 == length {
+            return Ok(bytes);
+        }
+        let source = format!("it ends {} bytes early", length - bytes.len() as u64);
+        Err(Error::Generic { store: "folder", source: source.into() })
+    }
+
+    pub(super) async fn put(&self, path: &Path, bytes: Bytes) -> object_store::Result<()> {
+        self.objects.put(path, PutPayload::from(bytes)).await.map(|_| ())
+    }
+
+    /// Copies a file into the store.
+    pub(super) async fn put_file(&self, path: &Path, file: &File) -> Result<(), PutFileError> {
+        let upload = self.objects.put_multipart(path).await?;
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, PIECE_BYTES);
+        let mut buffer = vec![0; PIECE_BYTES];
+        let mut reader = file;
+        loop {
+            let read = io::Read::read(&mut reader, &mut buffer).map_err(PutFileError::Read)?;
+            if read == 0 {
+                break;
+            }
+            writer.wait_for_capacity(1).await?;
+            writer.write(&buffer[..read]);
+        }
+        writer.finish().await?;
+        Ok(())
+    }
+
+    /// None if there is a file of that name.
+    pub(super) async fn put_new(&self, path: &Path, bytes: Bytes) -> object_store::Result<Option<Version>> {
+        let options = PutOptions::from(PutMode::Create);
+        match self.objects.put_opts(path, PutPayload::from(bytes), options).await {
+            Ok(put) => Ok(Some(Version(UpdateVersion { e_tag: put.e_tag, version: None }))),
+            Err(Error::AlreadyExists { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// None if the file is not of that version. Safe against other calls of this function; the folder is locked
+    /// meanwhile, which the kernel undoes for a process that dies.
+    pub(super) async fn put_if(
+        &self,
+        path: &Path,
+        bytes: Bytes,
+        version: &Version,
+    ) -> object_store::Result<Option<Version>> {
+        let failed = |source: io::Error| Error::Generic { store: "folder", source: source.into() };
+        let folder = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            folder => folder.map_err(failed)?,
+        };
+        folder.lock().map_err(failed)?;
+        match self.objects.head(path).await {
+            Ok(found) if found.e_tag == version.0.e_tag => {
+                let put = self.objects.put(path, PutPayload::from(bytes)).await?;
+                Ok(Some(Version(UpdateVersion { e_tag: put.e_tag, version: None })))
+            }
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn list(&self, path: &Path) -> object_store::Result<Vec<ObjectMeta>> {
+        self.objects.list(Some(path)).try_collect().await
+    }
+
+    pub(super) async fn size(&self, path: &Path) -> object_store::Result<u64> {
+        Ok(self.objects.head(path).await?.size)
+    }
+
+    pub(super) async fn delete(&self, path: &Path) -> object_store::Result<()> {
+        self.objects.delete(path).await
+    }
+
+    /// Copies a file of the store into another file, from its start; returns its size.
+    pub(super) fn copy_to(&self, name: &str, mut target: &File) -> Result<u64, CopyError> {
+        let mut source = File::open(self.path.join(name)).map_err(CopyError::Read)?;
+        target.rewind().map_err(CopyError::Write)?;
+        io::copy(&mut source, &mut target).map_err(CopyError::Write)
+    }
+
+    /// See [`super::Store::remove_unfinished`].
+    pub(super) fn remove_unfinished(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| Some(name.rsplit_once('#')?.1));
+            if number.is_some_and(|number| number.parse::<u64>().is_ok()) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which side of a copy failed.
+pub(super) enum CopyError {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// Which side of a copy into the store failed.
+pub(super) enum PutFileError {
+    Read(io::Error),
+    Write(Error),
+}
+
+impl From<Error> for PutFileError {
+    fn from(error: Error) -> Self {
+        Self::Write(error)
+    }
+}
+
+/// The absolute folder behind a plain path or a file:// URL; None for other URLs.
+pub(super) fn local_folder(url: &str) -> Result<Option<PathBuf>, Source> {
+    let path = match url.split_once("://") {
+        Some(("file", _)) => {
+            url::Url::parse(url)?.to_file_path().map_err(|()| "a file URL needs three slashes: file:///folder")?
+        }
+        Some(_) => return Ok(None),
+        None if url.is_empty() => return Err("it is empty".into()),
+        None => PathBuf::from(url),
+    };
+    Ok(Some(std::path::absolute(FilePath::new(&path))?))
+}

@@ -1,0 +1,174 @@
+//! The profile files of the AWS command line: `~/.aws/credentials` and `~/.aws/config`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use ini::{Ini, ParseOption};
+use object_store::CredentialProvider;
+use object_store::aws::AwsCredential;
+
+use super::cloud::Environment;
+
+/// Settings of a profile that only Amazon's own tools can turn into credentials.
+const FOREIGN: [&str; 6] =
+    ["sso_session", "sso_start_url", "role_arn", "credential_process", "web_identity_token_file", "login_session"];
+
+/// One profile, from both files together.
+pub(super) struct Profile {
+    name: String,
+    files: Files,
+    settings: BTreeMap<String, String>,
+}
+
+#[derive(Clone)]
+struct Files {
+    credentials: Option<PathBuf>,
+    config: Option<PathBuf>,
+}
+
+impl Profile {
+    /// Reads the profile that the environment names. Files that do not exist are empty; a profile that is named and in
+    /// neither of them is an error.
+    pub(super) fn read(environment: &Environment) -> Result<Self, String> {
+        let named = environment.get("AWS_PROFILE").or(environment.get("AWS_DEFAULT_PROFILE"));
+        let name = named.unwrap_or("default").to_owned();
+        let files = Files {
+            credentials: environment.file("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+            config: environment.file("AWS_CONFIG_FILE", "~/.aws/config"),
+        };
+        match files.read(&name)? {
+            Some(settings) => Ok(Self { name, files, settings }),
+            None if named.is_none() => Ok(Self { name, files, settings: BTreeMap::new() }),
+            None => Err(format!("the profile {name} (AWS_PROFILE) is not in {}", files.names())),
+        }
+    }
+
+    pub(super) fn region(&self) -> Option<&str> {
+        self.settings.get("region").map(String::as_str)
+    }
+
+    pub(super) fn endpoint_url(&self) -> Option<&str> {
+        self.settings.get("endpoint_url").map(String::as_str)
+    }
+
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let names = ["aws_secret_access_key", "aws_session_token"];
+        names.iter().filter_map(|name| self.settings.get(*name)).filter(|secret| !secret.is_empty()).cloned().collect()
+    }
+}
+
+impl Files {
+    /// The settings of a profile; those of the credentials file count more. None if it is in neither file.
+    fn read(&self, profile: &str) -> Result<Option<BTreeMap<String, String>>, String> {
+        let in_config = match profile {
+            "default" => vec!["default".to_owned(), "profile default".to_owned()],
+            other => vec![format!("profile {other}")],
+        };
+        let mut found = None;
+        for (file, sections) in [(&self.config, in_config), (&self.credentials, vec![profile.to_owned()])] {
+            let Some(ini) = file.as_deref().map(parse).transpose()?.flatten() else { continue };
+            for section in sections {
+                if let Some(settings) = ini.section(Some(section)) {
+                    let settings =
+                        settings.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
+                    found.get_or_insert_with(BTreeMap::new).extend(settings);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn modified(&self) -> [Option<SystemTime>; 2] {
+        [&self.credentials, &self.config].map(|file| std::fs::metadata(file.as_ref()?).ok()?.modified().ok())
+    }
+
+    fn names(&self) -> String {
+        let names = [&self.credentials, &self.config].map(|file| file.as_ref().map(|file| file.display().to_string()));
+        names.into_iter().flatten().collect::<Vec<_>>().join(" or ")
+    }
+}
+
+/// None if there is no such file. The message never quotes the file.
+fn parse(file: &Path) -> Result<Option<Ini>, String> {
+    let text = match std::fs::read_to_string(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(|error| format!("{} cannot be read: {error}", file.display()))?,
+    };
+    // Values are taken as they are; indented lines are details of the setting above, which must not pass for settings.
+    let options = ParseOption {
+        enabled_quote: false,
+        enabled_escape: false,
+        enabled_preserve_key_leading_whitespace: true,
+        ..ParseOption::default()
+    };
+    let parsed = Ini::load_from_str_opt(&text, options);
+    parsed
+        .map(Some)
+        .map_err(|error| format!("{}: line {} is not a setting or a section", file.display(), error.line + 1))
+}
+
+/// Keys of a profile file. The files are read again when they change, so that keys can be renewed under a running
+/// program.
+pub(super) struct FileCredentials {
+    name: String,
+    files: Files,
+    known: Mutex<([Option<SystemTime>; 2], Arc<AwsCredential>)>,
+}
+
+impl std::fmt::Debug for FileCredentials {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("FileCredentials").field(&self.name).finish()
+    }
+}
+
+impl FileCredentials {
+    /// None if the profile has nothing to do with credentials.
+    pub(super) fn new(profile: Profile) -> Result<Option<Self>, String> {
+        let Profile { name, files, settings } = profile;
+        if let Some(setting) = FOREIGN.into_iter().find(|setting| settings.contains_key(*setting)) {
+            return Err(format!(
+                "the profile {name} gets its credentials by {setting}, which only Amazon's tools can do; run: \
+                 eval \"$(aws configure export-credentials --profile {name} --format env)\""
+            ));
+        }
+        let modified = files.modified();
+        let Some(credential) = credential(&name, &settings)? else { return Ok(None) };
+        Ok(Some(Self { name, files, known: Mutex::new((modified, Arc::new(credential))) }))
+    }
+
+    fn current(&self) -> Arc<AwsCredential> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let modified = self.files.modified();
+        if modified != known.0 {
+            // A file that is being written may be half there; the keys that were good go on until it is whole.
+            let settings = self.files.read(&self.name).ok().flatten().unwrap_or_default();
+            if let Ok(Some(credential)) = credential(&self.name, &settings) {
+                *known = (modified, Arc::new(credential));
+            }
+        }
+        Arc::clone(&known.1)
+    }
+}
+
+#[async_trait]
+impl CredentialProvider for FileCredentials {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        Ok(self.current())
+    }
+}
+
+fn credential(profile: &str, settings: &BTreeMap<String, String>) -> Result<Option<AwsCredential>, String> {
+    let get = |name: &str| settings.get(name).filter(|value| !value.is_empty()).cloned();
+    match (get("aws_access_key_id"), get("aws_secret_access_key")) {
+        (Some(key_id), Some(secret_key)) => {
+            Ok(Some(AwsCredential { key_id, secret_key, token: get("aws_session_token") }))
+        }
+        (None, None) => Ok(None),
+        _ => Err(format!("the profile {profile} has one of aws_access_key_id and aws_secret_access_key; give both")),
+    }
+}

@@ -1,0 +1,246 @@
+//! Connections, and the way of one request: draw a fault, carry it out, count and slow down what is sent.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RANGE};
+use hyper::http::response::Parts;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use tokio::net::TcpListener;
+use tokio::sync::RwLock;
+
+use super::counters::Live;
+use super::faults::{Fault, Plan};
+use super::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
+
+/// Bytes of a body sent at a time.
+const CHUNK_BYTES: usize = 64 << 10;
+/// A sender that slept too long may catch up by so much.
+const BURST: Duration = Duration::from_millis(10);
+
+type Body = BoxBody<Bytes, io::Error>;
+
+/// All that connections share.
+pub(super) struct Gateway {
+    pub(super) faults: Plan,
+    pub(super) counters: Live,
+    inner: S3Service,
+    /// Writers alone, readers together; see the module's text.
+    order: RwLock<()>,
+    /// When the line is free again, for the limit on bandwidth.
+    line: Mutex<Option<Instant>>,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Gateway").field("faults", &self.faults).finish_non_exhaustive()
+    }
+}
+
+/// Takes connections for ever.
+pub(super) async fn accept(listener: TcpListener, gateway: Arc<Gateway>) {
+    loop {
+        let Ok((connection, _)) = listener.accept().await else { continue };
+        if gateway.faults.is_down() {
+            continue; // dropped: closed
+        }
+        let _ = connection.set_nodelay(true);
+        let gateway = Arc::clone(&gateway);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| Arc::clone(&gateway).handle(request));
+            // It fails when the client goes away, and when a fault breaks the connection.
+            let _ =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(connection), service).await;
+        });
+    }
+}
+
+impl Gateway {
+    pub(super) fn new(folder: &Path) -> Self {
+        let files = s3s_fs::FileSystem::new(folder).expect("the server's folder");
+        let mut builder = S3ServiceBuilder::new(files);
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
+        Self {
+            faults: Plan::default(),
+            counters: Live::default(),
+            inner: builder.build(),
+            order: RwLock::new(()),
+            line: Mutex::new(None),
+        }
+    }
+
+    /// One request. An error closes the connection.
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
+        if self.faults.is_down() {
+            return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+        }
+        let method = method_name(&request);
+        let key = request.uri().path().trim_matches('/').to_owned();
+        let drawn = self.faults.draw(&method, &key, distinction(&request));
+        if let Some((fault, _)) = drawn {
+            self.counters.fault(fault.name());
+        }
+        let fault = drawn.map(|(fault, _)| fault);
+        let (parts, mut body) = request.into_parts();
+        if fault == Some(Fault::Reset) && matches!(method.as_str(), "PUT" | "POST") {
+            let first = body.frame().await.and_then(Result::ok).and_then(|frame| frame.into_data().ok());
+            self.counters.request(&method, &key, first.map_or(0, |bytes| bytes.len()));
+            return Err(io::Error::from(io::ErrorKind::ConnectionReset));
+        }
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        self.counters.request(&method, &key, body.len());
+        if let Some(refusal) = fault.and_then(refusal) {
+            return Ok(refusal);
+        }
+        let (head, body) = self.carry_out(Request::from_parts(parts, body)).await?;
+        self.answer(key, head, body, drawn).await
+    }
+
+    /// Asks s3s-fs and waits for the whole answer, whose bytes are then of one version of the object.
+    async fn carry_out(&self, request: Request<Bytes>) -> Result<(Parts, Bytes), io::Error> {
+        let writes = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let _writer = if writes { Some(self.order.write().await) } else { None };
+        let _reader = if writes { None } else { Some(self.order.read().await) };
+        let response = self
+            .inner
+            .call(request.map(s3s::Body::from))
+            .await
+            .map_err(|error| io::Error::other(format!("{error:?}")))?;
+        let (head, body) = response.into_parts();
+        let body = BodyExt::collect(body).await.map_err(|error| io::Error::other(error.to_string()))?;
+        Ok((head, body.to_bytes()))
+    }
+
+    /// Sends an answer, whole or as the fault has it.
+    async fn answer(
+        self: Arc<Self>,
+        key: String,
+        mut head: Parts,
+        mut body: Bytes,
+        fault: Option<(Fault, u64)>,
+    ) -> Result<Response<Body>, io::Error> {
+        let half = body.len() / 2;
+        let mut broken_at = None;
+        let mut pause = None;
+        match fault {
+            Some((Fault::LostAnswer, _)) => return Err(io::Error::from(io::ErrorKind::ConnectionReset)),
+            Some((Fault::Reset, _)) if body.is_empty() => return Err(io::Error::from(io::ErrorKind::ConnectionReset)),
+            Some((Fault::Reset, _)) => broken_at = Some(half),
+            Some((Fault::Stall(time), _)) if body.is_empty() => tokio::time::sleep(time).await,
+            Some((Fault::Stall(time), _)) => pause = Some((half, time)),
+            Some((Fault::Truncate, _)) if head.status.is_success() => {
+                body.truncate(half);
+                head.headers.insert(CONTENT_LENGTH, HeaderValue::from(half));
+            }
+            Some((Fault::FlipBit, number)) if head.status.is_success() && !body.is_empty() => {
+                let mut bytes = body.to_vec();
+                let at = (number / 8 % bytes.len() as u64) as usize;
+                bytes[at] ^= 1 << (number % 8);
+                body = Bytes::from(bytes);
+            }
+            _ => {}
+        }
+        if body.is_empty() {
+            return Ok(Response::from_parts(head, whole(body)));
+        }
+        let frames = self.chunks(key, body, broken_at, pause).map(|chunk| chunk.map(Frame::data));
+        Ok(Response::from_parts(head, BodyExt::boxed(StreamBody::new(frames))))
+    }
+
+    /// A body in chunks, counted, at the allowed speed; broken or paused at a byte.
+    fn chunks(
+        self: Arc<Self>,
+        key: String,
+        body: Bytes,
+        broken_at: Option<usize>,
+        pause: Option<(usize, Duration)>,
+    ) -> impl Stream<Item = Result<Bytes, io::Error>> + Send + Sync + 'static {
+        let edges = [broken_at, pause.map(|(at, _)| at)];
+        stream::unfold(0, move |at| {
+            let (gateway, key, body) = (Arc::clone(&self), key.clone(), body.clone());
+            async move {
+                if broken_at == Some(at) {
+                    return Some((Err(io::Error::from(io::ErrorKind::ConnectionReset)), body.len()));
+                }
+                if at == body.len() {
+                    return None;
+                }
+                if let Some((_, time)) = pause.filter(|(edge, _)| *edge == at) {
+                    tokio::time::sleep(time).await;
+                }
+                let next_edge = edges.into_iter().flatten().filter(|edge| *edge > at).min().unwrap_or(body.len());
+                let end = next_edge.min(at + CHUNK_BYTES);
+                gateway.take_turn(end - at).await;
+                gateway.counters.sent(&key, end - at);
+                Some((Ok(body.slice(at..end)), end))
+            }
+        })
+    }
+
+    /// Waits until the line has carried so many bytes, if its speed is limited.
+    async fn take_turn(&self, bytes: usize) {
+        let speed = self.faults.bytes_per_second();
+        if speed == 0 {
+            return;
+        }
+        let done = {
+            let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let earliest = now.checked_sub(BURST).unwrap_or(now);
+            let start = line.map_or(earliest, |free| free.max(earliest));
+            let done = start + Duration::from_secs_f64(bytes as f64 / speed as f64);
+            *line = Some(done);
+            done
+        };
+        tokio::time::sleep_until(done.into()).await;
+    }
+}
+
+/// The request's method; LIST for the GET that lists a bucket.
+fn method_name(request: &Request<Incoming>) -> String {
+    let lists = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair.starts_with("list-type=")));
+    if lists && request.method() == Method::GET { "LIST".to_owned() } else { request.method().to_string() }
+}
+
+/// What tells a request from others for the same object. The id of an upload is left out: it is random.
+fn distinction(request: &Request<Incoming>) -> (Vec<String>, Vec<u8>) {
+    let query = request.uri().query().unwrap_or_default();
+    let query = query.split('&').filter(|pair| !pair.starts_with("uploadId=")).map(str::to_owned).collect();
+    (query, request.headers().get(RANGE).map(|range| range.as_bytes().to_vec()).unwrap_or_default())
+}
+
+/// The answer to a request that the store refuses, as S3 words it.
+fn refusal(fault: Fault) -> Option<Response<Body>> {
+    let (status, code, message) = match fault {
+        Fault::InternalError => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "We encountered an internal error. Please try again.")
+        }
+        Fault::SlowDown => (StatusCode::SERVICE_UNAVAILABLE, "SlowDown", "Please reduce your request rate."),
+        Fault::ExpiredToken => (StatusCode::FORBIDDEN, "ExpiredToken", "The provided token has expired."),
+        _ => return None,
+    };
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
+         <RequestId>0000000000000000</RequestId></Error>"
+    );
+    let mut response = Response::new(whole(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    Some(response)
+}
+
+fn whole(body: Bytes) -> Body {
+    Full::new(body).map_err(|never: Infallible| match never {}).boxed()
+}

@@ -1,0 +1,33 @@
+//! The store on a folder and on an S3 server, and what becomes of every kind of failure.
+#![allow(clippy::unwrap_used)]
+
+mod store_support;
+
+use arinar_data::store::Store;
+use arinar_tests::s3::S3Server;
+use store_support::{conforms, environment, s3_store};
+
+#[test]
+fn a_folder_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&format!("file://{}/with space/runs", folder.path().display())).unwrap();
+    assert!(store.is_local());
+    conforms(&store);
+    // Nothing half written is left.
+    assert_eq!(std::fs::read_dir(store.local_path("").unwrap()).unwrap().count(), 1, "the empty folder a");
+}
+
+#[test]
+fn an_s3_server_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3Server::start(folder.path());
+    let store = s3_store(&server, "bucket", "5");
+    assert!(!store.is_local());
+    conforms(&store);
+    // As a user writes it, with a slash at the end, or the bucket alone.
+    for url in ["s3://bucket/some folder/data/", "s3://bucket"] {
+        Store::open_with(url, &environment(&server, "5")).unwrap().put("x", "y").unwrap();
+    }
+    assert!(store.exists("x").unwrap());
+    assert!(server.object_path("bucket", "x").exists());
+}
