@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use arinar_model::text::printable;
 use arinar_model::vae::{LoadedVae, VaeConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -119,14 +120,13 @@ impl Manifest {
         };
         let manifest = Self::parse(&bytes, &store.url_of(MANIFEST_NAME))?;
         let whole = manifest.check().and_then(|()| manifest.check_seal(&bytes));
-        whole.map_err(|reason| DataError::Manifest { url: store.url_of(MANIFEST_NAME), reason })?;
+        whole.map_err(|reason| damaged(&store.url_of(MANIFEST_NAME), &reason))?;
         Ok(manifest)
     }
 
     /// Writes it, which makes the dataset exist.
     pub fn write(&self, store: &Store) -> Result<(), DataError> {
-        let failed = |reason| DataError::Manifest { url: store.url_of(MANIFEST_NAME), reason };
-        let json = self.sealed_json().map_err(|error| failed(error.to_string()))?;
+        let json = self.sealed_json().map_err(|error| damaged(&store.url_of(MANIFEST_NAME), &error.to_string()))?;
         Ok(store.put(MANIFEST_NAME, json)?)
     }
 
@@ -146,7 +146,7 @@ impl Manifest {
         struct Versioned {
             version: u32,
         }
-        let broken = |error: serde_json::Error| DataError::Manifest { url: url.to_owned(), reason: error.to_string() };
+        let broken = |error: serde_json::Error| damaged(url, &error.to_string());
         let Versioned { version } = serde_json::from_slice(bytes).map_err(broken)?;
         if version > FORMAT_VERSION {
             return Err(DataError::NewerVersion { url: url.to_owned(), found: version, known: FORMAT_VERSION });
@@ -214,6 +214,11 @@ impl Manifest {
             None => Ok(()),
         }
     }
+}
+
+/// What is wrong may quote the file.
+fn damaged(url: &str, reason: &str) -> DataError {
+    DataError::Manifest { url: url.to_owned(), reason: printable(reason) }
 }
 
 /// Copies are kept under these names, so they must not lead out of their folder or hide in it.

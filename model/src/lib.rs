@@ -14,6 +14,7 @@ pub mod outer;
 mod pickle;
 pub mod sampling;
 pub mod schedule;
+pub mod text;
 pub mod vae;
 pub mod weights;
 

@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use arinar_model::text::one_line;
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 
 /// The run reached its end.
@@ -71,7 +72,10 @@ impl Stop {
             Self::Elsewhere { .. } => {}
             Self::Preempted { .. } if rank == 0 => eprintln!("{program}: {self}"),
             Self::Preempted { .. } => {}
-            Self::Configuration(_) | Self::Failure(_) => eprintln!("{program}: error: {self}"),
+            Self::Configuration(_) | Self::Failure(_) => {
+                // What is wrong may quote a file.
+                eprintln!("{program}: error: {}", one_line(&self.to_string()));
+            }
         }
         ExitCode::from(self.code())
     }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use tch::Kind;
 use thiserror::Error;
 
+use crate::text::printable;
+
 /// How many names of each sort an error's one line spells out; the rest is counted.
 const NAMES_SHOWN: usize = 4;
-/// Characters shown of a text that comes from a file.
-const LONGEST_TEXT: usize = 200;
 
 /// What is wrong with a weights file.
 #[derive(Debug, Error)]
@@ -146,13 +146,4 @@ fn shortened(names: &[String]) -> String {
         0 => shown,
         more => format!("{shown} and {more} more"),
     }
-}
-
-/// Text that may come from a hostile file, fit for one line: no control characters, and not endless.
-fn printable(text: &str) -> String {
-    let mut line: String = text.chars().take(LONGEST_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(LONGEST_TEXT).is_some() {
-        line.push_str("...");
-    }
-    line
 }
