@@ -88,7 +88,7 @@ impl Dataset {
     /// Shards to shuffle together: as `wanted` (0 for all), else as many as the cache's limit allows.
     ///
     /// # Errors
-    /// [`DataError::CacheLimit`] with the limit that would do.
+    /// [`DataError::CacheLimit`] with the limit that would do; [`DataError::CacheDisk`] when the disk is too small.
     pub fn shuffle_window(&self, wanted: Option<u64>) -> Result<u64, DataError> {
         let limit = self.cache.as_ref().and_then(ShardCache::limit);
         let too_small = |window| DataError::CacheLimit {
@@ -96,11 +96,16 @@ impl Dataset {
             window,
             needed: needed_bytes(&self.manifest, window),
         };
-        match wanted {
-            None => largest_window(&self.manifest, limit).ok_or_else(|| too_small(1)),
-            Some(window) if limit.is_none_or(|limit| needed_bytes(&self.manifest, window) <= limit) => Ok(window),
-            Some(window) => Err(too_small(window)),
+        let fits = |window| limit.is_none_or(|limit| needed_bytes(&self.manifest, window) <= limit);
+        let window = match wanted {
+            None => largest_window(&self.manifest, limit).ok_or_else(|| too_small(1))?,
+            Some(window) if fits(window) => window,
+            Some(window) => return Err(too_small(window)),
+        };
+        if let Some(cache) = &self.cache {
+            cache.check_disk(needed_bytes(&self.manifest, window))?;
         }
+        Ok(window)
     }
 
     /// The order of its samples.
@@ -114,7 +119,7 @@ impl Dataset {
         let next_uses = shuffle.next_uses(window);
         for (slot, &next_use) in self.shards.iter().zip(&next_uses) {
             // A slot that is locked is being opened, so it is wanted.
-            if next_use > window + 1
+            if next_use > window
                 && let Ok(mut slot) = slot.try_lock()
             {
                 *slot = None;
@@ -161,6 +166,14 @@ impl Dataset {
         });
         *slot = Some(shard.clone());
         Ok(shard)
+    }
+
+    /// Puts the shard into the cache, where there is one, without opening it.
+    ///
+    /// # Errors
+    /// As [`Dataset::with_record`].
+    pub(crate) fn fetch_ahead(&self, index: usize) -> Result<(), DataError> {
+        self.cache.as_ref().map_or(Ok(()), |cache| cache.fetch_ahead(&self.store, &self.manifest, index))
     }
 
     fn open_in_place(&self, index: usize) -> Result<MappedShard, DataError> {

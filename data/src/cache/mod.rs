@@ -56,6 +56,22 @@ impl ShardCache {
         self.limit
     }
 
+    /// Whether the disk can hold `needed` bytes, with what is in the cache already.
+    ///
+    /// # Errors
+    /// [`DataError::CacheDisk`] when it cannot, [`DataError::File`] when the folder cannot be used.
+    pub(crate) fn check_disk(&self, needed: u64) -> Result<(), DataError> {
+        let failed = |source| DataError::File { path: self.folder.clone(), source };
+        std::fs::create_dir_all(&self.folder).map_err(failed)?;
+        let used: u64 = folder::files(&self.folder).map_err(failed)?.iter().map(|file| file.bytes).sum();
+        let disk = rustix::fs::statvfs(&self.folder).map_err(|error| failed(error.into()))?;
+        let room = used + disk.f_bavail * disk.f_frsize;
+        if needed <= room {
+            return Ok(());
+        }
+        Err(DataError::CacheDisk { folder: self.folder.clone(), room, needed })
+    }
+
     /// Tells when each shard is needed next.
     pub(crate) fn set_next_uses(&self, next_uses: Vec<u64>) {
         *lock(&self.next_uses) = next_uses;
@@ -84,6 +100,14 @@ impl ShardCache {
         }
         let source = damage.unwrap_or(crate::shard::ShardError::Missing);
         Err(DataError::Shard { url: path.display().to_string(), source })
+    }
+
+    /// Fetches the shard if there is no copy; one that is there is checked when it is opened.
+    ///
+    /// # Errors
+    /// As [`ShardCache::open`].
+    pub(crate) fn fetch_ahead(&self, store: &Store, manifest: &Manifest, index: usize) -> Result<(), DataError> {
+        if self.path(&manifest.shards[index]).exists() { Ok(()) } else { self.fetch(store, manifest, index) }
     }
 
     /// Takes a copy out of use in which a record turned out to be damaged, unless another process has replaced it.

@@ -1,4 +1,4 @@
-//! One reader per node: a thread that opens the shards of the present and the next window before they are needed.
+//! One reader per node: a thread that fetches the shards of the present and the next window before they are needed.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -55,10 +55,10 @@ impl Drop for Prefetcher {
 }
 
 fn run(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared) {
-    let mut opened = None;
+    let mut done = None;
     loop {
         let Some(window) = *lock(&shared.window) else { return };
-        if opened == Some(window) {
+        if done == Some(window) {
             let guard = lock(&shared.window);
             let unchanged = |now: &mut Option<u64>| *now == Some(window);
             drop(shared.changed.wait_while(guard, unchanged).unwrap_or_else(|poisoned| poisoned.into_inner()));
@@ -66,8 +66,8 @@ fn run(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared) {
         }
         // A shard of a window past may have been opened while the reader moved on.
         dataset.enter_window(shuffle, window);
-        match open_windows(dataset, shuffle, shared, window) {
-            Ok(()) => opened = Some(window),
+        match read_ahead(dataset, shuffle, shared, window) {
+            Ok(()) => done = Some(window),
             Err(error) => {
                 warn(&format!("reading ahead failed: {error}"));
                 let guard = lock(&shared.window);
@@ -77,14 +77,18 @@ fn run(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared) {
     }
 }
 
-/// Opens all shards of the window and of the next one, unless the reader has moved on.
-fn open_windows(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared, window: u64) -> Result<(), DataError> {
+/// Opens all shards of the window and fetches those of the next one, unless the reader has moved on. The next ones stay
+/// closed, so that a rank that lags can have their space: only windows that some rank is reading are held.
+fn read_ahead(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared, window: u64) -> Result<(), DataError> {
     for number in [window, window + 1] {
         for shard in shuffle.window_at(number).map(|window| window.shards).unwrap_or_default() {
             if *lock(&shared.window) != Some(window) {
                 return Ok(());
             }
-            dataset.shard(shard)?;
+            match number == window {
+                true => drop(dataset.shard(shard)?),
+                false => dataset.fetch_ahead(shard)?,
+            }
         }
     }
     Ok(())
