@@ -10,6 +10,7 @@ use super::{EncodeError, Job};
 use crate::manifest::{FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest, VaeFacts};
 use crate::progress::{Progress, bytes_text, duration_text};
 use crate::shard::xxh3_hex;
+use crate::store::lease::Lease;
 use crate::tokenizer;
 
 /// Pictures that do not decode are listed up to this many.
@@ -17,7 +18,7 @@ const BAD_LISTED: usize = 20;
 
 impl Job<'_> {
     /// Rank 0: writes the manifest if all shards are there.
-    pub(super) fn finish(&self, shares: Vec<Share>, progress: &Progress) -> Result<String, EncodeError> {
+    pub(super) fn finish(&self, shares: Vec<Share>, progress: &Progress, lease: &Lease) -> Result<String, EncodeError> {
         let kept: u64 = shares.iter().map(|share| share.kept).sum();
         let mut undone: Vec<BadPicture> = Vec::new();
         let mut shards: Vec<EncodedShard> = Vec::new();
@@ -36,11 +37,13 @@ impl Job<'_> {
             let text = format!("none of the {} pictures decodes, so there is no dataset to make", self.source.len());
             return Err(EncodeError::BadPictures(text));
         }
+        lease.check()?;
         if self.args.overwrite {
             self.remove_leftovers()?;
         }
         self.store.remove_unfinished()?;
         tokenizer::keep(&self.store, vae_safetensors(&self.args.vae)?)?;
+        lease.check()?;
         manifest.write(&self.store)?;
         Ok(self.summary(&manifest, &skipped, kept, progress))
     }

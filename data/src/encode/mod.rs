@@ -23,6 +23,7 @@ use crate::manifest::Manifest;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::source::{ImageSource, SourceError};
+use crate::store::lease::{Lease, LeaseError};
 use crate::store::{Store, StoreError};
 use agree::agree;
 use plan::{Plan, Settings};
@@ -77,6 +78,9 @@ pub enum EncodeError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Somebody else is writing there.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// The manifest failed.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -139,7 +143,7 @@ impl EncodeError {
         match self {
             Self::Source(_) | Self::Vae(_) | Self::ImageSize { .. } => true,
             Self::OtherDataset { .. } | Self::ForeignShard { .. } => true,
-            Self::Store(error) => error.is_configuration(),
+            Self::Store(error) | Self::Lease(LeaseError::Store(error)) => error.is_configuration(),
             Self::Data(error) => error.is_configuration(),
             Self::Ranks { configuration, .. } => *configuration,
             _ => false,
@@ -173,12 +177,27 @@ pub fn run(args: &EncodeArgs, ranks: &Ranks) -> Result<String, EncodeError> {
         });
     }
     let job = prepared?;
+    let lease = if ranks.rank() == 0 { job.lease().map(Some) } else { Ok(None) };
+    agree(ranks, lease.as_ref().map(|_| ()), |_| ())?;
+    let lease = lease?;
     let mut progress = Progress::new("pictures", job.source.len() as u64, ranks.rank() != 0);
     let share = job.encode_share(ranks, &mut progress);
     let shares = agree(ranks, share.as_ref(), |reported| progress.advance(reported))?;
-    let finished = if ranks.rank() == 0 { job.finish(shares, &progress) } else { Ok(String::new()) };
+    let finished = match &lease {
+        Some(lease) => job.finish(shares, &progress, lease),
+        None => Ok(String::new()),
+    };
     agree(ranks, finished.as_ref().map(|_| ()), |_| ())?;
     finished
+}
+
+impl Job<'_> {
+    /// The right to write, for all ranks, and another look at what is there: it may be new.
+    fn lease(&self) -> Result<Lease, EncodeError> {
+        let lease = Lease::acquire(&self.store, "arinar-data encode")?;
+        refuse_other_dataset(&self.store, &self.plan, self.args.overwrite)?;
+        Ok(lease)
+    }
 }
 
 fn prepare<'a>(args: &'a EncodeArgs, ranks: &Ranks) -> Result<Job<'a>, EncodeError> {
