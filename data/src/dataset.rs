@@ -205,7 +205,7 @@ impl Dataset {
 }
 
 /// $XDG_CACHE_HOME/arinar/shards, or its usual place; the temporary folder for a user without a home.
-fn default_cache() -> PathBuf {
+pub(crate) fn default_cache() -> PathBuf {
     let home_cache = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home_cache);
     cache.unwrap_or_else(std::env::temp_dir).join("arinar").join("shards")

@@ -44,14 +44,24 @@ pub enum DataError {
     },
     /// A shard is damaged, truncated or gone.
     #[error(
-        "shard {url} is damaged: {source}; run the same `arinar-data encode` command again, \
-         which replaces damaged shards and keeps the good ones"
+        "shard {url} is damaged: {source}; replace it with `arinar-data verify --deep --repair`, or run the same \
+         `arinar-data encode` command again, which makes damaged shards anew and keeps the good ones"
     )]
     Shard {
         /// URL of the shard.
         url: String,
         /// What is wrong in it.
         source: ShardError,
+    },
+    /// A copy to repair from is a copy of something else.
+    #[error("{url} is dataset {found}, not a copy of dataset {expected}; give --from a copy of the damaged dataset")]
+    OtherDataset {
+        /// URL of the other dataset.
+        url: String,
+        /// Its id.
+        found: String,
+        /// Id of the damaged dataset.
+        expected: String,
     },
     /// A local file or cache folder failed.
     #[error("{}: {source}", path.display())]
@@ -122,6 +132,7 @@ impl DataError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::NoDataset { .. }
+            | Self::OtherDataset { .. }
             | Self::NewerVersion { .. }
             | Self::CacheLimit { .. }
             | Self::CacheDisk { .. }

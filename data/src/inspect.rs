@@ -32,7 +32,7 @@ pub fn summary(manifest: &Manifest, url: &str) -> String {
         lines.push(format!("  and {} more (--json lists all)", manifest.classes.len() - CLASSES_LISTED));
     }
     if !manifest.skipped.is_empty() {
-        lines.push(format!("left out  {} pictures that do not decode (--json lists them)", manifest.skipped.len()));
+        lines.push(format!("left out  {} pictures that cannot be used (--json lists them)", manifest.skipped.len()));
     }
     lines.join("\n")
 }

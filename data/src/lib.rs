@@ -1,6 +1,8 @@
 //! Bytes to batches: pictures to latents to shards to an object store to training batches.
 
+pub mod bench;
 pub mod cache;
+pub mod convert;
 pub mod crop;
 pub mod dataset;
 pub mod decode;
@@ -9,6 +11,7 @@ pub mod error;
 pub mod inspect;
 mod latent;
 pub mod loader;
+mod making;
 pub mod manifest;
 mod mapped;
 pub mod object;
@@ -16,8 +19,10 @@ pub mod order;
 mod progress;
 pub mod random;
 pub mod ranks;
+pub mod repair;
 pub mod shard;
 pub mod shuffle;
+pub mod simulate;
 pub mod source;
 pub mod store;
 pub mod token;

@@ -1,6 +1,6 @@
 //! The manifest: what a dataset is. It is written last and is the commit point: no manifest, no dataset.
 
-use arinar_model::vae::VaeConfig;
+use arinar_model::vae::{LoadedVae, VaeConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
@@ -52,7 +52,7 @@ pub struct ImageFacts {
 pub struct VaeFacts {
     /// Its sizes.
     pub config: VaeConfig,
-    /// XXH3-128 of its weights file in hexadecimal.
+    /// XXH3-128 of its weights file in hexadecimal; empty where the weights are not known.
     pub xxh3_128: String,
     /// Factor from latents to what the outer model sees.
     pub scale: f64,
@@ -60,6 +60,19 @@ pub struct VaeFacts {
     pub channels: i64,
     /// Pixels per latent position along one side.
     pub stride: i64,
+}
+
+impl VaeFacts {
+    /// What a manifest says about a VAE.
+    pub fn of(vae: &LoadedVae) -> Self {
+        Self {
+            config: vae.config.clone(),
+            xxh3_128: vae.xxh3.clone(),
+            scale: vae.scale,
+            channels: vae.config.embed_dim,
+            stride: vae.config.stride(),
+        }
+    }
 }
 
 /// One shard file.

@@ -1,52 +1,68 @@
-//! `arinar-data verify`: is every shard as the manifest says?
+//! `arinar-data verify`: is every shard as the manifest says? With `--repair`, damaged ones are replaced by copies.
+
+use std::path::Path;
 
 use crate::error::DataError;
 use crate::manifest::{Manifest, ShardFacts};
 use crate::progress::Progress;
+use crate::repair::Copies;
 use crate::shard::{ShardError, ShardLayout, check_shard};
 use crate::store::Store;
 
-/// What was found.
+/// Where copies for a repair may be, besides the user's cache folder.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Repair<'a> {
+    /// Folder of cached shards; `None` for the user's own.
+    pub cache_folder: Option<&'a Path>,
+    /// URL of a second copy of the dataset.
+    pub from: Option<&'a str>,
+}
+
+/// What was found and done.
 #[derive(Debug)]
 pub struct Verification {
     /// Shards looked at.
     pub shards: usize,
     /// Records in them.
     pub records: u64,
-    /// The damaged shards.
-    pub damaged: Vec<DataError>,
+    /// Shards that were damaged and are sound now: name, and where the copy lay.
+    pub repaired: Vec<(String, String)>,
+    /// The damaged shards that are left, and which copies were tried; none were where no repair was asked for.
+    pub damaged: Vec<(DataError, String)>,
 }
 
 /// Checks size and XXH3 of every shard; with `deep` each record's CRC32C and label too. Goes on after a damaged one.
+/// With `repair` a damaged shard is replaced by a copy that verifies.
 ///
 /// # Errors
-/// When there is no dataset or the store fails.
-pub fn verify(url: &str, deep: bool) -> Result<Verification, DataError> {
+/// When there is no dataset, the store fails, or the second copy is one of another dataset.
+pub fn verify(url: &str, deep: bool, repair: Option<Repair<'_>>) -> Result<Verification, DataError> {
     let store = Store::open(url)?;
     let manifest = Manifest::read(&store)?;
+    let copies = repair.map(|repair| Copies::of(&manifest, repair.cache_folder, repair.from)).transpose()?;
     let mut progress = Progress::new("shards", manifest.shards.len() as u64, false);
-    let mut damaged = Vec::new();
+    let (mut repaired, mut damaged) = (Vec::new(), Vec::new());
     for facts in &manifest.shards {
-        if let Err(source) = verify_shard(&store, &manifest, facts, deep)? {
-            damaged.push(DataError::Shard { url: store.url_of(&facts.name), source });
+        let sound = |file: &[u8]| check(file, &manifest, facts, deep);
+        let found = match store.get(&facts.name) {
+            Err(error) if error.is_missing() => Err(ShardError::Missing),
+            file => sound(&file?),
+        };
+        if let Err(source) = found {
+            let error = DataError::Shard { url: store.url_of(&facts.name), source };
+            match copies.as_ref().map(|copies| copies.repair(&store, facts, sound)).transpose()? {
+                Some(Ok(place)) => repaired.push((facts.name.clone(), place)),
+                tried => damaged.push((error, tried.and_then(Result::err).unwrap_or_default())),
+            }
         }
         progress.advance(1);
     }
-    Ok(Verification { shards: manifest.shards.len(), records: manifest.num_samples, damaged })
+    Ok(Verification { shards: manifest.shards.len(), records: manifest.num_samples, repaired, damaged })
 }
 
-fn verify_shard(
-    store: &Store,
-    manifest: &Manifest,
-    facts: &ShardFacts,
-    deep: bool,
-) -> Result<Result<(), ShardError>, DataError> {
-    let file = match store.get(&facts.name) {
-        Err(error) if error.is_missing() => return Ok(Err(ShardError::Missing)),
-        other => other?,
-    };
-    let checked = check_shard(&file, facts, manifest.moments_shape());
-    Ok(checked.and_then(|layout| if deep { deep_check(&file, &layout, manifest.classes.len()) } else { Ok(()) }))
+fn check(file: &[u8], manifest: &Manifest, facts: &ShardFacts, deep: bool) -> Result<(), ShardError> {
+    let layout = check_shard(file, facts, manifest.moments_shape())?;
+    if deep { deep_check(file, &layout, manifest.classes.len()) } else { Ok(()) }
 }
 
 fn deep_check(file: &[u8], layout: &ShardLayout, classes: usize) -> Result<(), ShardError> {

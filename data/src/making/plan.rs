@@ -3,26 +3,17 @@
 
 use std::ops::Range;
 
-use arinar_model::vae::LoadedVae;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::{Pictures, Recipe};
 use crate::manifest::FORMAT_VERSION;
 use crate::random::{Purpose, global_order};
 use crate::shard::record_bytes;
-use crate::source::ImageSource;
 
 /// A small dataset is cut in at least this many shards, so that ranks share the work and a killed run loses little,
 const SHARDS_AT_LEAST: usize = 16;
 /// as long as its shards hold at least this many records.
 const RECORDS_AT_LEAST: usize = 32;
-
-/// The settings that make a dataset what it is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Settings {
-    pub(crate) image_size: u32,
-    pub(crate) seed: u64,
-    pub(crate) shard_bytes: u64,
-}
 
 /// The division of all pictures into shards.
 #[derive(Debug)]
@@ -34,10 +25,10 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn new(source: &ImageSource, vae: &LoadedVae, shape: [usize; 3], settings: Settings) -> Self {
-        let per_shard = records_per_shard(source.len(), record_bytes(shape), settings.shard_bytes);
-        let order = global_order(settings.seed, 0, Purpose::ShardOrder, source.len());
-        Self { encode_id: encode_id(source, vae, settings, per_shard), order, per_shard }
+    pub(crate) fn new(pictures: &dyn Pictures, recipe: &Recipe, shape: [usize; 3]) -> Self {
+        let per_shard = records_per_shard(pictures.len(), record_bytes(shape), recipe.shard_bytes);
+        let order = global_order(recipe.seed, 0, Purpose::ShardOrder, pictures.len());
+        Self { encode_id: encode_id(pictures, recipe, per_shard), order, per_shard }
     }
 
     pub(crate) fn num_shards(&self) -> usize {
@@ -66,17 +57,18 @@ fn records_per_shard(total: usize, record_bytes: usize, shard_bytes: u64) -> usi
     total.div_ceil(total.div_ceil(limit))
 }
 
-fn encode_id(source: &ImageSource, vae: &LoadedVae, settings: Settings, per_shard: usize) -> String {
+fn encode_id(pictures: &dyn Pictures, recipe: &Recipe, per_shard: usize) -> String {
     let mut hash = Xxh3::new();
     let mut add = |text: &str| {
         hash.update(text.as_bytes());
         hash.update(b"\n");
     };
-    add(&format!("format {FORMAT_VERSION}, image size {}, seed {}", settings.image_size, settings.seed));
-    add(&format!("{per_shard} records per shard, vae {}, scale {}", vae.xxh3, vae.scale));
-    source.classes().iter().for_each(|class| add(class));
-    for index in 0..source.len() {
-        add(&format!("{} {}", source.label(index), source.name(index)));
+    add(&format!("format {FORMAT_VERSION}, image size {}, seed {}", recipe.image_size, recipe.seed));
+    add(&format!("{per_shard} records per shard, vae {}, scale {}", recipe.vae.xxh3_128, recipe.vae.scale));
+    recipe.kind.iter().for_each(|kind| add(kind));
+    pictures.classes().iter().for_each(|class| add(class));
+    for index in 0..pictures.len() {
+        add(&format!("{} {}", pictures.label(index), pictures.name(index)));
     }
     format!("{:032x}", hash.digest128())
 }

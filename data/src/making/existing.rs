@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::plan::Plan;
-use super::share::{BadPicture, EncodedShard};
-use super::{EncodeError, Job};
+use super::share::{BadPicture, StoredShard};
+use super::{EncodeError, Job, Maker};
 use crate::manifest::ShardFacts;
 use crate::shard::{ShardLayout, xxh3_hex};
 
@@ -13,12 +13,12 @@ pub(super) enum Existing {
     /// Nothing.
     None,
     /// A shard that can stay.
-    Whole(EncodedShard),
+    Whole(StoredShard),
     /// A shard that must be made again, and why.
     Unusable(String),
 }
 
-impl Job<'_> {
+impl<M: Maker> Job<M> {
     /// Looks at shard `shard` in the store and checks every record of it.
     pub(super) fn existing(&self, shard: usize) -> Result<Existing, EncodeError> {
         let name = Plan::name(shard);
@@ -29,7 +29,7 @@ impl Job<'_> {
         };
         let layout = match ShardLayout::parse(&file, self.shape) {
             Ok(layout) if layout.encode_id() == self.plan.encode_id => layout,
-            Ok(_) if !self.args.overwrite => {
+            Ok(_) if !self.recipe.overwrite => {
                 return Err(EncodeError::ForeignShard { url: self.store.url_of(&name) });
             }
             Ok(_) => return Ok(Existing::Unusable("it belongs to another encode run".to_owned())),
@@ -39,13 +39,13 @@ impl Job<'_> {
             return Ok(Existing::Unusable(error.to_string()));
         }
         let bad = match self.left_out(shard, &file, &layout) {
-            Some(bad) if bad.is_empty() || self.args.skip_bad => bad,
+            Some(bad) if bad.is_empty() || self.recipe.skip_bad => bad,
             Some(_) => return Ok(Existing::Unusable("pictures were left out of it with --skip-bad".to_owned())),
             None => return Ok(Existing::Unusable("it holds other pictures".to_owned())),
         };
         let facts =
             ShardFacts { name, bytes: file.len() as u64, count: layout.count() as u64, xxh3_128: xxh3_hex(&file) };
-        Ok(Existing::Whole(EncodedShard { shard, facts, class_counts: class_counts(&file, &layout), bad }))
+        Ok(Existing::Whole(StoredShard { shard, facts, class_counts: class_counts(&file, &layout), bad }))
     }
 
     /// Pictures of the plan that the shard does not hold; None when its records are not those of the plan.
@@ -53,14 +53,14 @@ impl Job<'_> {
         let mut bad = Vec::new();
         let mut record = 0;
         for &index in self.plan.pictures(shard) {
-            let expected = (i64::from(self.source.label(index as usize)), i64::from(index));
+            let expected = (i64::from(self.maker.pictures().label(index as usize)), i64::from(index));
             if record < layout.count() && layout.facts(file, record) == expected {
                 record += 1;
             } else {
                 bad.push(BadPicture {
                     source_id: index,
-                    name: self.source.name(index as usize).to_owned(),
-                    reason: "did not decode in an earlier run".to_owned(),
+                    name: self.maker.pictures().name(index as usize).to_owned(),
+                    reason: "could not be used in an earlier run".to_owned(),
                 });
             }
         }

@@ -2,26 +2,24 @@
 
 use std::collections::BTreeSet;
 
-use arinar_model::vae::vae_safetensors;
-
 use super::plan::Plan;
-use super::share::{BadPicture, EncodedShard, Share};
-use super::{EncodeError, Job};
-use crate::manifest::{FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest, VaeFacts};
+use super::share::{BadPicture, Share, StoredShard};
+use super::{EncodeError, Job, Maker};
+use crate::manifest::{FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest};
 use crate::progress::{Progress, bytes_text, duration_text};
 use crate::shard::xxh3_hex;
 use crate::store::lease::Lease;
 use crate::tokenizer;
 
-/// Pictures that do not decode are listed up to this many.
+/// Pictures that cannot be used are listed up to this many.
 const BAD_LISTED: usize = 20;
 
-impl Job<'_> {
+impl<M: Maker> Job<M> {
     /// Rank 0: writes the manifest if all shards are there.
     pub(super) fn finish(&self, shares: Vec<Share>, progress: &Progress, lease: &Lease) -> Result<String, EncodeError> {
         let kept: u64 = shares.iter().map(|share| share.kept).sum();
         let mut undone: Vec<BadPicture> = Vec::new();
-        let mut shards: Vec<EncodedShard> = Vec::new();
+        let mut shards: Vec<StoredShard> = Vec::new();
         for share in shares {
             undone.extend(share.bad);
             shards.extend(share.shards);
@@ -34,15 +32,20 @@ impl Job<'_> {
         skipped.sort_by_key(|bad| bad.source_id);
         let manifest = self.manifest(&shards, &skipped);
         if manifest.num_samples == 0 {
-            let text = format!("none of the {} pictures decodes, so there is no dataset to make", self.source.len());
+            let text = format!(
+                "none of the {} pictures can be used, so there is no dataset to make",
+                self.maker.pictures().len()
+            );
             return Err(EncodeError::BadPictures(text));
         }
         lease.check()?;
-        if self.args.overwrite {
+        if self.recipe.overwrite {
             self.remove_leftovers()?;
         }
         self.store.remove_unfinished()?;
-        tokenizer::keep(&self.store, vae_safetensors(&self.args.vae)?)?;
+        if let Some(weights) = self.maker.tokenizer()? {
+            tokenizer::keep(&self.store, weights)?;
+        }
         lease.check()?;
         manifest.write(&self.store)?;
         Ok(self.summary(&manifest, &skipped, kept, progress))
@@ -61,8 +64,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn manifest(&self, shards: &[EncodedShard], skipped: &[BadPicture]) -> Manifest {
-        let mut class_counts = vec![0; self.source.classes().len()];
+    fn manifest(&self, shards: &[StoredShard], skipped: &[BadPicture]) -> Manifest {
+        let mut class_counts = vec![0; self.maker.pictures().classes().len()];
         let mut identity = self.plan.encode_id.clone();
         for shard in shards {
             shard.class_counts.iter().for_each(|(&class, count)| class_counts[class as usize] += count);
@@ -72,19 +75,13 @@ impl Job<'_> {
             version: FORMAT_VERSION,
             dataset_id: xxh3_hex(identity.as_bytes())[..16].to_owned(),
             encode_id: self.plan.encode_id.clone(),
-            seed: self.args.seed,
+            seed: self.recipe.seed,
             num_samples: shards.iter().map(|shard| shard.facts.count).sum(),
-            num_sources: self.source.len() as u64,
-            classes: self.source.classes().to_vec(),
+            num_sources: self.maker.pictures().len() as u64,
+            classes: self.maker.pictures().classes().to_vec(),
             class_counts,
-            image: ImageFacts { size: self.args.image_size },
-            vae: VaeFacts {
-                config: self.vae.config.clone(),
-                xxh3_128: self.vae.xxh3.clone(),
-                scale: self.vae.scale,
-                channels: self.vae.config.embed_dim,
-                stride: self.vae.config.stride(),
-            },
+            image: ImageFacts { size: self.recipe.image_size },
+            vae: self.recipe.vae.clone(),
             skipped: skipped.iter().map(|bad| bad.name.clone()).collect(),
             shards: shards.iter().map(|shard| shard.facts.clone()).collect(),
         }
@@ -92,9 +89,9 @@ impl Job<'_> {
 
     fn bad_pictures_text(&self, mut bad: Vec<BadPicture>, whole_shards: usize) -> String {
         bad.sort_by_key(|bad| bad.source_id);
-        let (shards, total) = (self.plan.num_shards(), self.source.len());
+        let (shards, total) = (self.plan.num_shards(), self.maker.pictures().len());
         format!(
-            "{} of {total} pictures do not decode:\n{}\n\
+            "{} of {total} pictures cannot be used:\n{}\n\
              no dataset was made; {whole_shards} of {shards} shards are done and will be kept; \
              repair the pictures or pass --skip-bad, and run the command again",
             bad.len(),
@@ -122,7 +119,7 @@ impl Job<'_> {
             text.push_str(&format!("\n{encoded} encoded in {} ({speed:.1}/s)", duration_text(elapsed)));
         }
         if !skipped.is_empty() {
-            text.push_str(&format!("\n{} left out because they do not decode:\n{}", skipped.len(), bad_list(skipped)));
+            text.push_str(&format!("\n{} left out because they cannot be used:\n{}", skipped.len(), bad_list(skipped)));
         }
         text
     }
