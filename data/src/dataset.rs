@@ -117,15 +117,17 @@ impl Dataset {
     pub fn enter_window(&self, shuffle: &Shuffle, window: u64) {
         let Some(cache) = &self.cache else { return };
         let next_uses = shuffle.next_uses(window);
-        for (slot, &next_use) in self.shards.iter().zip(&next_uses) {
-            // A slot that is locked is being opened, so it is wanted.
-            if next_use > window
-                && let Ok(mut slot) = slot.try_lock()
-            {
+        self.close_shards(|shard| next_uses[shard] > window);
+        cache.set_next_uses(next_uses);
+    }
+
+    /// Closes shards, but not one that is being opened.
+    fn close_shards(&self, which: impl Fn(usize) -> bool) {
+        for (_, slot) in self.shards.iter().enumerate().filter(|(shard, _)| which(*shard)) {
+            if let Ok(mut slot) = slot.try_lock() {
                 *slot = None;
             }
         }
-        cache.set_next_uses(next_uses);
     }
 
     /// Calls `read` with the record of `sample` after checking its CRC32C. A copy in the cache that is damaged is
@@ -161,19 +163,19 @@ impl Dataset {
             return Ok(shard.clone());
         }
         let shard = Arc::new(match &self.cache {
-            Some(cache) => cache.open(&self.store, &self.manifest, index)?,
+            Some(cache) => cache.open(&self.store, &self.manifest, index, &|| self.close_shards(|_| true))?,
             None => self.open_in_place(index)?,
         });
         *slot = Some(shard.clone());
         Ok(shard)
     }
 
-    /// Puts the shard into the cache, where there is one, without opening it.
+    /// Puts the shard into the cache, where there is one, without opening it; false where there is no room now.
     ///
     /// # Errors
     /// As [`Dataset::with_record`].
-    pub(crate) fn fetch_ahead(&self, index: usize) -> Result<(), DataError> {
-        self.cache.as_ref().map_or(Ok(()), |cache| cache.fetch_ahead(&self.store, &self.manifest, index))
+    pub(crate) fn fetch_ahead(&self, index: usize) -> Result<bool, DataError> {
+        self.cache.as_ref().map_or(Ok(true), |cache| cache.fetch_ahead(&self.store, &self.manifest, index))
     }
 
     fn open_in_place(&self, index: usize) -> Result<MappedShard, DataError> {

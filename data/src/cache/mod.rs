@@ -19,6 +19,7 @@ use crate::manifest::{Manifest, ShardFacts};
 use crate::mapped::{MappedShard, OpenError};
 use crate::store::Store;
 
+use fetch::NoRoom;
 pub use prefetch::Prefetcher;
 pub use room::{largest_window, needed_bytes};
 
@@ -77,11 +78,18 @@ impl ShardCache {
         *lock(&self.next_uses) = next_uses;
     }
 
-    /// The shard, fetched if there is no sound copy.
+    /// The shard, fetched if there is no sound copy. Where there is no room because ranks read in different windows,
+    /// `release` is to close what this process holds: no rank ever waits for another while it keeps something itself.
     ///
     /// # Errors
     /// The store's, a full disk or cache, or [`DataError::Shard`] when even the store's shard does not verify.
-    pub(crate) fn open(&self, store: &Store, manifest: &Manifest, index: usize) -> Result<MappedShard, DataError> {
+    pub(crate) fn open(
+        &self,
+        store: &Store,
+        manifest: &Manifest,
+        index: usize,
+        release: &dyn Fn(),
+    ) -> Result<MappedShard, DataError> {
         let (facts, shape) = (&manifest.shards[index], manifest.moments_shape());
         let path = self.path(facts);
         let mut damage = None;
@@ -96,18 +104,20 @@ impl ShardCache {
                 }
                 Err(error @ OpenError::File { .. }) => return Err(error.of_shard(store.url_of(&facts.name))),
             }
-            self.fetch(store, manifest, index)?;
+            self.fetch(store, manifest, index, NoRoom::Wait(release))?;
         }
         let source = damage.unwrap_or(crate::shard::ShardError::Missing);
         Err(DataError::Shard { url: path.display().to_string(), source })
     }
 
-    /// Fetches the shard if there is no copy; one that is there is checked when it is opened.
+    /// Fetches the shard if there is no copy; one that is there is checked when it is opened. False where there is no
+    /// room now.
     ///
     /// # Errors
     /// As [`ShardCache::open`].
-    pub(crate) fn fetch_ahead(&self, store: &Store, manifest: &Manifest, index: usize) -> Result<(), DataError> {
-        if self.path(&manifest.shards[index]).exists() { Ok(()) } else { self.fetch(store, manifest, index) }
+    pub(crate) fn fetch_ahead(&self, store: &Store, manifest: &Manifest, index: usize) -> Result<bool, DataError> {
+        let there = self.path(&manifest.shards[index]).exists();
+        if there { Ok(true) } else { self.fetch(store, manifest, index, NoRoom::GiveUp) }
     }
 
     /// Takes a copy out of use in which a record turned out to be damaged, unless another process has replaced it.
