@@ -154,7 +154,10 @@ fn secrets_are_never_shown() {
         [no_equals_sign, format!("[default]\naws_secret_access_key = {WRONG_SECRET}\n"), WRONG_SECRET.to_owned()]
     {
         lab.write("credentials", &file);
-        note(&mut shown, lab.open(&[]).unwrap_err());
+        let error = lab.open(&[]).unwrap_err();
+        assert!(error.is_configuration(), "{error}");
+        assert!(error.to_string().contains("credentials") | error.to_string().contains("default"), "{error}");
+        note(&mut shown, error);
     }
     lab.write("credentials", &Lab::keys("default", WRONG_SECRET));
     let store = lab.open(&[("AWS_ENDPOINT_URL", &endpoint)]).unwrap();

@@ -15,8 +15,11 @@ use store_support::s3_store;
 const URL_VARIABLE: &str = "ARINAR_TEST_LEASE_URL";
 const SHORT: Duration = Duration::from_millis(900);
 
+/// Environment variables for a child process.
+type Variables = Vec<(String, String)>;
+
 /// A folder and a cloud, each with what a child process needs to get there.
-fn stores() -> (tempfile::TempDir, S3Server, Vec<(Store, Vec<(String, String)>)>) {
+fn stores() -> (tempfile::TempDir, S3Server, Vec<(Store, Variables)>) {
     let folder = tempfile::tempdir().unwrap();
     let server = S3Server::start(&folder.path().join("s3"));
     let cloud = s3_store(&server, "bucket", "5");
