@@ -15,8 +15,11 @@ use store_support::s3_store;
 const URL_VARIABLE: &str = "ARINAR_TEST_LEASE_URL";
 const SHORT: Duration = Duration::from_millis(900);
 
+/// Environment variables for a child process.
+type Variables = Vec<(String, String)>;
+
 /// A folder and a cloud, each with what a child process needs to get there.
-fn stores() -> (tempfile::TempDir, S3Server, Vec<(Store, Vec<(String, String)>)>) {
+fn stores() -> (tempfile::TempDir, S3Server, Vec<(Store, Variables)>) {
     let folder = tempfile::tempdir().unwrap();
     let server = S3Server::start(&folder.path().join("s3"));
     let cloud = s3_store(&server, "bucket", "5");
@@ -118,6 +121,7 @@ fn move_elsewhere(store: &Store) -> serde_json::Value {
     let mut holder: serde_json::Value = serde_json::from_slice(&store.get("writer.json").unwrap()).unwrap();
     holder["boot_id"] = "elsewhere".into();
     holder["host"] = "far-away".into();
+    holder["nonce"] = "another".into();
     store.put("writer.json", holder.to_string()).unwrap();
     holder
 }
@@ -147,7 +151,7 @@ fn a_writer_of_another_machine_that_renews_keeps_its_lease() {
     let store = &stores[1].0;
     let lease = Lease::acquire(store, "first").unwrap();
     let mut holder = move_elsewhere(store);
-    drop(lease); // It does not delete what is not its own: the version is another.
+    drop(lease); // It does not delete what is not its own.
     let error = std::thread::scope(|scope| {
         let waiter = scope.spawn(|| held(Lease::acquire_for(store, "second", Duration::from_secs(20))));
         while !waiter.is_finished() {
