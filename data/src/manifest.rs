@@ -1,15 +1,25 @@
 //! The manifest: what a dataset is. It is written last and is the commit point: no manifest, no dataset.
+//!
+//! The file ends with a hash of what it says, so that a damaged one is told from a whole one. Manifests of the first
+//! version of this program have none; they are taken as they are.
+
+use std::collections::BTreeMap;
 
 use arinar_model::vae::{LoadedVae, VaeConfig};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::DataError;
+use crate::shard::{record_bytes, xxh3_hex};
 use crate::store::Store;
 
 /// Name of the manifest in the dataset's folder.
 pub const MANIFEST_NAME: &str = "manifest.json";
 /// Version of the dataset format this program writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
+/// Largest picture and most latent channels that are not taken for damage.
+const LARGEST_SIDE: i64 = 1 << 16;
+const MOST_CHANNELS: i64 = 1 << 12;
 
 /// A dataset's manifest.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +48,14 @@ pub struct Manifest {
     pub skipped: Vec<String>,
     /// The shards in order; sample i is the i-th record over all of them.
     pub shards: Vec<ShardFacts>,
+}
+
+/// A manifest as it is written.
+#[derive(Serialize)]
+struct Sealed<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    xxh3_128: String,
 }
 
 /// How the pictures were prepared.
@@ -100,14 +118,15 @@ impl Manifest {
             other => other?,
         };
         let manifest = Self::parse(&bytes, &store.url_of(MANIFEST_NAME))?;
-        manifest.check().map_err(|reason| DataError::Manifest { url: store.url_of(MANIFEST_NAME), reason })?;
+        let whole = manifest.check().and_then(|()| manifest.check_seal(&bytes));
+        whole.map_err(|reason| DataError::Manifest { url: store.url_of(MANIFEST_NAME), reason })?;
         Ok(manifest)
     }
 
     /// Writes it, which makes the dataset exist.
     pub fn write(&self, store: &Store) -> Result<(), DataError> {
-        let json = serde_json::to_vec_pretty(self)
-            .map_err(|error| DataError::Manifest { url: store.url_of(MANIFEST_NAME), reason: error.to_string() })?;
+        let failed = |reason| DataError::Manifest { url: store.url_of(MANIFEST_NAME), reason };
+        let json = self.sealed_json().map_err(|error| failed(error.to_string()))?;
         Ok(store.put(MANIFEST_NAME, json)?)
     }
 
@@ -135,11 +154,40 @@ impl Manifest {
         serde_json::from_slice(bytes).map_err(broken)
     }
 
+    fn sealed_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        // Sealed is what a reader will understand: a number may be read back as its neighbour.
+        let read_back: Self = serde_json::from_slice(&serde_json::to_vec(self)?)?;
+        serde_json::to_vec_pretty(&Sealed { manifest: self, xxh3_128: read_back.seal()? })
+    }
+
+    fn seal(&self) -> Result<String, serde_json::Error> {
+        Ok(xxh3_hex(&serde_json::to_vec(self)?))
+    }
+
+    /// Compares the manifest with the hash in the file, if it has one.
+    fn check_seal(&self, bytes: &[u8]) -> Result<(), String> {
+        let text = |error: serde_json::Error| error.to_string();
+        let keys: BTreeMap<String, Value> = serde_json::from_slice(bytes).map_err(text)?;
+        match keys.get("xxh3_128") {
+            Some(seal) if *seal == self.seal().map_err(text)? => Ok(()),
+            Some(seal) => Err(format!("it does not say what its XXH3 {seal} was made of; it is damaged or was edited")),
+            None => {
+                let known = serde_json::to_value(self).map_err(text)?;
+                let unknown = keys.keys().find(|key| known.get(key).is_none());
+                unknown.map_or(Ok(()), |key| Err(format!("it has an unknown key {key:?} and no XXH3")))
+            }
+        }
+    }
+
     /// What contradicts itself in the manifest.
     fn check(&self) -> Result<(), String> {
-        let total: u64 = self.shards.iter().map(|shard| shard.count).sum();
-        if total != self.num_samples {
-            return Err(format!("num_samples is {}, but its shards hold {total}", self.num_samples));
+        let total = self.shards.iter().try_fold(0u64, |total, shard| total.checked_add(shard.count));
+        if total != Some(self.num_samples) {
+            return Err(format!(
+                "num_samples is {}, but its shards hold {}",
+                self.num_samples,
+                total.unwrap_or(u64::MAX)
+            ));
         }
         if self.num_samples == 0 || self.num_samples > u64::from(u32::MAX) {
             return Err(format!("num_samples is {}; 1 to {} are possible", self.num_samples, u32::MAX));
@@ -149,14 +197,22 @@ impl Manifest {
             return Err(format!("{name:?} is no name of a file in the dataset's folder"));
         }
         let vae = &self.vae;
+        vae.config.validate()?;
         let divides = vae.stride > 0 && i64::from(self.image.size) % vae.stride == 0;
-        if vae.channels < 1 || !divides || self.image.size == 0 {
+        let sane =
+            (1..=LARGEST_SIDE).contains(&i64::from(self.image.size)) && (1..=MOST_CHANNELS).contains(&vae.channels);
+        if !divides || !sane || !(vae.scale.is_finite() && vae.scale > 0.0) {
             return Err(format!(
-                "image size {}, stride {} and {} channels do not fit together",
-                self.image.size, vae.stride, vae.channels
+                "image size {}, stride {}, {} channels and scale {} do not fit together",
+                self.image.size, vae.stride, vae.channels, vae.scale
             ));
         }
-        Ok(())
+        let record = record_bytes(self.moments_shape()) as u64;
+        let full = |shard: &&ShardFacts| shard.count.checked_mul(record).is_none_or(|bytes| bytes > shard.bytes);
+        match self.shards.iter().find(full) {
+            Some(shard) => Err(format!("{} of {} bytes cannot hold {} records", shard.name, shard.bytes, shard.count)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -66,8 +66,11 @@ impl ResumeToken {
         if self.dataset_id == dataset.id() && self.position >= samples {
             wrong.push(format!("position {} is beyond the {samples} samples of an epoch", self.position));
         }
-        if wrong.is_empty() {
-            return Ok(Position(self.epoch * samples + self.position));
+        let place = self.epoch.checked_mul(samples).and_then(|place| place.checked_add(self.position));
+        match place {
+            Some(place) if wrong.is_empty() => return Ok(Position(place)),
+            None => wrong.push(format!("epoch {} is beyond all counting", self.epoch)),
+            _ => {}
         }
         Err(DataError::Resume(format!("{}; set them as they were, or start a new run", wrong.join("; "))))
     }

@@ -58,10 +58,13 @@ fn by_sample(counts: impl Iterator<Item = u64>) -> Vec<u32> {
 
 /// A label for each sample. Which picture lies where is a random permutation, so any random one stands for it.
 fn labels(manifest: &Manifest, seed: u64) -> Option<Vec<u32>> {
+    let counted = manifest.class_counts.iter().try_fold(0u64, |total, &count| total.checked_add(count));
+    if counted != Some(manifest.num_samples) {
+        return None;
+    }
     let sorted = by_sample(manifest.class_counts.iter().copied());
-    let spread =
-        || global_order(seed, 0, Purpose::ShardOrder, sorted.len()).iter().map(|&at| sorted[at as usize]).collect();
-    (sorted.len() as u64 == manifest.num_samples).then(spread)
+    let spread = global_order(seed, 0, Purpose::ShardOrder, sorted.len());
+    Some(spread.into_iter().map(|place| sorted[place as usize]).collect())
 }
 
 /// For each shard the window of `epoch` that it lies in.
