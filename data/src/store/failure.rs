@@ -91,7 +91,13 @@ impl From<object_store::Error> for Failure {
         let http = http_kind(&error);
         let status = answer.as_ref().map_or(0, |answer| answer.status);
         let kind = match &error {
-            _ if texts.iter().any(|text| text.contains(INSTANCE_METADATA)) => Kind::NoCredentials,
+            // Nobody is there, or has a role for this machine; an overloaded service would answer otherwise.
+            _ if texts.iter().any(|text| text.contains(INSTANCE_METADATA))
+                && (matches!(http, Some(HttpErrorKind::Connect | HttpErrorKind::Timeout)) || status / 100 == 4)
+                && status != 429 =>
+            {
+                Kind::NoCredentials
+            }
             _ if EXPIRED.contains(&code) => Kind::Expired,
             _ if PASSING.contains(&code) => Kind::Passing,
             _ if matches!(code, "NoSuchBucket" | "ContainerNotFound") => Kind::NoBucket,
