@@ -7,7 +7,9 @@ readonly TORCH_VERSION=2.13.0 # tch 0.26 accepts exactly this one
 readonly TORCH="torch==$TORCH_VERSION"
 # All that libtorch_cpu.so of the CUDA 13 wheel links to; the versions are those of torch's cuda-toolkit==13.0.3.
 readonly CPU_WHEELS=("nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*")
-readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3") # this tensorboard imports pkg_resources
+# This tensorboard imports pkg_resources. moto is an S3 server that nobody here wrote; moto[server] would bring what all
+# the other services of Amazon need, 190 MB.
+readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3" "moto[s3]==5.2.5" "flask>=3,<4" "flask-cors>=6,<7")
 readonly CPU_GIGABYTES=4 CUDA_GIGABYTES=5 TEST_GIGABYTES=1
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -27,7 +29,8 @@ Installs what is missing: Debian's Open MPI and libclang (apt-get), and libtorch
 PyPI wheel into a private virtual environment in $home (ARINAR_HOME names another folder).
 Says one line for each thing that it installs; silent when there is nothing to do. Needs Rust and Python 3.
 
-  --tests  also what \`make test\` and \`make check\` need: TensorBoard and NumPy in a second environment, shellcheck
+  --tests  also what \`make test\` and \`make check\` need: TensorBoard, NumPy and moto (an S3 server) in a second
+           environment, shellcheck
   --cuda   all CUDA libraries of torch (3 GB more); the default where there is an NVIDIA driver
   --check  install nothing; say what is missing and exit 1 if something is
 END

@@ -88,7 +88,7 @@ impl Dataset {
     /// Shards to shuffle together: as `wanted` (0 for all), else as many as the cache's limit allows.
     ///
     /// # Errors
-    /// [`DataError::CacheLimit`] with the limit that would do.
+    /// [`DataError::CacheLimit`] with the limit that would do; [`DataError::CacheDisk`] when the disk is too small.
     pub fn shuffle_window(&self, wanted: Option<u64>) -> Result<u64, DataError> {
         let limit = self.cache.as_ref().and_then(ShardCache::limit);
         let too_small = |window| DataError::CacheLimit {
@@ -96,11 +96,16 @@ impl Dataset {
             window,
             needed: needed_bytes(&self.manifest, window),
         };
-        match wanted {
-            None => largest_window(&self.manifest, limit).ok_or_else(|| too_small(1)),
-            Some(window) if limit.is_none_or(|limit| needed_bytes(&self.manifest, window) <= limit) => Ok(window),
-            Some(window) => Err(too_small(window)),
+        let fits = |window| limit.is_none_or(|limit| needed_bytes(&self.manifest, window) <= limit);
+        let window = match wanted {
+            None => largest_window(&self.manifest, limit).ok_or_else(|| too_small(1))?,
+            Some(window) if fits(window) => window,
+            Some(window) => return Err(too_small(window)),
+        };
+        if let Some(cache) = &self.cache {
+            cache.check_disk(needed_bytes(&self.manifest, window))?;
         }
+        Ok(window)
     }
 
     /// The order of its samples.
@@ -112,15 +117,17 @@ impl Dataset {
     pub fn enter_window(&self, shuffle: &Shuffle, window: u64) {
         let Some(cache) = &self.cache else { return };
         let next_uses = shuffle.next_uses(window);
-        for (slot, &next_use) in self.shards.iter().zip(&next_uses) {
-            // A slot that is locked is being opened, so it is wanted.
-            if next_use > window + 1
-                && let Ok(mut slot) = slot.try_lock()
-            {
+        self.close_shards(|shard| next_uses[shard] > window);
+        cache.set_next_uses(next_uses);
+    }
+
+    /// Closes shards, but not one that is being opened.
+    fn close_shards(&self, which: impl Fn(usize) -> bool) {
+        for (_, slot) in self.shards.iter().enumerate().filter(|(shard, _)| which(*shard)) {
+            if let Ok(mut slot) = slot.try_lock() {
                 *slot = None;
             }
         }
-        cache.set_next_uses(next_uses);
     }
 
     /// Calls `read` with the record of `sample` after checking its CRC32C. A copy in the cache that is damaged is
@@ -156,11 +163,19 @@ impl Dataset {
             return Ok(shard.clone());
         }
         let shard = Arc::new(match &self.cache {
-            Some(cache) => cache.open(&self.store, &self.manifest, index)?,
+            Some(cache) => cache.open(&self.store, &self.manifest, index, &|| self.close_shards(|_| true))?,
             None => self.open_in_place(index)?,
         });
         *slot = Some(shard.clone());
         Ok(shard)
+    }
+
+    /// Puts the shard into the cache, where there is one, without opening it; false where there is no room now.
+    ///
+    /// # Errors
+    /// As [`Dataset::with_record`].
+    pub(crate) fn fetch_ahead(&self, index: usize) -> Result<bool, DataError> {
+        self.cache.as_ref().map_or(Ok(true), |cache| cache.fetch_ahead(&self.store, &self.manifest, index))
     }
 
     fn open_in_place(&self, index: usize) -> Result<MappedShard, DataError> {

@@ -85,6 +85,20 @@ pub enum DataError {
         /// Bytes that would do.
         needed: u64,
     },
+    /// The disk is too small for the cache.
+    #[error(
+        "the disk of the cache {} has room for {room} bytes, but the shuffle needs {needed}; \
+         set data.cache_limit below {room} (the shuffle then goes in windows), or data.cache_dir to another disk",
+        folder.display()
+    )]
+    CacheDisk {
+        /// The cache folder.
+        folder: PathBuf,
+        /// Free bytes, with those that the cache holds already.
+        room: u64,
+        /// Bytes that would do.
+        needed: u64,
+    },
     /// Everything in the cache is in use.
     #[error(
         "the cache {} is full: its limit is {}, all of it is in use by this and other jobs, and {} more are needed; \
@@ -121,6 +135,7 @@ impl DataError {
             | Self::OtherDataset { .. }
             | Self::NewerVersion { .. }
             | Self::CacheLimit { .. }
+            | Self::CacheDisk { .. }
             | Self::Batch(_)
             | Self::Resume(_) => true,
             Self::Store(error) => error.is_configuration(),

@@ -184,7 +184,7 @@ impl Reader {
         Self { dataset, shuffle, order, prefetcher, window: None, latent_length, scratch: Vec::new() }
     }
 
-    /// A batch may reach into the next window; the one before is done with when a batch begins behind it.
+    /// Places never go back, so what only windows past needed is let go.
     fn enter(&mut self, window: u64) {
         if self.window != Some(window) {
             self.window = Some(window);
@@ -198,16 +198,16 @@ impl Reader {
     fn next_batch(&mut self) -> Result<RawBatch, DataError> {
         let places = self.order.next_places();
         let seed = self.shuffle.seed();
-        if let Some(first) = places.first() {
-            self.enter(first.window);
-        }
         let mut batch = RawBatch {
             latents: vec![0.0; places.len() * self.latent_length],
             labels: Vec::with_capacity(places.len()),
             samples: Vec::with_capacity(places.len()),
         };
         let scale = self.dataset.manifest.vae.scale as f32;
-        for (latent, &Place { epoch, sample, .. }) in batch.latents.chunks_exact_mut(self.latent_length).zip(&places) {
+        for (latent, &Place { epoch, window, sample }) in
+            batch.latents.chunks_exact_mut(self.latent_length).zip(&places)
+        {
+            self.enter(window);
             let mirrored = SampleRandom::new(seed, epoch, sample, Purpose::Flip).bernoulli(0.5);
             let view = if mirrored { View::Mirrored } else { View::Original };
             SampleRandom::new(seed, epoch, sample, Purpose::PosteriorNoise).fill_normal(latent);

@@ -1,7 +1,7 @@
 //! An S3 server in this process that misbehaves on demand.
 //!
 //! The protocol (signatures, ranges, listings, uploads in parts, conditional puts) is that of the crates s3s and
-//! s3s-fs over a folder. What this module adds lies in front of them, in [`serve`]: faults drawn from a plan that can
+//! s3s-fs over a folder. What this module adds lies in front of them, in `serve.rs`: faults drawn from a plan that can
 //! change while the server runs ([`Faults`]), a limit on bandwidth, counters of requests and bytes ([`Counters`]), and
 //! a lock, because s3s-fs checks the condition of a conditional put and writes the object in two steps, and reads an
 //! object and its ETag in two steps.

@@ -151,6 +151,17 @@ fn a_limit_too_small_for_the_shuffle_is_refused_with_one_that_would_do() {
 }
 
 #[test]
+fn a_disk_too_small_for_the_shuffle_is_refused() {
+    let lab = Lab::new();
+    let mut manifest = lab.manifest.clone();
+    manifest.shards[0].bytes = 1 << 60;
+    write_json(&lab.folder.path().join("store/manifest.json"), &manifest);
+    let error = lab.open(None).shuffle_window(None).unwrap_err();
+    assert!(error.is_configuration());
+    assert!(error.to_string().contains("set data.cache_limit below"), "{error}");
+}
+
+#[test]
 fn a_flipped_bit_in_a_copy_is_found_and_fetched_again() {
     let lab = Lab::new();
     let last_byte = lab.manifest.shards[0].bytes as usize - 1;

@@ -31,3 +31,22 @@ fn an_s3_server_conforms() {
     assert!(store.exists("x").unwrap());
     assert!(server.object_path("bucket", "x").exists());
 }
+
+#[test]
+fn half_written_files_are_removed_and_others_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a#1", "a", "b#x", "c#"] {
+        std::fs::write(folder.path().join(name), name).unwrap();
+    }
+    Store::open(folder.path().to_str().unwrap()).unwrap().remove_unfinished().unwrap();
+    let left = |name: &str| folder.path().join(name).exists();
+    assert_eq!(["a#1", "a", "b#x", "c#"].map(left), [false, true, true, true]);
+}
+
+#[test]
+fn unknown_schemes_are_refused() {
+    for url in ["ftp://host/x", "memory:///x", "https://example.com/x", ""] {
+        let error = Store::open(url).unwrap_err();
+        assert!(error.is_configuration() && error.to_string().contains("s3://"), "{error}");
+    }
+}

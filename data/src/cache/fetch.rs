@@ -18,21 +18,38 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked whether they still do.
 const POLL: Duration = Duration::from_millis(20);
 
+/// What to do when everything in the cache is in use.
+#[derive(Clone, Copy)]
+pub(super) enum NoRoom<'a> {
+    /// Leave it: the shard is not needed yet.
+    GiveUp,
+    /// Let go of what this process holds itself, and wait for others to do so.
+    Wait(&'a dyn Fn()),
+}
+
 impl ShardCache {
-    /// Fetches a shard unless another process does so first.
-    pub(super) fn fetch(&self, store: &Store, manifest: &Manifest, index: usize) -> Result<(), DataError> {
+    /// Fetches a shard unless another process does so first; false where there is no room and it gave up.
+    pub(super) fn fetch(
+        &self,
+        store: &Store,
+        manifest: &Manifest,
+        index: usize,
+        no_room: NoRoom,
+    ) -> Result<bool, DataError> {
         let facts = &manifest.shards[index];
         let path = self.path(facts);
         let part = folder::with_suffix(&path, PART);
         let failed = |source| DataError::File { path: part.clone(), source };
-        let Some(file) = self.take_part(&path, &part).map_err(failed)? else { return Ok(()) };
-        self.reserve(&file, &part, facts.bytes, manifest)?;
+        let Some(file) = self.take_part(&path, &part).map_err(failed)? else { return Ok(true) };
+        if !self.reserve(&file, &part, manifest, index, no_room)? {
+            return std::fs::remove_file(&part).map(|()| false).map_err(failed);
+        }
         let mut attempt = 1;
         loop {
             store.download(&facts.name, facts.bytes, &file)?;
             let same = file.try_clone().map_err(failed)?;
             match MappedShard::check(same, &part, facts, manifest.moments_shape()) {
-                Ok(_) => return std::fs::rename(&part, &path).map_err(failed),
+                Ok(_) => return std::fs::rename(&part, &path).map(|()| true).map_err(failed),
                 Err(OpenError::Damaged(damage)) if attempt < ATTEMPTS => {
                     warn(&format!(
                         "what came of {} is damaged: {damage}; fetching it again",
@@ -76,22 +93,37 @@ impl ShardCache {
         }
     }
 
-    /// Makes room for the file and takes it, waiting a while for others to let go of theirs.
-    fn reserve(&self, file: &File, part: &Path, bytes: u64, manifest: &Manifest) -> Result<(), DataError> {
+    /// Makes room for the file and takes it, waiting a while for others to let go of theirs; false if it gave up.
+    fn reserve(
+        &self,
+        file: &File,
+        part: &Path,
+        manifest: &Manifest,
+        index: usize,
+        no_room: NoRoom,
+    ) -> Result<bool, DataError> {
+        let bytes = manifest.shards[index].bytes;
         let failed = |source| DataError::File { path: part.to_path_buf(), source };
         let began = Instant::now();
         loop {
             let guard = folder::lock_folder(&self.folder).map_err(failed)?;
             let next_uses = lock(&self.next_uses).clone();
-            let request = Request { dataset_id: &self.dataset_id, manifest, next_uses: &next_uses, part, bytes };
+            // What is fetched ahead must not push out what is needed as soon.
+            let keep_until = matches!(no_room, NoRoom::GiveUp).then(|| next_uses[index]);
+            let dataset_id = &self.dataset_id;
+            let request = Request { dataset_id, manifest, next_uses: &next_uses, part, bytes, keep_until };
             let missing = match self.limit {
                 Some(limit) => make_room(&self.folder, limit, &request).map_err(failed)?,
                 None => 0,
             };
             if missing == 0 {
-                return file.set_len(bytes).map_err(failed);
+                return file.set_len(bytes).map(|()| true).map_err(failed);
             }
             drop(guard);
+            match no_room {
+                NoRoom::GiveUp => return Ok(false),
+                NoRoom::Wait(release) => release(),
+            }
             if began.elapsed() > PATIENCE {
                 let (folder, limit) = (self.folder.clone(), self.limit.unwrap_or(u64::MAX));
                 return Err(DataError::CacheFull { folder, limit, missing });

@@ -19,6 +19,7 @@ use crate::manifest::{Manifest, ShardFacts};
 use crate::mapped::{MappedShard, OpenError};
 use crate::store::Store;
 
+use fetch::NoRoom;
 pub use prefetch::Prefetcher;
 pub use room::{largest_window, needed_bytes};
 
@@ -56,16 +57,39 @@ impl ShardCache {
         self.limit
     }
 
+    /// Whether the disk can hold `needed` bytes, with what is in the cache already.
+    ///
+    /// # Errors
+    /// [`DataError::CacheDisk`] when it cannot, [`DataError::File`] when the folder cannot be used.
+    pub(crate) fn check_disk(&self, needed: u64) -> Result<(), DataError> {
+        let failed = |source| DataError::File { path: self.folder.clone(), source };
+        std::fs::create_dir_all(&self.folder).map_err(failed)?;
+        let used: u64 = folder::files(&self.folder).map_err(failed)?.iter().map(|file| file.bytes).sum();
+        let disk = rustix::fs::statvfs(&self.folder).map_err(|error| failed(error.into()))?;
+        let room = used + disk.f_bavail * disk.f_frsize;
+        if needed <= room {
+            return Ok(());
+        }
+        Err(DataError::CacheDisk { folder: self.folder.clone(), room, needed })
+    }
+
     /// Tells when each shard is needed next.
     pub(crate) fn set_next_uses(&self, next_uses: Vec<u64>) {
         *lock(&self.next_uses) = next_uses;
     }
 
-    /// The shard, fetched if there is no sound copy.
+    /// The shard, fetched if there is no sound copy. Where there is no room because ranks read in different windows,
+    /// `release` is to close what this process holds: no rank ever waits for another while it keeps something itself.
     ///
     /// # Errors
     /// The store's, a full disk or cache, or [`DataError::Shard`] when even the store's shard does not verify.
-    pub(crate) fn open(&self, store: &Store, manifest: &Manifest, index: usize) -> Result<MappedShard, DataError> {
+    pub(crate) fn open(
+        &self,
+        store: &Store,
+        manifest: &Manifest,
+        index: usize,
+        release: &dyn Fn(),
+    ) -> Result<MappedShard, DataError> {
         let (facts, shape) = (&manifest.shards[index], manifest.moments_shape());
         let path = self.path(facts);
         let mut damage = None;
@@ -80,10 +104,20 @@ impl ShardCache {
                 }
                 Err(error @ OpenError::File { .. }) => return Err(error.of_shard(store.url_of(&facts.name))),
             }
-            self.fetch(store, manifest, index)?;
+            self.fetch(store, manifest, index, NoRoom::Wait(release))?;
         }
         let source = damage.unwrap_or(crate::shard::ShardError::Missing);
         Err(DataError::Shard { url: path.display().to_string(), source })
+    }
+
+    /// Fetches the shard if there is no copy; one that is there is checked when it is opened. False where there is no
+    /// room now.
+    ///
+    /// # Errors
+    /// As [`ShardCache::open`].
+    pub(crate) fn fetch_ahead(&self, store: &Store, manifest: &Manifest, index: usize) -> Result<bool, DataError> {
+        let there = self.path(&manifest.shards[index]).exists();
+        if there { Ok(true) } else { self.fetch(store, manifest, index, NoRoom::GiveUp) }
     }
 
     /// Takes a copy out of use in which a record turned out to be damaged, unless another process has replaced it.

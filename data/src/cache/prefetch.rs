@@ -1,4 +1,4 @@
-//! One reader per node: a thread that opens the shards of the present and the next window before they are needed.
+//! One reader per node: a thread that fetches the shards of the present and the next window before they are needed.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -9,7 +9,9 @@ use crate::error::DataError;
 use crate::shuffle::Shuffle;
 
 /// Pause after a failed fetch; the reader that needs the shard meets the error itself.
-const PAUSE: Duration = Duration::from_secs(5);
+const AFTER_ERROR: Duration = Duration::from_secs(5);
+/// Pause where ranks that lag still hold the space.
+const NO_ROOM: Duration = Duration::from_millis(100);
 
 /// The thread's handle; dropping it ends the thread after the shard it is busy with.
 #[derive(Debug)]
@@ -55,37 +57,43 @@ impl Drop for Prefetcher {
 }
 
 fn run(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared) {
-    let mut opened = None;
+    let mut done = None;
     loop {
         let Some(window) = *lock(&shared.window) else { return };
-        if opened == Some(window) {
+        if done == Some(window) {
             let guard = lock(&shared.window);
             let unchanged = |now: &mut Option<u64>| *now == Some(window);
             drop(shared.changed.wait_while(guard, unchanged).unwrap_or_else(|poisoned| poisoned.into_inner()));
             continue;
         }
-        // A shard of a window past may have been opened while the reader moved on.
-        dataset.enter_window(shuffle, window);
-        match open_windows(dataset, shuffle, shared, window) {
-            Ok(()) => opened = Some(window),
+        let pause = match read_ahead(dataset, shuffle, shared, window) {
+            Ok(true) => {
+                done = Some(window);
+                continue;
+            }
+            Ok(false) => NO_ROOM,
             Err(error) => {
                 warn(&format!("reading ahead failed: {error}"));
-                let guard = lock(&shared.window);
-                drop(shared.changed.wait_timeout_while(guard, PAUSE, |now| *now == Some(window)));
+                AFTER_ERROR
             }
-        }
+        };
+        let guard = lock(&shared.window);
+        drop(shared.changed.wait_timeout_while(guard, pause, |now| *now == Some(window)));
     }
 }
 
-/// Opens all shards of the window and of the next one, unless the reader has moved on.
-fn open_windows(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared, window: u64) -> Result<(), DataError> {
+/// Fetches all shards of the window and of the next one, unless the reader has moved on; false where there is no room
+/// now. They stay closed until they are read, so that a rank that lags can have their space.
+fn read_ahead(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared, window: u64) -> Result<bool, DataError> {
     for number in [window, window + 1] {
         for shard in shuffle.window_at(number).map(|window| window.shards).unwrap_or_default() {
             if *lock(&shared.window) != Some(window) {
-                return Ok(());
+                return Ok(true);
             }
-            dataset.shard(shard)?;
+            if !dataset.fetch_ahead(shard)? {
+                return Ok(false);
+            }
         }
     }
-    Ok(())
+    Ok(true)
 }

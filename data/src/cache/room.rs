@@ -48,6 +48,8 @@ pub(super) struct Request<'a> {
     /// The file that will take it; its present size does not count.
     pub(super) part: &'a Path,
     pub(super) bytes: u64,
+    /// Own copies may go only if they are needed later than this.
+    pub(super) keep_until: Option<u64>,
 }
 
 /// Deletes files until the requested bytes fit below the limit. Returns the bytes that are missing because everything
@@ -80,15 +82,21 @@ fn eviction_order(files: Vec<CachedFile>, request: &Request) -> Vec<CachedFile> 
         .collect();
     let mut ranked: Vec<_> = files
         .into_iter()
-        .map(|file| {
+        .filter_map(|file| {
             let junk = file.name.ends_with(PART) || file.name.ends_with(DAMAGED);
             let own = (file.dataset_id == request.dataset_id).then(|| next_uses.get(file.name.as_str()).copied());
             let rank = match own {
                 _ if junk => (0, 0, file.modified),
                 None => (1, 0, file.modified),
-                Some(next_use) => (2, u64::MAX - next_use.unwrap_or(u64::MAX), file.modified),
+                Some(next_use) => {
+                    let next_use = next_use.unwrap_or(u64::MAX);
+                    if request.keep_until.is_some_and(|until| next_use <= until) {
+                        return None;
+                    }
+                    (2, u64::MAX - next_use, file.modified)
+                }
             };
-            (rank, file)
+            Some((rank, file))
         })
         .collect();
     ranked.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.path.cmp(&y.path)));

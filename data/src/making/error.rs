@@ -7,6 +7,7 @@ use crate::convert::ConvertError;
 use crate::error::DataError;
 use crate::source::SourceError;
 use crate::store::StoreError;
+use crate::store::lease::LeaseError;
 
 /// Why no dataset could be made.
 #[derive(Debug, Error)]
@@ -23,6 +24,9 @@ pub enum EncodeError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Somebody else is writing there.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// The manifest failed.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -88,7 +92,7 @@ impl EncodeError {
         match self {
             Self::Source(_) | Self::Convert(_) | Self::Vae(_) | Self::ImageSize { .. } => true,
             Self::OtherDataset { .. } | Self::ForeignShard { .. } => true,
-            Self::Store(error) => error.is_configuration(),
+            Self::Store(error) | Self::Lease(LeaseError::Store(error)) => error.is_configuration(),
             Self::Data(error) => error.is_configuration(),
             Self::Ranks { configuration, .. } => *configuration,
             _ => false,

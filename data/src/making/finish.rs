@@ -8,6 +8,7 @@ use super::{EncodeError, Job, Maker};
 use crate::manifest::{FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest};
 use crate::progress::{Progress, bytes_text, duration_text};
 use crate::shard::xxh3_hex;
+use crate::store::lease::Lease;
 use crate::tokenizer;
 
 /// Pictures that cannot be used are listed up to this many.
@@ -15,7 +16,7 @@ const BAD_LISTED: usize = 20;
 
 impl<M: Maker> Job<M> {
     /// Rank 0: writes the manifest if all shards are there.
-    pub(super) fn finish(&self, shares: Vec<Share>, progress: &Progress) -> Result<String, EncodeError> {
+    pub(super) fn finish(&self, shares: Vec<Share>, progress: &Progress, lease: &Lease) -> Result<String, EncodeError> {
         let kept: u64 = shares.iter().map(|share| share.kept).sum();
         let mut undone: Vec<BadPicture> = Vec::new();
         let mut shards: Vec<StoredShard> = Vec::new();
@@ -37,6 +38,7 @@ impl<M: Maker> Job<M> {
             );
             return Err(EncodeError::BadPictures(text));
         }
+        lease.check()?;
         if self.recipe.overwrite {
             self.remove_leftovers()?;
         }
@@ -44,6 +46,7 @@ impl<M: Maker> Job<M> {
         if let Some(weights) = self.maker.tokenizer()? {
             tokenizer::keep(&self.store, weights)?;
         }
+        lease.check()?;
         manifest.write(&self.store)?;
         Ok(self.summary(&manifest, &skipped, kept, progress))
     }

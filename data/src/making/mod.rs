@@ -22,6 +22,7 @@ use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::source::ImageSource;
 use crate::store::Store;
+use crate::store::lease::Lease;
 
 /// All pictures that a dataset is made of, in the order of their names.
 pub(crate) trait Pictures {
@@ -104,6 +105,13 @@ impl<M: Maker> Job<M> {
         refuse_other_dataset(&store, &plan, recipe.overwrite)?;
         Ok(Self { maker, recipe, store, plan, shape })
     }
+
+    /// The right to write, for all ranks, and another look at what is there: it may be new.
+    fn lease(&self) -> Result<Lease, EncodeError> {
+        let lease = Lease::acquire(&self.store, "arinar-data, making a dataset")?;
+        refuse_other_dataset(&self.store, &self.plan, self.recipe.overwrite)?;
+        Ok(lease)
+    }
 }
 
 /// Makes a dataset; on rank 0 the text returned says what was done, on the others it is empty.
@@ -119,10 +127,16 @@ pub(crate) fn make<M: Maker>(prepared: Result<Job<M>, EncodeError>, ranks: &Rank
         });
     }
     let job = prepared?;
+    let lease = if ranks.rank() == 0 { job.lease().map(Some) } else { Ok(None) };
+    agree(ranks, lease.as_ref().map(|_| ()), |_| ())?;
+    let lease = lease?;
     let mut progress = Progress::new("pictures", job.maker.pictures().len() as u64, ranks.rank() != 0);
     let share = job.make_share(ranks, &mut progress);
     let shares = agree(ranks, share.as_ref(), |reported| progress.advance(reported))?;
-    let finished = if ranks.rank() == 0 { job.finish(shares, &progress) } else { Ok(String::new()) };
+    let finished = match &lease {
+        Some(lease) => job.finish(shares, &progress, lease),
+        None => Ok(String::new()),
+    };
     agree(ranks, finished.as_ref().map(|_| ()), |_| ())?;
     finished
 }

@@ -91,7 +91,13 @@ impl From<object_store::Error> for Failure {
         let http = http_kind(&error);
         let status = answer.as_ref().map_or(0, |answer| answer.status);
         let kind = match &error {
-            _ if texts.iter().any(|text| text.contains(INSTANCE_METADATA)) => Kind::NoCredentials,
+            // Nobody is there, or has a role for this machine; an overloaded service would answer otherwise.
+            _ if texts.iter().any(|text| text.contains(INSTANCE_METADATA))
+                && (matches!(http, Some(HttpErrorKind::Connect | HttpErrorKind::Timeout)) || status / 100 == 4)
+                && status != 429 =>
+            {
+                Kind::NoCredentials
+            }
             _ if EXPIRED.contains(&code) => Kind::Expired,
             _ if PASSING.contains(&code) => Kind::Passing,
             _ if matches!(code, "NoSuchBucket" | "ContainerNotFound") => Kind::NoBucket,
@@ -101,10 +107,12 @@ impl From<object_store::Error> for Failure {
             | object_store::Error::NotModified { .. } => Kind::Condition,
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => Kind::Denied,
             _ if status == 416 => Kind::Range,
-            _ if status >= 500 || matches!(status, 408 | 429) => Kind::Passing,
+            _ if (status >= 500 && status != 501) || matches!(status, 408 | 429) => Kind::Passing,
             _ if status != 0 => Kind::Lasting,
             // A body that ends early or a connection that breaks is of one of these kinds, or of none that is known.
             _ if http.is_some() => Kind::Passing,
+            // object_store could not read an answer that it must understand, as one that was cut short.
+            _ if texts.iter().any(|text| text.contains("Got invalid")) => Kind::Passing,
             _ => Kind::Lasting,
         };
         let deepest = texts.last().cloned().unwrap_or_default();
@@ -208,5 +216,6 @@ mod tests {
         assert_eq!(kind("429 Too Many Requests"), Kind::Passing);
         assert_eq!(kind("416 Range Not Satisfiable"), Kind::Range);
         assert_eq!(kind("400 Bad Request"), Kind::Lasting);
+        assert_eq!(kind("501 Not Implemented"), Kind::Lasting);
     }
 }

@@ -12,6 +12,7 @@ pub mod cloud;
 mod error;
 mod failure;
 mod folder;
+pub mod lease;
 mod profile;
 mod remote;
 mod retry;
@@ -352,6 +353,10 @@ impl Store {
             Err(TransferError::Size(found)) => {
                 Err(StoreError::Other { url: url(), source: format!("it ends early, after {found} bytes").into() })
             }
+            Err(TransferError::Doubtful) => Err(StoreError::Unavailable {
+                url: url(),
+                reason: "the store forgot the upload again and again; try again later".to_owned(),
+            }),
             Err(TransferError::Replaced) => Err(StoreError::Unavailable {
                 url: url(),
                 reason: "somebody replaced it while it was read; read it again".to_owned(),

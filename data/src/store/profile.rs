@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use ini::{Ini, ParseOption};
+use configparser::ini::{Ini, IniDefault};
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
 
@@ -15,6 +15,9 @@ use super::cloud::Environment;
 /// Settings of a profile that only Amazon's own tools can turn into credentials.
 const FOREIGN: [&str; 6] =
     ["sso_session", "sso_start_url", "role_arn", "credential_process", "web_identity_token_file", "login_session"];
+
+/// The settings of each section of a file.
+type Sections = BTreeMap<String, BTreeMap<String, String>>;
 
 /// One profile, from both files together.
 pub(super) struct Profile {
@@ -69,11 +72,9 @@ impl Files {
         };
         let mut found = None;
         for (file, sections) in [(&self.config, in_config), (&self.credentials, vec![profile.to_owned()])] {
-            let Some(ini) = file.as_deref().map(parse).transpose()?.flatten() else { continue };
+            let Some(mut there) = file.as_deref().map(parse).transpose()?.flatten() else { continue };
             for section in sections {
-                if let Some(settings) = ini.section(Some(section)) {
-                    let settings =
-                        settings.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
+                if let Some(settings) = there.remove(&section) {
                     found.get_or_insert_with(BTreeMap::new).extend(settings);
                 }
             }
@@ -91,23 +92,31 @@ impl Files {
     }
 }
 
-/// None if there is no such file. The message never quotes the file.
-fn parse(file: &Path) -> Result<Option<Ini>, String> {
+/// The settings by section, or None if there is no such file. The message never quotes the file.
+fn parse(file: &Path) -> Result<Option<Sections>, String> {
     let text = match std::fs::read_to_string(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         text => text.map_err(|error| format!("{} cannot be read: {error}", file.display()))?,
     };
-    // Values are taken as they are; indented lines are details of the setting above, which must not pass for settings.
-    let options = ParseOption {
-        enabled_quote: false,
-        enabled_escape: false,
-        enabled_preserve_key_leading_whitespace: true,
-        ..ParseOption::default()
-    };
-    let parsed = Ini::load_from_str_opt(&text, options);
-    parsed
-        .map(Some)
-        .map_err(|error| format!("{}: line {} is not a setting or a section", file.display(), error.line + 1))
+    let mut syntax = IniDefault::default();
+    syntax.default_section = String::new();
+    syntax.delimiters = vec!['='];
+    syntax.case_sensitive = true;
+    syntax.multiline = true; // indented lines are details of the setting above, which must not pass for settings
+    syntax.enable_inline_comments = false;
+    let sections = Ini::new_from_defaults(syntax).read(text);
+    let sections = sections.map_err(|_| format!("{} has a bracket without its partner", file.display()))?;
+    if sections.get("").is_some_and(|settings| !settings.is_empty()) {
+        return Err(format!("{} has settings before its first [section]", file.display()));
+    }
+    let whole = sections.into_iter().map(|(section, settings)| {
+        let settings = settings.into_iter().map(|(name, value)| Some((name.to_ascii_lowercase(), value?)));
+        match settings.collect::<Option<_>>() {
+            Some(settings) => Ok((section, settings)),
+            None => Err(format!("{}: in [{section}] there is a line without `=`", file.display())),
+        }
+    });
+    whole.collect::<Result<_, _>>().map(Some)
 }
 
 /// Keys of a profile file. The files are read again when they change, so that keys can be renewed under a running

@@ -8,8 +8,9 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use object_store::multipart::PartId;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, GetResult, ObjectMeta, PutPayload, UpdateVersion};
+use object_store::{GetOptions, GetRange, GetResult, MultipartId, ObjectMeta, PutPayload, UpdateVersion};
 use tokio::time::timeout;
 
 use super::Version;
@@ -44,6 +45,8 @@ pub(super) enum TransferError {
     Size(u64),
     /// Somebody wrote another object in its place meanwhile.
     Replaced,
+    /// An upload was completed or lost; nobody can tell.
+    Doubtful,
 }
 
 impl From<Failure> for TransferError {
@@ -255,8 +258,7 @@ impl Remote {
         }
         for _ in 1..WRITINGS {
             match self.put_in_parts(path, size, read).await {
-                // Either the store has forgotten the upload, or it was completed and the answer got lost.
-                Err(TransferError::Failure(failure)) if failure.kind == Kind::Missing => {}
+                Err(TransferError::Doubtful) => {}
                 result => return result,
             }
         }
@@ -280,16 +282,29 @@ impl Remote {
         });
         let sent: Result<Vec<_>, TransferError> = stream::iter(sends).buffered(UPLOADS).try_collect().await;
         let completed = match sent {
-            // The store may take its time to put many parts together.
-            Ok(sent) => {
-                let complete = async || self.parts.complete_multipart(path, &id, sent.clone()).await;
-                retrying(self.patience, 4 * stall, complete).await.map_err(TransferError::from)
-            }
+            Ok(sent) => self.complete(path, &id, sent).await,
             Err(error) => Err(error),
         };
         if completed.is_err() {
             self.abort(path, &id).await;
         }
-        completed.map(|_| ())
+        completed
+    }
+
+    /// Makes the parts an object. If an attempt whose answer got lost succeeded, the store does not know the upload any
+    /// more.
+    async fn complete(&self, path: &Path, id: &MultipartId, sent: Vec<PartId>) -> Result<(), TransferError> {
+        let mut attempts = Attempts::new(self.patience);
+        let mut doubtful = false;
+        loop {
+            // The store may take its time to put many parts together.
+            let complete = self.parts.complete_multipart(path, id, sent.clone());
+            let Err(failure) = within(4 * self.patience.stall(), complete).await else { return Ok(()) };
+            if doubtful && matches!(failure.kind, Kind::Missing | Kind::Denied) {
+                return Err(TransferError::Doubtful);
+            }
+            attempts.again(failure).await?;
+            doubtful = true;
+        }
     }
 }

@@ -22,7 +22,7 @@ pub enum Fault {
     LostAnswer,
     /// Nothing comes for so long: from the middle of the answer's body, or before the answer where it has none.
     Stall(Duration),
-    /// GET: half of the body, with a Content-Length that says so; Content-Range still tells the truth.
+    /// GET and LIST: half of the body, with a Content-Length that says so; Content-Range still tells the truth.
     Truncate,
     /// GET: one bit of the body is another.
     FlipBit,
@@ -47,7 +47,8 @@ impl Fault {
 
     fn applies_to(self, method: &str) -> bool {
         match self {
-            Self::Truncate | Self::FlipBit => method == "GET",
+            Self::Truncate => matches!(method, "GET" | "LIST"),
+            Self::FlipBit => method == "GET",
             _ => true,
         }
     }

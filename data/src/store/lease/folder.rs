@@ -1,0 +1,84 @@
+//! The lease of a local folder: a lock of the kernel on a file that says who holds it.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{Holder, LeaseError};
+use crate::store::StoreError;
+
+const LOCK_NAME: &str = "writer.lock";
+/// The file can vanish between opening and locking it when its holder ends; then it is opened again.
+const TRIES: usize = 100;
+
+#[derive(Debug)]
+pub(super) struct FolderLease {
+    url: String,
+    path: PathBuf,
+    /// Locked as long as it is open.
+    file: File,
+}
+
+impl FolderLease {
+    pub(super) fn acquire(url: &str, folder: &Path, me: &Holder) -> Result<Self, LeaseError> {
+        let path = folder.join(LOCK_NAME);
+        let failed = |source| LeaseError::from(StoreError::File { path: path.clone(), source });
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        for _ in 0..TRIES {
+            let mut options = File::options();
+            let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => match read_holder(&mut file) {
+                    Some(holder) => return Err(LeaseError::Held { url: url.to_owned(), holder: Box::new(holder) }),
+                    // Its holder has not written yet, or is about to delete it.
+                    None => {
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                        continue;
+                    }
+                },
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+            if !is_at(&file, &path) {
+                continue;
+            }
+            file.set_len(0).and_then(|()| file.write_all(&me.text())).map_err(failed)?;
+            return Ok(Self { url: url.to_owned(), path, file });
+        }
+        Err(failed(io::Error::other("somebody else keeps it locked and does not say who it is; try again")))
+    }
+
+    /// The kernel keeps the lock; only somebody who deleted the file can have let another writer in.
+    pub(super) fn check(&self) -> Result<(), LeaseError> {
+        if is_at(&self.file, &self.path) {
+            return Ok(());
+        }
+        let taker = File::open(&self.path).ok().and_then(|mut file| read_holder(&mut file));
+        let taker = taker.map_or_else(|| format!("nobody: {} was removed", self.path.display()), |it| it.to_string());
+        Err(LeaseError::Lost { url: self.url.clone(), taker })
+    }
+}
+
+impl Drop for FolderLease {
+    /// Removes the file while it is locked, so that none is left in the folder; closing it then undoes the lock.
+    fn drop(&mut self) {
+        if is_at(&self.file, &self.path) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether the open file is the one at the path.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(mine), Ok(there)) => (mine.dev(), mine.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+fn read_holder(file: &mut File) -> Option<Holder> {
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).ok()?;
+    Holder::parse(&text)
+}
