@@ -15,8 +15,10 @@ pub(crate) fn slice(tensor: &Tensor) -> &[f32] {
         return &[];
     }
     // SAFETY: the tensor is contiguous float32 in host memory, so `numel` elements start at
-    // `data_ptr`; the storage lives as long as the borrowed handle, and libtorch writes to it
-    // only inside calls made by this thread, none of which happens while the slice is in use.
+    // `data_ptr`; the storage lives as long as the borrowed handle, and nobody writes to it while
+    // the slice is in use: the training thread writes only inside calls that it makes itself, and
+    // the thread of a checkpoint, which reads the same tensors, is waited for before the next
+    // write (`checkpoint::Saver::wait_until_copied`).
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
 }
 
@@ -27,7 +29,8 @@ pub(crate) fn slice_mut(tensor: &mut Tensor) -> &mut [f32] {
     }
     // SAFETY: as in `slice`; and the flat tensors this is called on are owned by the caller,
     // whose other views (the model's variables) are read only by libtorch calls of this same
-    // thread, never while the exclusive slice lives.
+    // thread, never while the exclusive slice lives; and a checkpoint's thread, which reads them
+    // too, has been waited for (see `slice`).
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
 }
 

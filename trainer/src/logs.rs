@@ -3,7 +3,9 @@
 use std::{path::Path, time::Duration};
 
 use crate::{
-    checkpoint, memory,
+    checkpoint::UploadStatus,
+    log_copy::LogCopy,
+    memory,
     progress::{Progress, Report},
     tensorboard::{EventWriter, TensorBoardError},
 };
@@ -15,7 +17,7 @@ pub struct Timing {
     pub data_wait: Duration,
     /// Summing gradients and passing on updated weights.
     pub all_reduce: Duration,
-    /// Copying or finishing a checkpoint.
+    /// Handing a checkpoint to the thread that copies it, and waiting for the copy.
     pub checkpoint_stall: Duration,
 }
 
@@ -23,13 +25,14 @@ pub struct Timing {
 pub struct Logs {
     progress: Progress,
     events: Option<EventWriter>,
+    copy: Option<LogCopy>,
     global_batch: usize,
 }
 
 impl Logs {
     /// For ranks that tell nothing.
     pub fn silent() -> Self {
-        Self { progress: Progress::silent(), events: None, global_batch: 0 }
+        Self { progress: Progress::silent(), events: None, copy: None, global_batch: 0 }
     }
 
     /// For rank 0. `first_step` is the first that will be logged.
@@ -46,13 +49,18 @@ impl Logs {
         let mut events = EventWriter::create(log_dir, first_step)?;
         let indented: String = config.lines().map(|line| format!("    {line}\n")).collect();
         events.text(first_step, "config", &indented)?;
-        Ok(Self { progress, events: Some(events), global_batch })
+        Ok(Self { progress, events: Some(events), copy: None, global_batch })
     }
 
-    /// Logs a step.
-    pub fn step(&mut self, report: &Report, timing: &Timing) {
+    /// From now on the event files are copied by `copy`, too.
+    pub fn copied_by(&mut self, copy: LogCopy) {
+        self.copy = Some(copy);
+    }
+
+    /// Logs a step; `upload` says how far a remote store is behind with the checkpoints.
+    pub fn step(&mut self, report: &Report, timing: &Timing, upload: Option<UploadStatus>) {
         let seconds = report.step_time.as_secs_f64();
-        let scalars = [
+        let mut scalars = vec![
             ("train_loss", report.loss),
             ("lr", report.learning_rate),
             ("grad_norm", report.grad_norm),
@@ -64,16 +72,18 @@ impl Logs {
             ("epoch", report.epoch),
             ("memory", memory::resident() as f64),
         ];
+        if let Some(upload) = upload {
+            scalars.push(("checkpoint_backlog_bytes", upload.backlog_bytes as f64));
+            scalars.push(("store_reachable", f64::from(u8::from(upload.reachable))));
+        }
         let written = self.events.as_mut().map(|events| events.scalars(report.step, &scalars));
         if let Some(Err(error)) = written {
             self.give_up(&error);
         }
+        if let Some(problem) = self.copy.as_ref().and_then(LogCopy::problem) {
+            self.warn(&problem);
+        }
         self.progress.step(report);
-    }
-
-    /// Tells that a checkpoint is complete.
-    pub fn saved(&self, step: u64) {
-        self.progress.message(&format!("saved {}", checkpoint::folder(step)));
     }
 
     /// Tells something.
@@ -96,6 +106,9 @@ impl Logs {
     /// Ends the logs.
     pub fn finish(&mut self) {
         self.flush();
+        if let Some(problem) = self.copy.take().and_then(LogCopy::finish) {
+            self.warn(&problem);
+        }
         self.progress.finish();
     }
 

@@ -1,12 +1,34 @@
 //! How much memory there is.
 
-/// Bytes the machine can still give without swapping, as the kernel estimates; `None` where it
-/// does not say.
+use std::path::{Path, PathBuf};
+
+/// Bytes the machine can still give without swapping, as the kernel estimates, or the container where that has less;
+/// `None` where the system does not say.
 pub fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kilobytes * 1024)
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let left = control_groups(Path::new("/sys/fs/cgroup"), &groups);
+    Some(left.iter().filter_map(|group| left_in(group)).fold(kilobytes * 1024, u64::min))
+}
+
+/// Folders of the control group of this process and of those it is in (version 2).
+fn control_groups(root: &Path, groups: &str) -> Vec<PathBuf> {
+    let Some(path) = groups.lines().find_map(|line| line.strip_prefix("0::/")) else { return Vec::new() };
+    let own = root.join(path);
+    own.ancestors().take_while(|folder| folder.starts_with(root)).map(Path::to_path_buf).collect()
+}
+
+/// What a control group may still take; pages of files that nobody has used lately make room.
+fn left_in(group: &Path) -> Option<u64> {
+    let number = |name: &str| std::fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
+    // "max" where there is no limit.
+    let limit = number("memory.max")?;
+    let used = number("memory.current")?;
+    let stat = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let files = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse::<u64>().ok());
+    Some(limit.saturating_sub(used.saturating_sub(files.unwrap_or(0))))
 }
 
 /// Bytes of physical memory this process holds; 0 where the system does not say.
@@ -24,8 +46,26 @@ fn page_size() -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_may_have_less_than_its_machine() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = root.path().join("pods/one");
+        std::fs::create_dir_all(&pod).unwrap();
+        for (name, text) in
+            [("memory.max", "1000\n"), ("memory.current", "700\n"), ("memory.stat", "anon 1\ninactive_file 300\n")]
+        {
+            std::fs::write(pod.join(name), text).unwrap();
+        }
+        std::fs::write(root.path().join("pods/memory.max"), "max\n").unwrap();
+        let groups = control_groups(root.path(), "0::/pods/one\n");
+        assert_eq!(groups.len(), 3);
+        assert_eq!(groups.iter().filter_map(|group| left_in(group)).collect::<Vec<_>>(), [600]);
+        assert!(control_groups(root.path(), "4:memory:/x\n").is_empty());
+    }
 
     #[test]
     fn this_process_holds_memory() {

@@ -1,20 +1,20 @@
 //! From a command line to a finished run: everything that happens once.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use arinar_data::store::Store;
 use arinar_model::{arinar::Arinar, weights};
 use tch::{Device, Tensor, nn};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     allocator,
-    checkpoint::{self, FORMAT_VERSION, Found, RestoreInto, Retention, Saver, State},
+    checkpoint::{self, FORMAT_VERSION, Found, Home, Place, RestoreInto, Retention, Role, State},
     collective::{Collective, Launch, agree, require_equal},
     config::{self, ConfigError, LogFormat, Precision, Resume, TrainConfig},
     ema::Ema,
     exit::{Preemption, Stop},
     import::{ImportInto, import},
+    log_copy::{COPY_EVERY, LogCopy},
     logs::Logs,
     optimizer::{AdamW, AdamWConfig},
     parameters::FlatParameters,
@@ -63,6 +63,13 @@ pub struct Placement {
     pub threads: usize,
 }
 
+impl Placement {
+    fn role(&self, collective: &dyn Collective) -> Role {
+        let (leads, ranks_here) = self.launch.map_or((true, 1), |launch| (launch.local_rank == 0, launch.local_world));
+        Role { rank: collective.rank(), world: collective.world(), leads, ranks_here }
+    }
+}
+
 /// Trains as configured. Every rank calls it with its own reading of the configuration.
 ///
 /// `imported` names weights to begin a new run with. Where the run has a checkpoint to go on from, that is taken and
@@ -85,10 +92,13 @@ pub fn run(
     let threads = config.train.threads.unwrap_or(placement.threads);
     tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
     let preemption = agree(collective, Preemption::watch().map_err(Stop::failure))?;
-    let found = find_checkpoint(collective, &config)?;
+    let plan = Plan::new(&config, data.samples());
+    let retention = Retention { keep_last: config.checkpoint.keep_last, keep_every_steps: plan.keep_every_steps };
+    let mut home = Home::open(collective, &config, placement.role(collective), retention)?;
+    let found = home.find()?;
     let mut model = Model::new(collective, &config)?;
     let resumed = match &found {
-        Some(found) => Some(agree(collective, model.restore(found, &config))?),
+        Some(found) => Some(home.restore(found, model.restore_into())?),
         None => None,
     };
     let weights = match imported {
@@ -99,13 +109,12 @@ pub fn run(
     let token = resumed.as_ref().map(|state| &state.token);
     let source = agree(collective, data.batches(&config, share, token))?;
     let sample_log = agree(collective, sample_log())?;
-    let plan = Plan::new(&config, data.samples());
     let step = resumed.as_ref().map_or(0, |state| state.step);
-    let store = agree(collective, Store::open(&config.run.dir).map_err(Stop::configuration))?;
-    let intro = Intro { config: &config, data: &data, found: found.as_ref(), weights, plan, share, threads };
+    let run_is_local = home.store().is_local();
+    let found = found.as_ref();
+    let intro = Intro { config: &config, data: &data, found, weights, plan, share, threads, run_is_local };
     let logs = agree(collective, start_logs(&intro, &model, step))?;
     let state = new_state(&config, &data, share, source.as_ref());
-    let retention = Retention { keep_last: config.checkpoint.keep_last, keep_every_steps: plan.keep_every_steps };
     let mut training = Training {
         collective,
         config: &config,
@@ -120,7 +129,7 @@ pub fn run(
             source,
             sample_log,
         },
-        saver: Saver::new(Arc::new(store), retention),
+        saver: home.saver()?,
         logs,
         preemption,
         step,
@@ -129,7 +138,7 @@ pub fn run(
         buffers: model.buffers,
     };
     allocator::keep_freed_memory();
-    let result = if step >= plan.total_steps { Ok(()) } else { training.run() };
+    let result = training.run();
     if result.is_ok() {
         training.logs.message(&format!("done: {} steps, checkpoints in {}", training.step, config.run.dir));
     }
@@ -155,19 +164,6 @@ fn facts(config: &TrainConfig) -> Result<[(&'static str, String); 2], Stop> {
 
 fn version() -> String {
     format!("arinar-trainer {}", env!("CARGO_PKG_VERSION"))
-}
-
-/// Rank 0 looks for the checkpoint to go on from and tells the others.
-fn find_checkpoint(collective: &dyn Collective, config: &TrainConfig) -> Result<Option<Found>, Stop> {
-    let found = if collective.rank() == 0 {
-        checkpoint::find(&config.run.dir, &config.checkpoint.resume).map_err(Stop::from)
-    } else {
-        Ok(None)
-    };
-    let found = agree(collective, found)?;
-    let told = serde_json::to_vec(&found).map_err(Stop::failure)?;
-    let told = collective.broadcast_bytes(told, 0)?;
-    serde_json::from_slice(&told).map_err(Stop::failure)
 }
 
 /// Weights, gradients, moments and averages of a rank.
@@ -202,13 +198,12 @@ impl Model {
         Ok(Self { arinar, parameters, optimizer, ema, buffers, _store: store })
     }
 
-    fn import_into(&self) -> ImportInto<'_> {
-        ImportInto { parameters: &self.parameters, ema: &self.ema, buffers: &self.buffers }
+    fn restore_into(&mut self) -> RestoreInto<'_> {
+        RestoreInto { parameters: &self.parameters, ema: &self.ema, optimizer: &mut self.optimizer }
     }
 
-    fn restore(&mut self, found: &Found, config: &TrainConfig) -> Result<State, Stop> {
-        let into = RestoreInto { parameters: &self.parameters, ema: &self.ema, optimizer: &mut self.optimizer };
-        Ok(checkpoint::restore(found, config, into)?)
+    fn import_into(&self) -> ImportInto<'_> {
+        ImportInto { parameters: &self.parameters, ema: &self.ema, buffers: &self.buffers }
     }
 }
 
@@ -242,6 +237,7 @@ struct Intro<'a> {
     plan: Plan,
     share: RankShare,
     threads: usize,
+    run_is_local: bool,
 }
 
 fn start_logs(intro: &Intro<'_>, model: &Model, step: u64) -> Result<Logs, Stop> {
@@ -255,7 +251,12 @@ fn start_logs(intro: &Intro<'_>, model: &Model, step: u64) -> Result<Logs, Stop>
     }
     let text = serde_saphyr::to_string(config).map_err(Stop::failure)?;
     let log_dir = Path::new(&config.run.log_dir);
-    Logs::start(progress, log_dir, step + 1, &text, config.batch.global).map_err(Stop::failure)
+    let mut logs = Logs::start(progress, log_dir, step + 1, &text, config.batch.global).map_err(Stop::failure)?;
+    if !intro.run_is_local {
+        let copy = LogCopy::start(&config.run.dir, log_dir.to_path_buf(), COPY_EVERY);
+        logs.copied_by(copy.map_err(Stop::failure)?);
+    }
+    Ok(logs)
 }
 
 impl Intro<'_> {
@@ -285,7 +286,8 @@ impl Intro<'_> {
         let warnings = self.found.map(|found| found.warnings.as_slice()).unwrap_or_default();
         lines.extend(warnings.iter().map(|warning| format!("warning: {warning}; an older one is used")));
         if let Some(found) = self.found {
-            lines.push(format!("resuming from {}/{}", found.run, checkpoint::folder(found.step)));
+            let spooled = if found.place == Place::Spool { " (its copy in the spool)" } else { "" };
+            lines.push(format!("resuming from {}/{}{spooled}", found.run, checkpoint::folder(found.step)));
         }
         lines.extend(self.weights.clone());
         if step >= self.plan.total_steps {

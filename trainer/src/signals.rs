@@ -16,6 +16,8 @@ pub struct Signals {
     pub written: bool,
     /// A checkpoint is due (rank 0 decides).
     pub save_due: bool,
+    /// The checkpoint that is being sent to the store is valid there (rank 0 knows).
+    pub uploaded: bool,
 }
 
 impl Signals {
@@ -23,7 +25,7 @@ impl Signals {
     pub fn to_tail(self) -> [f32; TAIL] {
         let mut tail = [0.0; TAIL];
         tail[0] = self.loss;
-        let flags = [self.preempted, self.failed, self.written, self.save_due];
+        let flags = [self.preempted, self.failed, self.written, self.save_due, self.uploaded];
         for (place, flag) in tail[1..].iter_mut().zip(flags) {
             *place = f32::from(u8::from(flag));
         }
@@ -44,6 +46,8 @@ pub struct Agreed {
     pub written: bool,
     /// A checkpoint is due.
     pub save_due: bool,
+    /// The checkpoint that is being sent to the store is valid there.
+    pub uploaded: bool,
 }
 
 impl Agreed {
@@ -55,6 +59,7 @@ impl Agreed {
             failed: tail[2] > 0.0,
             written: tail[3] == world as f32,
             save_due: tail[4] > 0.0,
+            uploaded: tail[5] > 0.0,
         }
     }
 }
@@ -78,10 +83,11 @@ mod tests {
         let calm = Signals { loss: 3.0, written: true, ..Signals::default() };
         let agreed = summed(&[calm, calm]);
         assert_eq!(agreed.loss, 1.5);
-        assert!(agreed.written && !agreed.preempted && !agreed.failed && !agreed.save_due);
+        assert!(agreed.written && !agreed.preempted && !agreed.failed && !agreed.save_due && !agreed.uploaded);
         assert!(summed(&[calm, Signals { preempted: true, ..calm }]).preempted);
         assert!(summed(&[calm, Signals { failed: true, ..calm }]).failed);
         assert!(summed(&[Signals { save_due: true, ..calm }, calm]).save_due);
+        assert!(summed(&[Signals { uploaded: true, ..calm }, calm]).uploaded);
     }
 
     #[test]

@@ -22,6 +22,9 @@ use tensorboard_rs::{record_writer::RecordWriter, summary};
 /// Longest time a written value stays in this process's memory.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
+/// A file is not made longer than about this: what copies event files to a store sends each of them whole.
+const FILE_BYTES: usize = 8 << 20;
+
 /// The event file could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the TensorBoard file {}: {source}", .path.display())]
@@ -32,10 +35,11 @@ pub struct TensorBoardError {
     pub source: io::Error,
 }
 
-/// One event file.
+/// One run's present event file; where it grows long, another follows it.
 pub struct EventWriter {
     path: PathBuf,
     records: RecordWriter<BufWriter<File>>,
+    bytes: usize,
     flushed: Instant,
 }
 
@@ -46,23 +50,25 @@ impl EventWriter {
     /// # Errors
     /// When the folder or file cannot be written.
     pub fn create(folder: &Path, first_step: u64) -> Result<Self, TensorBoardError> {
-        let fail = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| TensorBoardError { path, source }
-        };
-        std::fs::create_dir_all(folder).map_err(fail(folder))?;
-        let (path, file) = new_file(folder).map_err(fail(folder))?;
-        let records = RecordWriter::new(BufWriter::new(file));
-        let mut writer = Self { path, records, flushed: Instant::now() };
-        let mut version = Event::new();
-        version.set_file_version("brain.Event:2".to_owned());
-        writer.write(version, 0)?;
+        std::fs::create_dir_all(folder).map_err(|source| TensorBoardError { path: folder.to_path_buf(), source })?;
+        let mut writer = Self::open(folder)?;
         let mut session = SessionLog::new();
         session.set_status(SessionLog_SessionStatus::START);
         let mut start = Event::new();
         start.set_session_log(session);
         writer.write(start, first_step)?;
         writer.flush()?;
+        Ok(writer)
+    }
+
+    fn open(folder: &Path) -> Result<Self, TensorBoardError> {
+        let created = new_file(folder);
+        let (path, file) = created.map_err(|source| TensorBoardError { path: folder.to_path_buf(), source })?;
+        let records = RecordWriter::new(BufWriter::new(file));
+        let mut writer = Self { path, records, bytes: 0, flushed: Instant::now() };
+        let mut version = Event::new();
+        version.set_file_version("brain.Event:2".to_owned());
+        writer.write(version, 0)?;
         Ok(writer)
     }
 
@@ -76,6 +82,9 @@ impl EventWriter {
     /// # Errors
     /// When the file cannot be written.
     pub fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<(), TensorBoardError> {
+        if self.bytes > FILE_BYTES {
+            self.go_on_in_another_file()?;
+        }
         for (tag, value) in scalars {
             self.summary(summary::scalar(tag, *value as f32), step)?;
         }
@@ -112,6 +121,13 @@ impl EventWriter {
         self.records.flush().map_err(|source| self.error(source))
     }
 
+    fn go_on_in_another_file(&mut self) -> Result<(), TensorBoardError> {
+        self.flush()?;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        *self = Self::open(folder)?;
+        Ok(())
+    }
+
     fn summary(&mut self, summary: Summary, step: u64) -> Result<(), TensorBoardError> {
         let mut event = Event::new();
         event.set_summary(summary);
@@ -122,6 +138,7 @@ impl EventWriter {
         event.set_wall_time(now().as_secs_f64());
         event.set_step(step as i64);
         let bytes = event.write_to_bytes().map_err(|error| self.error(io::Error::other(error)))?;
+        self.bytes += bytes.len();
         self.records.write(&bytes).map_err(|source| self.error(source))
     }
 

@@ -94,9 +94,13 @@ impl Training<'_> {
     pub fn run(&mut self) -> Result<(), Stop> {
         let mut last_save = Instant::now();
         let mut skipped = 0;
+        let begun = self.step < self.plan.total_steps;
         while self.step < self.plan.total_steps {
             let mut done = self.step(last_save, &mut skipped)?;
             let stalled = Instant::now();
+            if done.agreed.uploaded {
+                self.saver.uploaded();
+            }
             if done.agreed.written {
                 self.committed()?;
             }
@@ -104,20 +108,26 @@ impl Training<'_> {
                 self.save()?;
                 last_save = Instant::now();
             }
-            done.timing.checkpoint_stall = stalled.elapsed();
-            self.logs.step(&done.report, &done.timing);
+            done.timing.checkpoint_stall += stalled.elapsed();
+            self.logs.step(&done.report, &done.timing, self.saver.upload_status());
             if done.agreed.preempted && self.step < self.plan.total_steps {
                 return self.preempted();
             }
         }
-        self.save()?;
-        self.committed()
+        if begun {
+            self.save()?;
+        }
+        match self.settled()? {
+            None => Ok(()),
+            Some(missing) => agree(self.collective, Err(Stop::Failure(missing))),
+        }
     }
 
     /// Batch, forward, backward, all-reduce, finite check, clip, AdamW, EMA.
     fn step(&mut self, last_save: Instant, skipped: &mut u64) -> Result<Step, Stop> {
         let began = Instant::now();
         let mut local = self.worker.accumulate(self.step);
+        self.hear_of_checkpoints(&mut local);
         self.parameters.set_tail(self.signals(&local, last_save).to_tail());
         let reducing = Instant::now();
         self.collective.all_reduce_sum(self.parameters.gradients_and_tail())?;
@@ -131,9 +141,11 @@ impl Training<'_> {
         let grad_norm = clip::grad_norm(&self.parameters.gradients()) * mean;
         let epoch = self.plan.epoch(self.step, self.config.batch.global);
         let learning_rate = self.config.learning_rate(epoch);
+        let mut checkpoint_stall = Duration::ZERO;
         if agreed.loss.is_finite() && grad_norm.is_finite() {
             let coefficient = clip::clip_coefficient(grad_norm, self.config.optim.grad_clip);
             let update = Update { learning_rate, gradient_scale: mean * coefficient };
+            checkpoint_stall = self.saver.wait_until_copied();
             self.optimizer.step(&mut self.parameters, &mut self.ema, update);
             all_reduce += self.share_update()?;
             *skipped = 0;
@@ -146,7 +158,7 @@ impl Training<'_> {
         let epoch = self.plan.epoch(self.step, self.config.batch.global);
         let (step, loss) = (self.step, agreed.loss);
         let report = Report { step, epoch, loss, learning_rate, grad_norm, step_time };
-        let timing = Timing { data_wait: local.data_wait, all_reduce, checkpoint_stall: Duration::ZERO };
+        let timing = Timing { data_wait: local.data_wait, all_reduce, checkpoint_stall };
         Ok(Step { report, timing, agreed })
     }
 
@@ -165,6 +177,17 @@ impl Training<'_> {
             failed: local.failure.is_some(),
             written: self.saver.is_written(),
             save_due: self.collective.rank() == 0 && self.is_save_due(last_save),
+            uploaded: self.saver.is_uploaded(),
+        }
+    }
+
+    /// Tells what the threads that save have done. If they cannot go on, neither can the training.
+    fn hear_of_checkpoints(&mut self, local: &mut Local) {
+        for message in self.saver.poll() {
+            self.logs.message(&message);
+        }
+        if local.failure.is_none() {
+            local.failure = self.saver.failure();
         }
     }
 
@@ -228,18 +251,26 @@ impl Training<'_> {
         self.saver.start(self.collective, &state, &tensors)
     }
 
+    /// Waits for the files of the checkpoint that is being written, if any. It becomes valid in the background.
     fn committed(&mut self) -> Result<(), Stop> {
         // A run that goes on from this checkpoint must find the curves up to it.
         self.logs.flush();
-        if let Some(step) = self.saver.commit(self.collective)? {
-            self.logs.saved(step);
-        }
-        Ok(())
+        self.saver.commit(self.collective)
+    }
+
+    /// Waits until all checkpoints are where they belong. Returns what a remote store still lacks.
+    fn settled(&mut self) -> Result<Option<String>, Stop> {
+        self.committed()?;
+        let logs = &self.logs;
+        let timeout = self.config.checkpoint.upload_timeout.0;
+        self.saver.finish(self.collective, timeout, &mut |message| logs.message(message))
     }
 
     fn preempted(&mut self) -> Result<(), Stop> {
         self.save()?;
-        self.committed()?;
+        if let Some(missing) = self.settled()? {
+            self.logs.warn(&missing);
+        }
         Err(Stop::Preempted { step: self.step })
     }
 }

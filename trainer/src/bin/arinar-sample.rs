@@ -1,9 +1,11 @@
 //! `arinar-sample`: pictures and a labelled grid from a run's EMA weights.
 
-use std::path::{Path, PathBuf};
+use std::io::Cursor;
 use std::process::ExitCode;
 
 use arinar_data::dataset::Dataset;
+use arinar_data::object::LocalCopy;
+use arinar_data::store::Store;
 use arinar_model::arinar::{Arinar, SampleOptions};
 use arinar_model::schedule::GuidanceSchedule;
 use arinar_model::vae::{LoadedVae, load_vae};
@@ -13,7 +15,7 @@ use arinar_trainer::checkpoint::{LoadedRun, load_ema};
 use arinar_trainer::exit::{self, Stop};
 use arinar_trainer::sample::{Progress, Row, choose, draw, to_pictures};
 use clap::{Parser, ValueEnum};
-use image::RgbImage;
+use image::{ImageFormat, RgbImage};
 use tch::{Device, nn};
 
 /// Samples pictures from a training run, with the exponential moving average of its weights.
@@ -28,9 +30,9 @@ struct Cli {
     /// Folder or store URL of the run (run.dir of its configuration)
     #[arg(long)]
     run: String,
-    /// Folder for the pictures
+    /// Folder or store URL for the pictures
     #[arg(long, default_value = "samples")]
-    out: PathBuf,
+    out: String,
     /// Classes by number or name, comma-separated [default: nine spread over all classes]
     #[arg(long, value_delimiter = ',')]
     classes: Vec<String>,
@@ -57,11 +59,14 @@ struct Cli {
     batch: usize,
     /// VAE weights, safetensors or the official kl16.ckpt [default: those in the run's dataset]
     #[arg(long)]
-    vae: Option<PathBuf>,
+    vae: Option<String>,
     /// CPU threads [default: all cores]
     #[arg(long)]
     threads: Option<i32>,
 }
+
+/// Name of the picture with a row per class.
+const GRID: &str = "grid.png";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Guidance {
@@ -98,14 +103,16 @@ fn run(cli: &Cli) -> Result<(), Stop> {
     let options = cli.sample_options(&run);
     cli.check(&options, &labels, &run)?;
     let vae = cli.find_vae(&run)?;
+    // A place that cannot be written to must not cost the pictures.
+    let out = Store::open(&cli.out).map_err(Stop::configuration)?;
+    out.list("").map_err(Stop::failure)?;
     let model = FrozenModel::of(&run)?;
     let count = cli.per_class * labels.len();
     println!("{}: EMA weights of step {}, {count} pictures of {} classes", cli.run, run.step, labels.len());
-    std::fs::create_dir_all(&cli.out).map_err(|error| cannot_write(&cli.out, error))?;
     let every_label: Vec<i64> = labels.iter().flat_map(|&label| vec![label; cli.per_class]).collect();
     let pictures = sample(cli.batch, &options, &model, &vae, &every_label)?;
-    let grid = write(&cli.out, &names, &labels, &pictures)?;
-    println!("grid: {}", grid.display());
+    let grid = write(&out, &names, &labels, &pictures)?;
+    println!("grid: {grid}");
     Ok(())
 }
 
@@ -161,28 +168,26 @@ fn sample(
     Ok(pictures)
 }
 
-/// Writes every picture and the grid; returns the grid's path.
-fn write(out: &Path, names: &[String], labels: &[i64], pictures: &[RgbImage]) -> Result<PathBuf, Stop> {
+/// Writes every picture and the grid; returns the grid's URL.
+fn write(out: &Store, names: &[String], labels: &[i64], pictures: &[RgbImage]) -> Result<String, Stop> {
     let per_class = pictures.len() / labels.len();
     let mut rows = Vec::with_capacity(labels.len());
     for (&label, pictures) in labels.iter().zip(pictures.chunks(per_class)) {
         let name = &names[label as usize];
         for (number, picture) in pictures.iter().enumerate() {
-            save(picture, &out.join(format!("{label:04}-{}-{number:03}.png", file_name(name))))?;
+            save(picture, out, &format!("{label:04}-{}-{number:03}.png", file_name(name)))?;
         }
         rows.push(Row { label: name.clone(), pictures: pictures.to_vec() });
     }
-    let grid = out.join("grid.png");
-    save(&draw(&rows), &grid)?;
-    Ok(grid)
+    save(&draw(&rows), out, GRID)?;
+    Ok(out.url_of(GRID))
 }
 
-fn save(picture: &RgbImage, path: &Path) -> Result<(), Stop> {
-    picture.save(path).map_err(|error| cannot_write(path, error))
-}
-
-fn cannot_write(path: &Path, error: impl std::fmt::Display) -> Stop {
-    Stop::Failure(format!("cannot write {}: {error}", path.display()))
+fn save(picture: &RgbImage, out: &Store, name: &str) -> Result<(), Stop> {
+    let mut bytes = Vec::new();
+    let encoded = picture.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png);
+    encoded.map_err(|error| Stop::Failure(format!("cannot write {}: {error}", out.url_of(name))))?;
+    out.put(name, bytes).map_err(Stop::failure)
 }
 
 /// A class name as part of a file name.
@@ -218,7 +223,7 @@ impl Cli {
     /// The VAE given, else the one kept with the run's dataset.
     fn find_vae(&self, run: &LoadedRun) -> Result<LoadedVae, Stop> {
         let vae = match &self.vae {
-            Some(path) => load_vae(path, Device::Cpu).map_err(Stop::configuration)?,
+            Some(url) => given_vae(url)?,
             None => vae_of_dataset(&run.config.data.url)?,
         };
         let (stride, channels) = (vae.config.stride(), vae.config.embed_dim);
@@ -232,6 +237,15 @@ impl Cli {
             wanted.stride, wanted.channels
         )))
     }
+}
+
+fn given_vae(url: &str) -> Result<LoadedVae, Stop> {
+    let copy = LocalCopy::of(url).map_err(Stop::configuration)?;
+    let told = |error: &dyn std::fmt::Display| match copy {
+        LocalCopy::InPlace(_) => Stop::configuration(error),
+        LocalCopy::Fetched(_) => Stop::Configuration(format!("{url}, fetched: {error}")),
+    };
+    load_vae(copy.path(), Device::Cpu).map_err(|error| told(&error))
 }
 
 fn vae_of_dataset(url: &str) -> Result<LoadedVae, Stop> {

@@ -1,11 +1,13 @@
 //! What a checkpoint consists of: the file written last, which makes the others a checkpoint.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs::File, io, path::PathBuf};
 
+use bytes::Bytes;
+use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-use arinar_data::store::Store;
+use arinar_data::store::{Store, StoreError};
 
 use super::CheckpointError;
 
@@ -46,6 +48,21 @@ impl FileEntry {
     pub fn of(name: &str, contents: &[u8]) -> Self {
         Self { name: name.to_owned(), bytes: contents.len() as u64, xxh3_128: format!("{:032x}", xxh3_128(contents)) }
     }
+
+    /// An error unless the file found at `url` is this one.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`].
+    pub fn compare(&self, found: &Self, url: &str) -> Result<(), CheckpointError> {
+        let what = if found.bytes != self.bytes {
+            format!("it has {} bytes, the manifest says {}", found.bytes, self.bytes)
+        } else if found.xxh3_128 != self.xxh3_128 {
+            format!("its XXH3-128 is {}, the manifest says {}", found.xxh3_128, self.xxh3_128)
+        } else {
+            return Ok(());
+        };
+        Err(CheckpointError::Damaged { url: url.to_owned(), what })
+    }
 }
 
 /// The folder of a step within a run: `step-00012000`.
@@ -75,23 +92,47 @@ pub fn read(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
     Ok(manifest)
 }
 
-/// Reads one file of a checkpoint and compares it with its manifest entry.
+/// Reads one file of a checkpoint into memory and compares it with its manifest entry.
 ///
 /// # Errors
 /// [`CheckpointError::Damaged`] if length or hash differ, or a store error.
-pub fn read_file(store: &Store, step: u64, entry: &FileEntry) -> Result<bytes::Bytes, CheckpointError> {
+pub fn read_file(store: &Store, step: u64, entry: &FileEntry) -> Result<Bytes, CheckpointError> {
     let name = format!("{}/{}", folder(step), entry.name);
     let contents = store.get(&name)?;
-    let found = FileEntry::of(&entry.name, &contents);
-    if found == *entry {
-        return Ok(contents);
+    entry.compare(&FileEntry::of(&entry.name, &contents), &store.url_of(&name))?;
+    Ok(contents)
+}
+
+/// Maps one file of a checkpoint in a local store into memory and compares it with its manifest entry.
+///
+/// # Errors
+/// As [`read_file`].
+pub fn map_file(store: &Store, step: u64, entry: &FileEntry) -> Result<Mmap, CheckpointError> {
+    let name = format!("{}/{}", folder(step), entry.name);
+    let path = store.local_path(&name).unwrap_or_else(|| PathBuf::from(&name));
+    let mapped = File::open(&path).and_then(|file| {
+        // SAFETY: nobody changes a file of a checkpoint once its manifest is written; runs on the same folder are
+        // kept away by the lease. A file that shrinks all the same ends this process (SIGBUS), as a failing disk would.
+        unsafe { Mmap::map(&file) }
+    });
+    let mapped = mapped.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => StoreError::Missing { url: store.url_of(&name) },
+        _ => StoreError::File { path, source },
+    })?;
+    entry.compare(&FileEntry::of(&entry.name, &mapped), &store.url_of(&name))?;
+    Ok(mapped)
+}
+
+/// Compares all files of a checkpoint in a local store with its manifest, which is returned.
+///
+/// # Errors
+/// As [`read_file`].
+pub fn verify(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
+    let manifest = read(store, step)?;
+    for entry in &manifest.files {
+        map_file(store, step, entry)?;
     }
-    let what = if found.bytes == entry.bytes {
-        format!("its XXH3-128 is {}, the manifest says {}", found.xxh3_128, entry.xxh3_128)
-    } else {
-        format!("it has {} bytes, the manifest says {}", found.bytes, entry.bytes)
-    };
-    Err(CheckpointError::Damaged { url: store.url_of(&name), what })
+    Ok(manifest)
 }
 
 /// A step's folder within a run.
@@ -107,7 +148,7 @@ pub struct Listed {
 ///
 /// # Errors
 /// What the store says.
-pub fn listed(store: &Store) -> Result<Vec<Listed>, CheckpointError> {
+pub fn listed(store: &Store) -> Result<Vec<Listed>, StoreError> {
     let mut steps = BTreeMap::new();
     for object in store.list("")? {
         let Some((folder, name)) = object.name.split_once('/') else { continue };

@@ -1,23 +1,42 @@
 //! Checkpoints: `step-00012000/` with the weights, averages and moments as safetensors under the
 //! official names, `state.json`, and `manifest.json` written last.
 
+mod find;
+mod home;
 mod load;
 mod manifest;
+mod mirror;
+mod parcel;
+mod patience;
+mod publish;
+mod restore;
 mod retention;
 mod save;
 mod shard;
+mod snapshot;
+mod spool;
+mod upload;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use arinar_data::{loader::ResumeToken, store::StoreError};
+use arinar_data::{
+    loader::ResumeToken,
+    store::{StoreError, lease::LeaseError},
+};
 
 use crate::{config::TrainConfig, exit::Stop};
 
-pub use load::{Found, LoadedRun, RestoreInto, find, load_ema, load_weights, restore};
+pub use find::{Found, Place};
+pub use home::Home;
+pub use load::{LoadedRun, load_ema, load_weights};
 pub use manifest::{FORMAT_VERSION, FileEntry, MANIFEST, Manifest, STATE, folder, step_of};
+pub use mirror::UploadStatus;
+pub use restore::{RestoreInto, restore};
 pub use retention::Retention;
-pub use save::Saver;
+pub use save::{Role, Saver};
 pub use shard::Tensors;
 
 /// Everything of a checkpoint that is not a tensor.
@@ -62,6 +81,9 @@ pub enum CheckpointError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another run uses the folder, or has taken it over.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// A file is not what its manifest says.
     #[error("damaged checkpoint: {url}: {what}")]
     Damaged {
@@ -126,6 +148,37 @@ pub enum CheckpointError {
     NotFinite {
         /// The step.
         step: u64,
+    },
+    /// No memory for the copy of a file's tensors.
+    #[error("no memory for a copy of {file} ({bytes} bytes): {source}")]
+    Memory {
+        /// The file.
+        file: String,
+        /// Its length.
+        bytes: u64,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Nowhere to keep checkpoints on their way to a remote store.
+    #[error("neither HOME nor XDG_CACHE_HOME is set; set checkpoint.spool_dir to a folder on a local disk")]
+    NoCacheFolder,
+    /// The spool cannot take another checkpoint.
+    #[error("{} has no room: {what}", .path.display())]
+    SpoolFull {
+        /// The spool.
+        path: PathBuf,
+        /// What is short.
+        what: String,
+    },
+    /// The same, with all there is to know.
+    #[error(
+        "{what}; {waits}: nothing saved is lost; make room or raise checkpoint.spool_limit and start again to send it on"
+    )]
+    NoRoom {
+        /// What is short.
+        what: String,
+        /// What waits in the spool for which store, and why.
+        waits: String,
     },
     /// The writing thread ended without a result.
     #[error("the thread writing the checkpoint of step {step} ended unexpectedly")]

@@ -1,191 +1,294 @@
-//! Writing a checkpoint while training goes on.
+//! Writing checkpoints while training goes on.
 //!
-//! `start` copies the rank's tensors to files in memory, which is the only stall, and a thread
-//! writes them to the store. Once every rank's files are there (the loop learns it from the
-//! all-reduce), `commit` writes state and manifest, and only then deletes what is superseded.
+//! `start` hands the rank's tensors to a thread (`snapshot.rs`), and before the next update the loop waits until that
+//! has copied them: the only stall. Once the files of every rank are written (the loop learns it from the all-reduce),
+//! `commit` collects what they are; another thread (`publish.rs`) then writes state and manifest. In a run whose folder
+//! is in a remote store all this happens in a local spool, which a third thread (`upload.rs`) mirrors to the store.
 
-use std::{sync::Arc, thread::JoinHandle};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arinar_data::store::{Store, StoreError};
-use bytes::Bytes;
 
 use super::{
     CheckpointError, State,
-    manifest::{self, FORMAT_VERSION, FileEntry, MANIFEST, Manifest, STATE, folder},
-    retention::Retention,
-    shard::{self, KINDS, Tensors},
+    manifest::{FORMAT_VERSION, FileEntry, Manifest, STATE, folder},
+    mirror::{Mirror, UploadStatus},
+    publish::{self, Complete, Publisher},
+    shard::Tensors,
+    snapshot::Snapshot,
 };
 use crate::{
-    clip,
-    collective::{Collective, agree, gather},
+    collective::{Collective, Reduction, agree, gather},
     exit::Stop,
     memory,
 };
 
-/// The files of one rank: their entries for the manifest.
-type Written = Result<Vec<FileEntry>, CheckpointError>;
+/// Time between two looks at an upload that the end of the run waits for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Time between two lines about it.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Which part a process has in saving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// Its rank.
+    pub rank: usize,
+    /// Number of ranks.
+    pub world: usize,
+    /// True on one rank of each machine.
+    pub leads: bool,
+    /// Ranks on its machine.
+    pub ranks_here: usize,
+}
+
+impl Role {
+    /// True if all ranks share this machine.
+    pub fn alone(&self) -> bool {
+        self.ranks_here == self.world
+    }
+}
 
 /// Saves one run's checkpoints.
 pub struct Saver {
+    role: Role,
+    /// The local folder they are written to.
     store: Arc<Store>,
-    retention: Retention,
+    publisher: Option<Publisher>,
     pending: Option<Pending>,
+    mirror: Option<Mirror>,
+    failure: Option<Stop>,
+    messages: Vec<String>,
 }
 
-/// A checkpoint that is not committed yet.
+/// A checkpoint whose files are being written.
 struct Pending {
     step: u64,
     state: Vec<u8>,
-    work: Work,
-}
-
-enum Work {
-    Running(JoinHandle<Written>),
-    Done(Written),
+    snapshot: Snapshot,
 }
 
 impl Saver {
-    /// Saves into the run `store`.
-    pub fn new(store: Arc<Store>, retention: Retention) -> Self {
-        Self { store, retention, pending: None }
+    pub(super) fn new(role: Role, store: Arc<Store>, publisher: Option<Publisher>, mirror: Option<Mirror>) -> Self {
+        Self { role, store, publisher, pending: None, mirror, failure: None, messages: Vec::new() }
     }
 
     /// True when this rank's files of the pending checkpoint are written, or failed to be.
     pub fn is_written(&self) -> bool {
-        match self.pending.as_ref().map(|pending| &pending.work) {
-            Some(Work::Running(thread)) => thread.is_finished(),
-            Some(Work::Done(_)) => true,
-            None => false,
-        }
+        self.pending.as_ref().is_some_and(|pending| pending.snapshot.is_written())
     }
 
-    /// Starts saving. All ranks call it together, when no checkpoint is pending.
+    /// Starts saving. All ranks call it together, when no checkpoint is pending. The tensors must not change before
+    /// [`Saver::wait_until_copied`].
     ///
     /// # Errors
-    /// Weights that are not finite, or a failure of the store.
+    /// No room, or a failure of the disk.
     pub fn start(&mut self, collective: &dyn Collective, state: &State, tensors: &Tensors<'_>) -> Result<(), Stop> {
         let step = state.step;
-        if !clip::grad_norm(tensors.parameters.values()).is_finite() {
-            return Err(CheckpointError::NotFinite { step }.into());
-        }
-        let prepared = if collective.rank() == 0 { self.make_room(step) } else { Ok(()) };
-        agree(collective, prepared.map_err(Stop::from))?;
+        let prepared = self.make_room(step, tensors.bytes()).map_err(Stop::from);
+        agree(collective, prepared)?;
         let state = serde_json::to_vec_pretty(state).map_err(Stop::failure)?;
-        let work = self.write(collective, step, tensors);
-        self.pending = Some(Pending { step, state, work });
+        // Of all ranks together, which as a rule share the machine.
+        let copy = memory::available().is_none_or(|free| tensors.bytes() <= free / 2);
+        let path = self.store.local_path(&folder(step)).unwrap_or_default();
+        let files = tensors.lay_out(self.role.rank, self.role.world);
+        let snapshot = files.and_then(|files| Snapshot::start(path, step, files, copy)).map_err(Stop::from);
+        let snapshot = agree(collective, snapshot)?;
+        self.pending = Some(Pending { step, state, snapshot });
         Ok(())
     }
 
-    /// Waits for the pending checkpoint, if any, and makes it valid. All ranks call it together.
-    /// Returns its step.
+    /// Returns when the tensors that [`Saver::start`] was given may change, and how long that took.
+    pub fn wait_until_copied(&mut self) -> Duration {
+        let began = Instant::now();
+        if let Some(pending) = &mut self.pending {
+            pending.snapshot.wait_until_copied();
+        }
+        began.elapsed()
+    }
+
+    /// Waits for the files of the pending checkpoint, if any; what makes them valid is then written in the background.
+    /// All ranks call it together.
     ///
     /// # Errors
     /// When some rank could not write: earlier checkpoints are as they were.
-    pub fn commit(&mut self, collective: &dyn Collective) -> Result<Option<u64>, Stop> {
-        let Some(pending) = self.pending.take() else { return Ok(None) };
+    pub fn commit(&mut self, collective: &dyn Collective) -> Result<(), Stop> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
         let step = pending.step;
-        let written = match pending.work {
-            Work::Done(written) => written,
-            Work::Running(thread) => thread.join().unwrap_or(Err(CheckpointError::Thread { step })),
-        };
-        let result = agree(collective, written.map_err(Stop::from))
-            .and_then(|entries| self.publish(collective, step, &pending.state, &entries));
-        if result.is_err() && collective.rank() == 0 {
-            // Best effort: the space is needed more than the error.
-            let _ = self.delete(step);
-        }
-        result.map(|()| Some(step))
-    }
-
-    /// An old manifest at this step must not vouch for the new files.
-    fn make_room(&self, step: u64) -> Result<(), CheckpointError> {
-        let manifest = format!("{}/{MANIFEST}", folder(step));
-        if self.store.exists(&manifest)? {
-            self.store.delete(&manifest)?;
-        }
-        Ok(())
-    }
-
-    /// In the background where memory holds the copies of all files, else one by one right now.
-    fn write(&self, collective: &dyn Collective, step: u64, tensors: &Tensors<'_>) -> Work {
-        let (rank, world) = (collective.rank(), collective.world());
-        // Of all ranks together, which as a rule share the machine.
-        let all = 4 * size_of::<f32>() as u64 * tensors.parameters.len() as u64;
-        let serialize = |kind: &str| {
-            let file = shard::file_name(kind, rank, world);
-            match tensors.serialize(kind, rank) {
-                Ok(contents) => Ok((file, contents)),
-                Err(source) => Err(CheckpointError::Layout { file, source }),
+        let written = pending.snapshot.join().map_err(|error| Stop::from(self.explain(error)));
+        let complete =
+            agree(collective, written).and_then(|entries| self.collect(collective, step, &pending.state, entries));
+        let (manifest, own) = match complete {
+            Ok(complete) => complete,
+            Err(stop) => {
+                if self.publisher.is_some() {
+                    // Best effort: the space is needed more than the error.
+                    let _ = publish::delete(&self.store, step);
+                }
+                return Err(stop);
             }
         };
-        let store = Arc::clone(&self.store);
-        if memory::available().is_some_and(|free| all > free / 2) {
-            let put = |kind: &&str| serialize(kind).and_then(|file| put_file(&store, step, file));
-            return Work::Done(KINDS.iter().map(put).collect());
+        let bytes = serde_json::to_vec_pretty(&manifest).map_err(Stop::failure)?;
+        if let Some(publisher) = &self.publisher {
+            publisher.publish(Complete { step, state: pending.state, manifest: bytes });
         }
-        let files: Result<Vec<_>, _> = KINDS.iter().map(|kind| serialize(kind)).collect();
-        match files {
-            Err(error) => Work::Done(Err(error)),
-            Ok(files) => Work::Running(std::thread::spawn(move || {
-                files.into_iter().map(|file| put_file(&store, step, file)).collect()
-            })),
-        }
-    }
-
-    /// Rank 0 writes state and manifest, then deletes what they supersede.
-    fn publish(&self, collective: &dyn Collective, step: u64, state: &[u8], entries: &[FileEntry]) -> Result<(), Stop> {
-        let mine = serde_json::to_vec(entries).map_err(Stop::failure)?;
-        let of_ranks = gather(collective, &mine)?;
-        let result = if collective.rank() == 0 {
-            self.write_manifest(step, state, &of_ranks).and_then(|()| self.clean_up(step))
-        } else {
-            Ok(())
-        };
-        agree(collective, result)
-    }
-
-    fn write_manifest(&self, step: u64, state: &[u8], of_ranks: &[Vec<u8>]) -> Result<(), Stop> {
-        let mut files = vec![FileEntry::of(STATE, state)];
-        for entries in of_ranks {
-            let entries: Vec<FileEntry> = serde_json::from_slice(entries).map_err(Stop::failure)?;
-            files.extend(entries);
-        }
-        let manifest = Manifest { format_version: FORMAT_VERSION, step, files };
-        let manifest = serde_json::to_vec_pretty(&manifest).map_err(Stop::failure)?;
-        let put =
-            |name: &str, contents: Vec<u8>| self.store.put(&format!("{}/{name}", folder(step)), Bytes::from(contents));
-        put(STATE, state.to_vec())
-            .and_then(|()| put(MANIFEST, manifest))
-            .map_err(|error| CheckpointError::from(error).into())
-    }
-
-    /// Deletes superseded checkpoints and what killed runs left of unfinished ones.
-    fn clean_up(&self, step: u64) -> Result<(), Stop> {
-        let listed = manifest::listed(&self.store).map_err(Stop::from)?;
-        let committed: Vec<u64> = listed.iter().filter(|entry| entry.committed).map(|entry| entry.step).collect();
-        let unfinished = listed.iter().filter(|entry| !entry.committed && entry.step < step).map(|entry| entry.step);
-        for old in self.retention.superseded(&committed).into_iter().chain(unfinished) {
-            self.delete(old).map_err(|error| Stop::from(CheckpointError::from(error)))?;
+        if let Some(mirror) = &mut self.mirror {
+            mirror.saved(&manifest, own, self.publisher.as_ref());
         }
         Ok(())
     }
 
-    /// The manifest goes first, so that a checkpoint is whole or none.
-    fn delete(&self, step: u64) -> Result<(), StoreError> {
-        let folder = folder(step);
-        let manifest = format!("{folder}/{MANIFEST}");
-        if self.store.exists(&manifest)? {
-            self.store.delete(&manifest)?;
+    /// The manifest, the same on every rank, and the files that this rank answers for.
+    fn collect(
+        &self,
+        collective: &dyn Collective,
+        step: u64,
+        state: &[u8],
+        mut own: Vec<FileEntry>,
+    ) -> Result<(Manifest, Vec<FileEntry>), Stop> {
+        let mine = serde_json::to_vec(&own).map_err(Stop::failure)?;
+        let state = FileEntry::of(STATE, state);
+        let mut files = vec![state.clone()];
+        for entries in gather(collective, &mine)? {
+            files.extend(serde_json::from_slice::<Vec<FileEntry>>(&entries).map_err(Stop::failure)?);
         }
-        for object in self.store.list(&folder)? {
-            self.store.delete(&object.name)?;
+        if self.role.rank == 0 {
+            own.insert(0, state);
         }
-        Ok(())
+        Ok((Manifest { format_version: FORMAT_VERSION, step, files }, own))
     }
-}
 
-fn put_file(store: &Store, step: u64, (name, contents): (String, Vec<u8>)) -> Result<FileEntry, CheckpointError> {
-    let entry = FileEntry::of(&name, &contents);
-    store.put(&format!("{}/{name}", folder(step)), Bytes::from(contents))?;
-    Ok(entry)
+    /// An old checkpoint of this step must not vouch for the new files, and a spool must have room for them.
+    fn make_room(&mut self, step: u64, bytes: u64) -> Result<(), CheckpointError> {
+        if self.publisher.is_none() {
+            return Ok(());
+        }
+        let path = self.store.local_path(&folder(step)).unwrap_or_default();
+        if path.exists() {
+            publish::delete(&self.store, step)?;
+        }
+        let here = bytes / self.role.world as u64 * self.role.ranks_here as u64;
+        let Some(mirror) = &mut self.mirror else { return Ok(()) };
+        if mirror.make_room(here).is_ok() {
+            return Ok(());
+        }
+        // Deletions that are on their way may be all it takes.
+        let published = self.publisher.as_ref().map(Publisher::wait).unwrap_or_default();
+        self.hear(published);
+        self.mirror.as_mut().map_or(Ok(()), |mirror| mirror.make_room(here))
+    }
+
+    /// A full disk under the spool has more to tell than a full disk.
+    fn explain(&self, error: CheckpointError) -> CheckpointError {
+        match (&self.mirror, error) {
+            (Some(mirror), CheckpointError::Store(StoreError::Full { url, source })) => {
+                mirror.no_room(format!("the disk of {url} is full ({source})"))
+            }
+            (_, error) => error,
+        }
+    }
+
+    /// Rank 0 alone knows: the checkpoint being uploaded is valid in the store.
+    pub fn is_uploaded(&self) -> bool {
+        self.mirror.as_ref().is_some_and(Mirror::is_uploaded)
+    }
+
+    /// All ranks have heard that [`Saver::is_uploaded`]; the next checkpoint's turn has come.
+    pub fn uploaded(&mut self) {
+        let Some(mirror) = &mut self.mirror else { return };
+        if let Some(step) = mirror.uploaded(self.publisher.as_ref()) {
+            self.messages.push(format!("uploaded {} to {}", folder(step), mirror.url()));
+        }
+    }
+
+    /// Hears what the threads have done. Returns what there is to tell.
+    pub fn poll(&mut self) -> Vec<String> {
+        let published = self.publisher.as_ref().map(Publisher::poll).unwrap_or_default();
+        self.hear(published);
+        if let Some(mirror) = &mut self.mirror {
+            self.messages.extend(mirror.poll());
+            if let Some(error) = mirror.failure() {
+                self.failure.get_or_insert(error.into());
+            }
+        }
+        std::mem::take(&mut self.messages)
+    }
+
+    fn hear(&mut self, published: Vec<Result<u64, CheckpointError>>) {
+        for result in published {
+            match result {
+                Ok(step) => {
+                    self.messages.push(format!("saved {}", folder(step)));
+                    if let Some(mirror) = &mut self.mirror {
+                        mirror.published(step);
+                    }
+                }
+                Err(error) => {
+                    let stop = Stop::from(self.explain(error));
+                    self.failure.get_or_insert(stop);
+                }
+            }
+        }
+    }
+
+    /// Why saving cannot go on, if so; told once.
+    pub fn failure(&mut self) -> Option<Stop> {
+        self.failure.take()
+    }
+
+    /// For the curves of a run in a remote store.
+    pub fn upload_status(&self) -> Option<UploadStatus> {
+        self.mirror.as_ref().map(Mirror::status)
+    }
+
+    /// Waits until every saved checkpoint is where it belongs, a remote store for at most `timeout`. All ranks call it
+    /// together. Returns what is missing, if anything.
+    ///
+    /// # Errors
+    /// When a checkpoint could not be written.
+    pub fn finish(
+        &mut self,
+        collective: &dyn Collective,
+        timeout: Duration,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Option<String>, Stop> {
+        let published = self.publisher.as_ref().map(Publisher::wait).unwrap_or_default();
+        self.hear(published);
+        let began = Instant::now();
+        let mut told = began;
+        loop {
+            self.poll().iter().for_each(|message| tell(message));
+            let expired = self.role.rank == 0 && began.elapsed() >= timeout;
+            let mut flags = [self.failure.is_some(), self.is_uploaded(), expired].map(|flag| f64::from(u8::from(flag)));
+            collective.all_reduce_scalars(&mut flags, Reduction::Max)?;
+            let [failed, uploaded, expired] = flags.map(|flag| flag > 0.0);
+            if failed {
+                agree(collective, self.failure.take().map_or(Ok(()), Err))?;
+            }
+            if uploaded {
+                self.uploaded();
+            }
+            let Some(mirror) = self.mirror.as_ref().filter(|mirror| !mirror.is_empty()) else {
+                self.poll().iter().for_each(|message| tell(message));
+                return Ok(None);
+            };
+            let (url, backlog) = (mirror.url(), mirror.tell_backlog());
+            if expired {
+                let limit = humantime::format_duration(timeout);
+                return Ok(Some(format!(
+                    "not everything is in {url} after {limit} (checkpoint.upload_timeout): {backlog}; start again on \
+                     this machine to send it on"
+                )));
+            }
+            if told == began || told.elapsed() >= TELL_EVERY {
+                told = Instant::now();
+                tell(&format!("uploading to {url}: {backlog}"));
+            }
+            if !uploaded {
+                std::thread::sleep(LOOK_EVERY);
+            }
+        }
+    }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use check::BatchShare;
 pub use error::ConfigError;
 pub use load::{find, load, parse};
-pub use values::{ByteSize, Every, LogFormat, NonFinite, Precision, Resume};
+pub use values::{ByteSize, Every, LogFormat, NonFinite, Precision, Resume, Timeout};
 
 /// One experiment. Serialises back to the same shape, defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ pub struct TrainConfig {
 pub struct RunConfig {
     /// Shown in logs.
     pub name: String,
-    /// Store URL or path of the checkpoints.
+    /// Store URL or path of the checkpoints. In a remote store, event files are copied there too, below `logs/`.
     pub dir: String,
     /// Local folder of the TensorBoard event files.
     pub log_dir: String,
@@ -135,11 +135,26 @@ pub struct CheckpointConfig {
     pub keep_every_epochs: Option<f64>,
     /// `auto`, `none`, or the URL of a run or of one checkpoint.
     pub resume: Resume,
+    /// Local folder in which checkpoints wait to be sent to a remote `run.dir`, in a folder per run; null for one below
+    /// the user's cache folder.
+    pub spool_dir: Option<String>,
+    /// Most bytes that may wait there; null for what the disk holds.
+    pub spool_limit: Option<ByteSize>,
+    /// How long the end of a run waits for them to be sent.
+    pub upload_timeout: Timeout,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every: Every::default(), keep_last: 3, keep_every_epochs: None, resume: Resume::Auto }
+        Self {
+            every: Every::default(),
+            keep_last: 3,
+            keep_every_epochs: None,
+            resume: Resume::Auto,
+            spool_dir: None,
+            spool_limit: None,
+            upload_timeout: Timeout(std::time::Duration::from_secs(600)),
+        }
     }
 }
 

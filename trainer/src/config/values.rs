@@ -89,6 +89,25 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// How long to wait for something, written like `10min`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timeout(pub Duration);
+
+impl FromStr for Timeout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let time = humantime::parse_duration(text);
+        time.map(Self).map_err(|_| format!("\"{text}\" is not a duration like 10min or 30s"))
+    }
+}
+
+impl fmt::Display for Timeout {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", humantime::format_duration(self.0))
+    }
+}
+
 /// Where training starts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Resume {
@@ -170,6 +189,7 @@ macro_rules! as_text {
 as_text!(Every);
 as_text!(ByteSize);
 as_text!(Resume);
+as_text!(Timeout);
 
 /// Number format of the forward and backward pass; weights and gradients are float32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,6 +250,11 @@ mod tests {
         for every in [Every::Steps(7), Every::Time(Duration::from_secs(90))] {
             assert_eq!(every.to_string().parse(), Ok(every));
         }
+        for timeout in ["10min", "0s", "1h 30s"] {
+            let timeout: Timeout = timeout.parse().expect("a duration");
+            assert_eq!(timeout.to_string().parse(), Ok(timeout));
+        }
+        assert!("ten".parse::<Timeout>().is_err());
         for resume in [Resume::Auto, Resume::None, Resume::From("runs/a".to_owned())] {
             assert_eq!(resume.to_string().parse(), Ok(resume));
         }

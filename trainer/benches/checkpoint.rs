@@ -1,0 +1,270 @@
+//! What a checkpoint of ARINAR-B (213M parameters: weights, averages and two moments, 3.4 GB) costs the training, beside
+//! `torch.save` of the same tensors on the same disk: the stall, memory, and step time while it goes to an S3 server in
+//! another process.
+//!
+//! Environment: `PYTHON` (one with torch; without it nothing is compared), `FOLDER` (on the disk to measure; a
+//! temporary one), `BATCH` (4), `PAIRS` of steps with and without a checkpoint (3), `DEPTH` of encoder and decoder (14;
+//! less only to try the bench itself), `THREADS` (all cores).
+
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use arinar_data::loader::ResumeToken;
+use arinar_model::{arinar::Arinar, config::ModelConfig, mask::Mask, weights};
+use arinar_tests::s3::S3Server;
+use arinar_trainer::{
+    allocator,
+    checkpoint::{DatasetFacts, FORMAT_VERSION, Home, Retention, Role, Saver, State, Tensors},
+    clip,
+    collective::Single,
+    config::{self, TrainConfig},
+    ema::Ema,
+    memory,
+    optimizer::{AdamW, AdamWConfig, Update},
+    parameters::FlatParameters,
+    priority,
+};
+use tch::{Device, Kind, Tensor, nn};
+
+/// Masked tokens: the mean of the official distribution.
+const MASKED: i64 = 222;
+/// Set in the process that trains.
+const TRAINER: &str = "CHECKPOINT_BENCH_TRAINER";
+/// How long the slowest machine may take to upload.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> Result<()> {
+    match std::env::var_os(TRAINER) {
+        Some(folder) => train(Path::new(&folder)),
+        None => compare(),
+    }
+}
+
+/// torch.save first, alone on the machine; then the training, with this process as its store.
+fn compare() -> Result<()> {
+    let temporary = tempfile::tempdir()?;
+    let folder = std::env::var_os("FOLDER").map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
+    let torch = torch_save(&folder)?;
+    // The server gives way, so that what it costs is not taken for what sending costs. The training does not, and would
+    // if this very thread did.
+    let served = folder.join("s3");
+    let server = std::thread::spawn(move || {
+        priority::give_way();
+        S3Server::start(&served)
+    });
+    let server = server.join().map_err(|_| "the server did not start")?;
+    server.create_bucket("runs");
+    let mut trainer = Command::new(std::env::current_exe()?);
+    trainer.env(TRAINER, &folder).envs(server.environment());
+    if let Some(seconds) = torch {
+        trainer.env("TORCH_SECONDS", seconds.to_string());
+    }
+    let ended = trainer.status()?;
+    if ended.success() { Ok(()) } else { Err(format!("the training ended with {ended}").into()) }
+}
+
+/// Seconds that torch.save of the same tensors takes.
+fn torch_save(folder: &Path) -> Result<Option<f64>> {
+    let Some(python) = std::env::var_os("PYTHON") else { return Ok(None) };
+    let store = nn::VarStore::new(Device::Cpu);
+    let _model = Arinar::new(&store.root(), &model_config());
+    let shapes: Vec<_> = weights::trainable(&store).into_iter().map(|(name, tensor)| (name, tensor.size())).collect();
+    drop(store);
+    let list = folder.join("shapes.json");
+    std::fs::write(&list, serde_json::to_vec(&shapes)?)?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/bench/torch_save.py");
+    let output = Command::new(python).arg(script).arg(&list).arg(folder.join("torch.pt")).output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
+    }
+    let said = String::from_utf8(output.stdout)?;
+    print!("{said}");
+    let seconds = said.lines().find_map(|line| line.strip_prefix("torch.save: ")?.split(' ').next()?.parse().ok());
+    Ok(Some(seconds.ok_or("torch_save.py did not say how long it took")?))
+}
+
+fn model_config() -> ModelConfig {
+    let mut config = ModelConfig::arinar_b();
+    config.outer.encoder_depth = setting("DEPTH", config.outer.encoder_depth);
+    config.outer.decoder_depth = setting("DEPTH", config.outer.decoder_depth);
+    config
+}
+
+/// A model in training.
+struct Bench {
+    model: Arinar,
+    config: ModelConfig,
+    parameters: FlatParameters,
+    ema: Ema,
+    optimizer: AdamW,
+    batch: i64,
+    _store: nn::VarStore,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let config = model_config();
+        tch::manual_seed(1);
+        let store = nn::VarStore::new(Device::Cpu);
+        let model = Arinar::new(&store.root(), &config);
+        let parameters = FlatParameters::new(&weights::trainable(&store), weights::decays)?;
+        let adamw = AdamWConfig { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.02 };
+        let (optimizer, ema) = (AdamW::new(&parameters, adamw), Ema::new(&parameters, 0.9999));
+        let batch = setting("BATCH", 4);
+        Ok(Self { model, config, parameters, ema, optimizer, batch, _store: store })
+    }
+
+    /// One step; returns how long it took, and how long of that it waited for a copy.
+    fn step(&mut self, saver: &mut Saver) -> Result<(Duration, Duration)> {
+        let began = Instant::now();
+        let float = (Kind::Float, Device::Cpu);
+        let (grid, batch) = (self.config.grid(), self.batch);
+        let latents = Tensor::randn([batch, self.config.vae.channels, grid, grid], float);
+        let labels = Tensor::randint(self.config.classes, [batch], (Kind::Int64, Device::Cpu));
+        let drop_label = Tensor::rand([batch], float).lt(self.config.outer.label_drop);
+        let orders = Tensor::rand([batch, self.config.sequence_length()], float).argsort(1, false);
+        let loss = self.model.loss(&latents, &labels, &drop_label, &Mask::from_orders(&orders, MASKED), true);
+        loss.f_backward()?;
+        let norm = clip::grad_norm(&self.parameters.gradients());
+        let update = Update { learning_rate: 1e-4, gradient_scale: clip::clip_coefficient(norm, 3.0) };
+        let waited = saver.wait_until_copied();
+        self.optimizer.step(&mut self.parameters, &mut self.ema, update);
+        Ok((began.elapsed(), waited))
+    }
+
+    /// Hands over a checkpoint; returns how long that took.
+    fn save(&self, saver: &mut Saver, state: &State) -> Result<Duration> {
+        let began = Instant::now();
+        let tensors =
+            Tensors { parameters: &self.parameters, ema: &self.ema, optimizer: &self.optimizer, buffers: &[] };
+        saver.start(&Single, state, &tensors)?;
+        Ok(began.elapsed())
+    }
+}
+
+fn train(folder: &Path) -> Result<()> {
+    allocator::release_freed_memory();
+    tch::set_num_threads(setting("THREADS", i64::from(tch::get_num_threads())) as i32);
+    let overrides = [
+        "run.dir=s3://runs/bench".to_owned(),
+        format!("checkpoint.spool_dir={}", folder.join("spool").display()),
+        "checkpoint.keep_last=1".to_owned(),
+    ];
+    let configuration = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/arinar_b.yaml");
+    let config = config::load(&configuration.display().to_string(), &overrides)?;
+    let role = Role { rank: 0, world: 1, leads: true, ranks_here: 1 };
+    let home = Home::open(&Single, &config, role, Retention { keep_last: 1, keep_every_steps: None })?;
+    let mut saver = home.saver()?;
+    let mut bench = Bench::new()?;
+    allocator::keep_freed_memory();
+    bench.step(&mut saver)?;
+    let bytes = 16 * bench.parameters.len() as u64;
+    let extra = extra_memory(&bench, &mut saver, &config)?;
+    println!("memory: {:.2} copies of the state ({:.2} GB)", extra as f64 / bytes as f64, bytes as f64 / 1e9);
+    let (mut alone, mut saving, mut stalls) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 0..setting("PAIRS", 3) {
+        alone.push(bench.step(&mut saver)?.0.as_secs_f64());
+        let began = Instant::now();
+        let handed_over = bench.save(&mut saver, &state(&config, 10 + pair as u64))?;
+        let (step, waited) = bench.step(&mut saver)?;
+        saver.commit(&Single)?;
+        settle(&mut saver)?;
+        println!(
+            "checkpoint: stall {:.3} s ({:.3} handing over, {:.3} waiting), in the store after {:.1} s; steps of \
+             {:.2} s without and {:.2} s with it",
+            (handed_over + waited).as_secs_f64(),
+            handed_over.as_secs_f64(),
+            waited.as_secs_f64(),
+            began.elapsed().as_secs_f64(),
+            alone[alone.len() - 1],
+            step.as_secs_f64()
+        );
+        saving.push(step.as_secs_f64());
+        stalls.push((handed_over + waited).as_secs_f64());
+    }
+    let uploading = while_uploading(&mut bench, &mut saver, &config)?;
+    let (alone, saving, stall) = (median(alone), median(saving), median(stalls));
+    println!("step time: {:+.1}% while a checkpoint is copied, written and sent", 100.0 * (saving / alone - 1.0));
+    println!("step time: {:+.1}% while one is sent", 100.0 * (uploading / alone - 1.0));
+    match std::env::var("TORCH_SECONDS").ok().and_then(|text| text.parse::<f64>().ok()) {
+        Some(torch) => println!("stall: {stall:.3} s, 1/{:.0} of torch.save ({torch:.2} s)", torch / stall),
+        None => println!("stall: {stall:.3} s; set PYTHON to compare with torch.save"),
+    }
+    Ok(())
+}
+
+/// The most memory that a checkpoint takes on top of what the training holds, in bytes.
+fn extra_memory(bench: &Bench, saver: &mut Saver, config: &TrainConfig) -> Result<u64> {
+    // Makes the kernel count the peak anew.
+    std::fs::write("/proc/self/clear_refs", "5")?;
+    let before = memory::resident();
+    bench.save(saver, &state(config, 1))?;
+    saver.wait_until_copied();
+    saver.commit(&Single)?;
+    settle(saver)?;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse::<u64>().ok());
+    Ok((peak.ok_or("the kernel does not say the peak")? * 1024).saturating_sub(before))
+}
+
+/// Seconds of a step during which nothing but an upload goes on beside it.
+fn while_uploading(bench: &mut Bench, saver: &mut Saver, config: &TrainConfig) -> Result<f64> {
+    let mut steps = Vec::new();
+    for number in 0..setting("PAIRS", 3) {
+        bench.save(saver, &state(config, 100 + number as u64))?;
+        saver.wait_until_copied();
+        // Written and synced; what begins with it is the upload.
+        saver.commit(&Single)?;
+        while !saver.poll().iter().any(|message| message.starts_with("saved ")) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        steps.push(bench.step(saver)?.0.as_secs_f64());
+        settle(saver)?;
+    }
+    Ok(median(steps))
+}
+
+fn settle(saver: &mut Saver) -> Result<()> {
+    match saver.finish(&Single, PATIENCE, &mut |_| {})? {
+        None => Ok(()),
+        Some(missing) => Err(missing.into()),
+    }
+}
+
+fn state(config: &TrainConfig, step: u64) -> State {
+    State {
+        format_version: FORMAT_VERSION,
+        program: "bench".to_owned(),
+        step,
+        optimizer_steps: step as i64,
+        epoch: 0.0,
+        token: ResumeToken {
+            version: 1,
+            dataset_id: String::new(),
+            seed: 1,
+            epoch: 0,
+            position: 0,
+            window: 0,
+            global_batch: 1,
+        },
+        world: 1,
+        config: config.clone(),
+        dataset: DatasetFacts { id: String::new(), samples: 1, class_names: Vec::new(), vae: serde_json::Value::Null },
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn setting(name: &str, default: i64) -> i64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).filter(|&value| value > 0).unwrap_or(default)
+}
