@@ -126,7 +126,8 @@ pub fn trainer() -> &'static Path {
     static TRAINER: OnceLock<PathBuf> = OnceLock::new();
     TRAINER.get_or_init(|| {
         let built = Command::new(env!("CARGO"))
-            .args(["build", "--release", "--quiet", "-p", "arinar-trainer", "--bin", "arinar-trainer"])
+            // Of the whole workspace: for one package alone features differ, and all would be compiled again.
+            .args(["build", "--release", "--quiet", "--workspace", "--bins"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .unwrap();

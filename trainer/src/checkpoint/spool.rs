@@ -1,9 +1,7 @@
 //! The local folder in which checkpoints of a run in a remote store wait to be sent there.
 
 use std::{
-    ffi::CString,
     io,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -157,14 +155,7 @@ impl Spool {
 
     /// Bytes that the disk can still take.
     fn free(&self) -> Result<u64, CheckpointError> {
-        let failed = |error| disk_error(&self.path, error);
-        let path = CString::new(self.path.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
-        // SAFETY: statvfs is plain data, for which all zeros is a value.
-        let mut disk: libc::statvfs = unsafe { std::mem::zeroed() };
-        // SAFETY: `path` ends with a zero byte, and `disk` may be written for the time of the call.
-        if unsafe { libc::statvfs(path.as_ptr(), &mut disk) } != 0 {
-            return Err(failed(io::Error::last_os_error()).into());
-        }
+        let disk = rustix::fs::statvfs(&self.path).map_err(|error| disk_error(&self.path, error.into()))?;
         Ok(disk.f_bavail * disk.f_frsize)
     }
 }
