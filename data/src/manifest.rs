@@ -201,7 +201,8 @@ impl Manifest {
         let divides = vae.stride > 0 && i64::from(self.image.size) % vae.stride == 0;
         let sane =
             (1..=LARGEST_SIDE).contains(&i64::from(self.image.size)) && (1..=MOST_CHANNELS).contains(&vae.channels);
-        if !divides || !sane || !(vae.scale.is_finite() && vae.scale > 0.0) {
+        let scaled = vae.scale.is_finite() && vae.scale > 0.0;
+        if !(divides && sane && scaled) {
             return Err(format!(
                 "image size {}, stride {}, {} channels and scale {} do not fit together",
                 self.image.size, vae.stride, vae.channels, vae.scale
