@@ -57,7 +57,7 @@ check: bootstrap-tests
 
 bench: build
 	echo "== bench"
-	$(ENV) $(CARGO) bench --locked -p arinar-trainer
+	$(ENV) $(CARGO) bench --locked --workspace --bench arinar_b --bench records --bench checkpoint --bench cold_store
 
 clean:
 	$(CARGO) clean --quiet

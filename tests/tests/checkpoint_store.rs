@@ -96,20 +96,19 @@ fn a_store_that_is_down_stops_nothing() {
 fn a_full_spool_ends_the_run_in_one_line_and_nothing_is_lost() {
     let cloud = Cloud::new();
     let mut run =
-        cloud.start(2, &["train.max_steps=1000000", "checkpoint.every=10 steps", "checkpoint.spool_limit=5MB"]);
+        cloud.start(2, &["train.max_steps=1000000", "checkpoint.every=10 steps", "checkpoint.spool_limit=3MB"]);
     run.until("uploaded step-");
     cloud.server.set_faults(down());
     let ended = run.ended();
     assert_eq!(ended.code, Some(i32::from(exit::FAILED)), "{}", ended.stderr);
-    for part in ["checkpoint.spool_limit is 5.00 MB", "checkpoint", "for s3://runs/tiny", "nothing saved is lost"] {
+    for part in ["checkpoint.spool_limit is 3.00 MB", "checkpoint", "for s3://runs/tiny", "nothing saved is lost"] {
         assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
     }
-    println!("{}", ended.error());
     let spooled: Vec<String> = files(&cloud.spool());
     let newest = spooled.last().unwrap().clone();
     cloud.server.set_faults(Faults::default());
     let step = arinar_trainer::checkpoint::step_of(&newest).unwrap();
-    let again = cloud.train(2, &[&format!("train.max_steps={}", step + 1), "checkpoint.spool_limit=5MB"]).succeeded();
+    let again = cloud.train(2, &[&format!("train.max_steps={}", step + 1), "checkpoint.spool_limit=3MB"]).succeeded();
     assert!(again.stdout.contains(&format!("{newest} (its copy in the spool)")), "{}", again.stdout);
     // What retention keeps has arrived: three, of which the last is new.
     let kept = [&spooled[spooled.len() - 2..], &[format!("step-{:08}", step + 1)]].concat();
@@ -160,7 +159,8 @@ fn killed_while_uploading_it_is_sent_on() {
     let again = cloud.train(2, &[&last, "checkpoint.keep_last=9"]).succeeded();
     assert!(again.stdout.contains(&format!("step-{newest:08} (its copy in the spool)")), "{}", again.stdout);
     spooled.push(format!("step-{:08}", newest + 1));
-    assert_eq!(cloud.stored(), spooled);
+    // How far it came before it was killed is a matter of time; the newest nine stay.
+    assert_eq!(cloud.stored(), spooled[spooled.len().saturating_sub(9)..]);
     cloud.check_manifests();
 }
 

@@ -155,6 +155,11 @@ impl Mirror {
         self.ledger.sending().is_none()
     }
 
+    /// True if waiting for an upload is in vain: there is none, or the store is out of reach.
+    pub fn is_stuck(&self) -> bool {
+        self.is_empty() || self.uploader.outage().is_some()
+    }
+
     /// The spool keeps what is not sent yet, and the newest.
     fn tidy(&mut self, publisher: Option<&Publisher>) {
         let kept: BTreeSet<u64> = self.ledger.unsent().chain(self.spooled.last().copied()).collect();

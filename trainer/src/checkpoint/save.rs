@@ -28,6 +28,8 @@ use crate::{
 
 /// Time between two looks at an upload that the end of the run waits for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long training waits for room in the spool while the store takes what is in it.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Time between two lines about it.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -87,8 +89,7 @@ impl Saver {
     /// No room, or a failure of the disk.
     pub fn start(&mut self, collective: &dyn Collective, state: &State, tensors: &Tensors<'_>) -> Result<(), Stop> {
         let step = state.step;
-        let prepared = self.make_room(step, tensors.bytes()).map_err(Stop::from);
-        agree(collective, prepared)?;
+        self.make_room(collective, step, tensors.bytes())?;
         let state = serde_json::to_vec_pretty(state).map_err(Stop::failure)?;
         // Of all ranks together, which as a rule share the machine.
         let copy = memory::available().is_none_or(|free| tensors.bytes() <= free / 2);
@@ -160,11 +161,39 @@ impl Saver {
         Ok((Manifest { format_version: FORMAT_VERSION, step, files }, own))
     }
 
-    /// An old checkpoint of this step must not vouch for the new files, and a spool must have room for them.
-    fn make_room(&mut self, step: u64, bytes: u64) -> Result<(), CheckpointError> {
-        if self.publisher.is_none() {
-            return Ok(());
+    /// Waits until the next checkpoint fits into the spool, unless the store is out of reach: then it never may.
+    fn make_room(&mut self, collective: &dyn Collective, step: u64, bytes: u64) -> Result<(), Stop> {
+        let began = Instant::now();
+        let mut messages = Vec::new();
+        loop {
+            messages.extend(self.poll());
+            let room = self.room_for(step, bytes);
+            let out_of_patience = self.role.rank == 0
+                && (began.elapsed() >= ROOM_TIMEOUT || self.mirror.as_ref().is_none_or(Mirror::is_stuck));
+            let hopeless = match &room {
+                Err(CheckpointError::NoRoom { .. }) => out_of_patience,
+                other => other.is_err(),
+            };
+            let short = room.is_err();
+            let mut flags = [short, hopeless || (short && self.failure.is_some()), self.is_uploaded(), out_of_patience]
+                .map(|flag| f64::from(u8::from(flag)));
+            collective.all_reduce_scalars(&mut flags, Reduction::Max)?;
+            let [short, hopeless, uploaded, out_of_patience] = flags.map(|flag| flag > 0.0);
+            if !short || hopeless || out_of_patience {
+                self.messages = messages;
+                return agree(collective, room.map_err(Stop::from));
+            }
+            if uploaded {
+                self.uploaded();
+            } else {
+                std::thread::sleep(LOOK_EVERY);
+            }
         }
+    }
+
+    /// An old checkpoint of this step must not vouch for the new files, and a spool must have room for them.
+    fn room_for(&mut self, step: u64, bytes: u64) -> Result<(), CheckpointError> {
+        let Some(publisher) = &self.publisher else { return Ok(()) };
         let path = self.store.local_path(&folder(step)).unwrap_or_default();
         if path.exists() {
             publish::delete(&self.store, step)?;
@@ -175,9 +204,10 @@ impl Saver {
             return Ok(());
         }
         // Deletions that are on their way may be all it takes.
-        let published = self.publisher.as_ref().map(Publisher::wait).unwrap_or_default();
+        let published = publisher.wait();
+        let room = mirror.make_room(here);
         self.hear(published);
-        self.mirror.as_mut().map_or(Ok(()), |mirror| mirror.make_room(here))
+        room
     }
 
     /// A full disk under the spool has more to tell than a full disk.
