@@ -13,6 +13,7 @@ mod error;
 mod failure;
 mod folder;
 pub mod lease;
+mod pace;
 mod profile;
 mod remote;
 mod retry;
@@ -35,6 +36,7 @@ use cloud::Environment;
 pub use error::StoreError;
 use failure::Failure;
 use folder::{CopyError, Folder, PutFileError};
+pub use pace::Pace;
 use remote::Remote;
 pub use retry::PATIENCE_VARIABLE;
 use transfer::TransferError;
@@ -57,6 +59,8 @@ pub struct Version(UpdateVersion);
 pub struct Store {
     url: String,
     place: Place,
+    /// How fast files are sent to a cloud; None for as fast as can be.
+    pace: Option<Arc<Pace>>,
     runtime: &'static Runtime,
 }
 
@@ -86,11 +90,16 @@ impl Store {
         if let Some(path) = folder::local_folder(url).map_err(unusable)? {
             let url = path.display().to_string();
             let folder = Folder::open(path).map_err(unusable)?;
-            return Ok(Self { url, place: Place::Folder(Arc::new(folder)), runtime });
+            return Ok(Self { url, place: Place::Folder(Arc::new(folder)), pace: None, runtime });
         }
         let remote = cloud::open(url, environment)?;
         let url = url.trim_end_matches('/').to_owned();
-        Ok(Self { url, place: Place::Cloud(Arc::new(remote)), runtime })
+        Ok(Self { url, place: Place::Cloud(Arc::new(remote)), pace: None, runtime })
+    }
+
+    /// The same store, to which [`Self::put_file`] sends large files no faster than `pace` says.
+    pub fn paced(&self, pace: Arc<Pace>) -> Self {
+        Self { pace: Some(pace), ..self.clone() }
     }
 
     /// The store's URL; an absolute path for a local folder.
@@ -196,7 +205,7 @@ impl Store {
             Place::Folder(folder) => self.of_folder(name, self.runtime.block_on(folder.put(&path, bytes))),
             Place::Cloud(remote) => {
                 let read = |range: std::ops::Range<u64>| Ok(bytes.slice(range.start as usize..range.end as usize));
-                let result = self.runtime.block_on(remote.put(&path, bytes.len() as u64, &read));
+                let result = self.runtime.block_on(remote.put(&path, bytes.len() as u64, &read, None));
                 self.of_transfer(name, remote, result)
             }
         }
@@ -221,7 +230,7 @@ impl Store {
                     Ok(Bytes::from(bytes))
                 };
                 let size = opened.metadata().map_err(unreadable)?.len();
-                match self.runtime.block_on(remote.put(&path, size, &read)) {
+                match self.runtime.block_on(remote.put(&path, size, &read, self.pace.as_deref())) {
                     Err(TransferError::Io(source)) => Err(unreadable(source)),
                     result => self.of_transfer(name, remote, result),
                 }

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::Version;
 use super::failure::{Failure, Kind};
+use super::pace::Pace;
 use super::remote::Remote;
 use super::retry::{Attempts, retrying, within};
 
@@ -246,23 +247,25 @@ impl Remote {
         }
     }
 
-    /// Writes an object of `size` bytes that `read` gives range by range, replacing one of the same name.
+    /// Writes an object of `size` bytes that `read` gives range by range, replacing one of the same name; its parts keep
+    /// the pace.
     pub(super) async fn put(
         &self,
         path: &Path,
         size: u64,
         read: &impl Fn(Range<u64>) -> io::Result<Bytes>,
+        pace: Option<&Pace>,
     ) -> Result<(), TransferError> {
         if size <= WHOLE_UPLOAD {
             return Ok(self.put_whole(path, read(0..size).map_err(TransferError::Io)?).await?);
         }
         for _ in 1..WRITINGS {
-            match self.put_in_parts(path, size, read).await {
+            match self.put_in_parts(path, size, read, pace).await {
                 Err(TransferError::Doubtful) => {}
                 result => return result,
             }
         }
-        self.put_in_parts(path, size, read).await
+        self.put_in_parts(path, size, read, pace).await
     }
 
     async fn put_in_parts(
@@ -270,12 +273,16 @@ impl Remote {
         path: &Path,
         size: u64,
         read: &impl Fn(Range<u64>) -> io::Result<Bytes>,
+        pace: Option<&Pace>,
     ) -> Result<(), TransferError> {
         let stall = self.patience.stall();
         let id = retrying(self.patience, stall, async || self.parts.create_multipart(path).await).await?;
         let part_bytes = UPLOAD_PART.max(size.div_ceil(MOST_PARTS));
         let parts = (0..size).step_by(part_bytes as usize).map(|start| start..size.min(start + part_bytes));
         let sends = parts.enumerate().map(async |(index, part)| {
+            if let Some(pace) = pace {
+                pace.wait(part.end - part.start).await;
+            }
             let bytes = read(part).map_err(TransferError::Io)?;
             let send = async || self.parts.put_part(path, &id, index, PutPayload::from(bytes.clone())).await;
             Ok(retrying(self.patience, self.patience.upload(bytes.len()), send).await?)

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use arinar_data::store::lease::Lease;
+use arinar_data::store::{Pace, lease::Lease};
 
 use super::{
     CheckpointError, FileEntry, Role,
@@ -36,6 +36,7 @@ pub(super) struct Mirror {
     spool: Spool,
     ledger: Ledger,
     uploader: Uploader,
+    pace: Arc<Pace>,
     /// What is not in the store yet.
     waiting: BTreeMap<u64, Waiting>,
     /// The step the uploader works on.
@@ -66,8 +67,10 @@ impl Mirror {
         stock: &Stock,
         retention: Retention,
         lease: Option<Arc<Mutex<Lease>>>,
+        pace: Arc<Pace>,
     ) -> io::Result<Self> {
-        let uploader = Uploader::start(Destination { url: url.to_owned(), retention, lease })?;
+        let destination = Destination { url: url.to_owned(), retention, lease, pace: Arc::clone(&pace) };
+        let uploader = Uploader::start(destination)?;
         let leftovers: Vec<u64> = stock.leftovers.iter().map(|manifest| manifest.step).collect();
         let mut mirror = Self {
             role,
@@ -75,6 +78,7 @@ impl Mirror {
             spool,
             ledger: Ledger::new(retention, &stock.stored, &leftovers),
             uploader,
+            pace,
             waiting: BTreeMap::new(),
             handed: None,
             spooled: stock.leftovers.iter().chain(&stock.newest).map(|manifest| manifest.step).collect(),
@@ -148,6 +152,11 @@ impl Mirror {
         self.tidy(publisher);
         self.hand_over();
         Some(step)
+    }
+
+    /// Training has ended: nothing holds the upload back any more.
+    pub fn hurry(&self) {
+        self.pace.hurry();
     }
 
     /// True when nothing waits.

@@ -284,6 +284,9 @@ impl Saver {
         timeout: Duration,
         tell: &mut dyn FnMut(&str),
     ) -> Result<Option<String>, Stop> {
+        if let Some(mirror) = &self.mirror {
+            mirror.hurry();
+        }
         let published = self.publisher.as_ref().map(Publisher::wait).unwrap_or_default();
         self.hear(published);
         let began = Instant::now();

@@ -12,7 +12,7 @@ use std::{
 };
 
 use arinar_data::store::{
-    Store, StoreError,
+    Pace, Store, StoreError,
     lease::{Lease, LeaseError},
 };
 
@@ -35,6 +35,8 @@ pub(super) struct Destination {
     pub retention: Retention,
     /// On rank 0, what keeps other runs away.
     pub lease: Option<Arc<Mutex<Lease>>>,
+    /// How fast files are sent while training goes on.
+    pub pace: Arc<Pace>,
 }
 
 /// What the training may ask.
@@ -73,7 +75,10 @@ impl Uploader {
             // threads give way like this one.
             priority::give_way();
             match Store::open(&destination.url) {
-                Ok(store) => Delivery { shared: &its, store, destination }.run(),
+                Ok(store) => {
+                    let store = store.paced(Arc::clone(&destination.pace));
+                    Delivery { shared: &its, store, destination }.run();
+                }
                 Err(error) => its.lock().failure = Some(error.into()),
             }
         };
@@ -330,7 +335,8 @@ mod tests {
 
     fn uploader(url: &str) -> Uploader {
         let retention = Retention { keep_last: 1, keep_every_steps: None };
-        Uploader::start(Destination { url: url.to_owned(), retention, lease: None }).unwrap()
+        Uploader::start(Destination { url: url.to_owned(), retention, lease: None, pace: Arc::new(Pace::new(None)) })
+            .unwrap()
     }
 
     fn wait(until: impl Fn() -> bool) {

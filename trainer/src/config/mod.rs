@@ -140,6 +140,9 @@ pub struct CheckpointConfig {
     pub spool_dir: Option<String>,
     /// Most bytes that may wait there; null for what the disk holds.
     pub spool_limit: Option<ByteSize>,
+    /// Most bytes a second that each rank sends while training goes on, so that the steps do not feel it; null for no
+    /// limit. At the end of a run nothing holds it back.
+    pub upload_rate: Option<ByteSize>,
     /// How long the end of a run waits for them to be sent.
     pub upload_timeout: Timeout,
 }
@@ -153,6 +156,7 @@ impl Default for CheckpointConfig {
             resume: Resume::Auto,
             spool_dir: None,
             spool_limit: None,
+            upload_rate: Some(ByteSize(16_000_000)),
             upload_timeout: Timeout(std::time::Duration::from_secs(600)),
         }
     }
