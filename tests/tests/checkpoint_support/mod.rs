@@ -48,8 +48,9 @@ impl Cloud {
         Ended::of(self.command(ranks, overrides).output().unwrap())
     }
 
+    /// A run in the background; only `train.max_steps` ends it.
     pub fn start(&self, ranks: usize, overrides: &[&str]) -> Running {
-        let mut command = self.command(ranks, overrides);
+        let mut command = self.command(ranks, &[&["optim.epochs=1000000"], overrides].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Running { child, lines, seen: Vec::new() }

@@ -180,6 +180,7 @@ impl Saver {
             collective.all_reduce_scalars(&mut flags, Reduction::Max)?;
             let [short, hopeless, uploaded, out_of_patience] = flags.map(|flag| flag > 0.0);
             if !short || hopeless || out_of_patience {
+                messages.append(&mut self.messages);
                 self.messages = messages;
                 return agree(collective, room.map_err(Stop::from));
             }
