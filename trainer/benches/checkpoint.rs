@@ -174,6 +174,7 @@ fn train(folder: &Path) -> Result<()> {
     for pair in 0..setting("PAIRS", 3) {
         alone.push(bench.step(&mut saver)?.0.as_secs_f64());
         let began = Instant::now();
+        saver = home.saver()?;
         let handed_over = bench.save(&mut saver, &state(&config, 10 + pair as u64))?;
         let (step, waited) = bench.step(&mut saver)?;
         saver.commit(&Single)?;
@@ -191,7 +192,8 @@ fn train(folder: &Path) -> Result<()> {
         saving.push(step.as_secs_f64());
         stalls.push((handed_over + waited).as_secs_f64());
     }
-    let uploading = while_uploading(&mut bench, &mut saver, &config)?;
+    drop(saver);
+    let uploading = while_uploading(&mut bench, &home, &config)?;
     let (alone, saving, stall) = (median(alone), median(saving), median(stalls));
     println!("step time: {:+.1}% while a checkpoint is copied, written and sent", 100.0 * (saving / alone - 1.0));
     println!("step time: {:+.1}% while one is sent", 100.0 * (uploading / alone - 1.0));
@@ -218,18 +220,20 @@ fn extra_memory(bench: &Bench, saver: &mut Saver, config: &TrainConfig) -> Resul
 }
 
 /// Seconds of a step during which nothing but an upload goes on beside it.
-fn while_uploading(bench: &mut Bench, saver: &mut Saver, config: &TrainConfig) -> Result<f64> {
+fn while_uploading(bench: &mut Bench, home: &Home<'_>, config: &TrainConfig) -> Result<f64> {
     let mut steps = Vec::new();
     for number in 0..setting("PAIRS", 3) {
-        bench.save(saver, &state(config, 100 + number as u64))?;
+        // A new one each time: one that has been told to finish is in no hurry to be gentle again.
+        let mut saver = home.saver()?;
+        bench.save(&mut saver, &state(config, 100 + number as u64))?;
         saver.wait_until_copied();
         // Written and synced; what begins with it is the upload.
         saver.commit(&Single)?;
         while !saver.poll().iter().any(|message| message.starts_with("saved ")) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        steps.push(bench.step(saver)?.0.as_secs_f64());
-        settle(saver)?;
+        steps.push(bench.step(&mut saver)?.0.as_secs_f64());
+        settle(&mut saver)?;
     }
     Ok(median(steps))
 }
