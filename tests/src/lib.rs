@@ -2,3 +2,15 @@
 
 pub mod golden;
 pub mod s3;
+
+use std::path::PathBuf;
+
+/// A Python program of the environment that `ops/bootstrap.sh --tests` makes.
+pub fn test_program(name: &str) -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let home = variable("ARINAR_HOME").unwrap_or_else(|| {
+        let cache = variable("XDG_CACHE_HOME").unwrap_or_else(|| variable("HOME").unwrap_or_default().join(".cache"));
+        cache.join("arinar")
+    });
+    home.join("test-venv/bin").join(name)
+}

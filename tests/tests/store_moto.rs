@@ -7,12 +7,12 @@ mod store_support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use arinar_data::store::Store;
 use arinar_data::store::cloud::Environment;
 use arinar_data::store::lease::Lease;
+use arinar_tests::test_program;
 use data_support::{ended, picture_tree, program, succeeded, text, tiny_vae};
 
 /// A running moto server; ended when dropped.
@@ -23,7 +23,7 @@ struct Moto {
 
 impl Moto {
     fn start() -> Self {
-        let program = moto_program();
+        let program = test_program("moto_server");
         assert!(program.exists(), "no {}; run ops/bootstrap.sh --tests", program.display());
         let mut process = Command::new(program)
             .args(["--host", "127.0.0.1", "--port", "0"])
@@ -79,15 +79,6 @@ impl Drop for Moto {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn moto_program() -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let home = variable("ARINAR_HOME").unwrap_or_else(|| {
-        let cache = variable("XDG_CACHE_HOME").unwrap_or_else(|| variable("HOME").unwrap_or_default().join(".cache"));
-        cache.join("arinar")
-    });
-    home.join("test-venv/bin/moto_server")
 }
 
 #[test]

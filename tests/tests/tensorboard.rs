@@ -5,10 +5,11 @@ mod trainer_support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use arinar_tests::test_program;
 use trainer_support::Lab;
 
 const STEPS: u64 = 6;
@@ -22,7 +23,7 @@ struct TensorBoard {
 
 impl TensorBoard {
     fn start(folder: &Path) -> Self {
-        let program = program();
+        let program = test_program("tensorboard");
         assert!(program.exists(), "no {}; run ops/bootstrap.sh --tests", program.display());
         let mut process = Command::new(program)
             .args(["--host", "127.0.0.1", "--port", "0", "--load_fast", "false", "--logdir"])
@@ -75,15 +76,6 @@ impl Drop for TensorBoard {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn program() -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let home = variable("ARINAR_HOME").unwrap_or_else(|| {
-        let cache = variable("XDG_CACHE_HOME").unwrap_or_else(|| variable("HOME").unwrap_or_default().join(".cache"));
-        cache.join("arinar")
-    });
-    home.join("test-venv/bin/tensorboard")
 }
 
 #[test]
