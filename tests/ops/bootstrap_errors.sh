@@ -56,6 +56,13 @@ stand_in apt-get 'echo "E: Failed to fetch the package  Could not resolve host";
 expect "no packages" '^bootstrap: apt-get could not install libopenmpi-dev: E: Failed to fetch' \
     env PATH="$work/bin:$work/few" ops/bootstrap.sh
 
+# Debian's openmpi-bin alone: mpicc without the headers that it names.
+stand_in id 'echo 0'
+stand_in apt-get 'echo "E: Unable to locate package libopenmpi-dev"; exit 100'
+stand_in mpicc 'echo /nowhere/include'
+expect "no headers" '^bootstrap: apt-get could not install libopenmpi-dev: E: Unable to locate' \
+    env PATH="$work/bin:$work/few" ops/bootstrap.sh
+
 expect "no folder" '^bootstrap: cannot write to /proc/arinar; set ARINAR_HOME' env ARINAR_HOME=/proc/arinar ops/bootstrap.sh
 expect "unknown argument" '^bootstrap: unknown argument --gpu' ops/bootstrap.sh --gpu
 
