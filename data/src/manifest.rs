@@ -18,6 +18,8 @@ use crate::store::Store;
 pub const MANIFEST_NAME: &str = "manifest.json";
 /// Version of the dataset format this program writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
+/// A manifest that does not hold together is read so often: a bit of it may have flipped on its way.
+const READS: u32 = 3;
 /// Largest picture and most latent channels that are not taken for damage.
 const LARGEST_SIDE: i64 = 1 << 16;
 const MOST_CHANNELS: i64 = 1 << 12;
@@ -114,6 +116,17 @@ impl Manifest {
     /// [`DataError::NoDataset`] when there is none, [`DataError::NewerVersion`] and [`DataError::Manifest`] when
     /// it cannot be understood.
     pub fn read(store: &Store) -> Result<Self, DataError> {
+        let mut read = Self::read_once(store);
+        for _ in 1..READS {
+            if !matches!(read, Err(DataError::Manifest { .. } | DataError::NewerVersion { .. })) {
+                break;
+            }
+            read = Self::read_once(store);
+        }
+        read
+    }
+
+    fn read_once(store: &Store) -> Result<Self, DataError> {
         let bytes = match store.get(MANIFEST_NAME) {
             Err(error) if error.is_missing() => return Err(DataError::NoDataset { url: store.url().to_owned() }),
             other => other?,

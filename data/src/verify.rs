@@ -60,6 +60,21 @@ pub fn verify(url: &str, deep: bool, repair: Option<Repair<'_>>) -> Result<Verif
     Ok(Verification { shards: manifest.shards.len(), records: manifest.num_samples, repaired, damaged })
 }
 
+/// Reads the smallest shard as it lies in the store, past every cache, and checks all of it. Returns what it is.
+///
+/// # Errors
+/// [`DataError::Shard`] when it is damaged or gone, or what the store says.
+pub fn verify_smallest(store: &Store, manifest: &Manifest) -> Result<ShardFacts, DataError> {
+    let smallest = manifest.shards.iter().min_by_key(|shard| shard.bytes);
+    let Some(facts) = smallest else { return Err(DataError::NoDataset { url: store.url().to_owned() }) };
+    let sound = match store.get(&facts.name) {
+        Err(error) if error.is_missing() => Err(ShardError::Missing),
+        file => check(&file?, manifest, facts, true),
+    };
+    sound.map_err(|source| DataError::Shard { url: store.url_of(&facts.name), source })?;
+    Ok(facts.clone())
+}
+
 fn check(file: &[u8], manifest: &Manifest, facts: &ShardFacts, deep: bool) -> Result<(), ShardError> {
     let layout = check_shard(file, facts, manifest.moments_shape())?;
     if deep { deep_check(file, &layout, manifest.classes.len()) } else { Ok(()) }

@@ -21,7 +21,7 @@ use crate::store::Store;
 
 use fetch::NoRoom;
 pub use prefetch::Prefetcher;
-pub use room::{largest_window, needed_bytes};
+pub use room::{choose_window, largest_window, needed_bytes};
 
 /// Times a shard is fetched again when what came does not verify.
 const ATTEMPTS: usize = 3;

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::folder::{self, CachedFile, DAMAGED, PART};
+use crate::error::DataError;
 use crate::manifest::Manifest;
 
 /// Bytes a cache must hold so that each shard is fetched once an epoch: the window being read and the next one, at
@@ -32,6 +33,23 @@ pub fn largest_window(manifest: &Manifest, limit: Option<u64>) -> Option<u64> {
     });
     let shards = sums.take_while(|&sum| sum <= limit).count() as u64;
     (shards >= 2).then_some(shards / 2)
+}
+
+/// Shards to shuffle together under a cache of `limit` bytes: as `wanted` (0 for all), else as many as it allows.
+///
+/// # Errors
+/// [`DataError::CacheLimit`] with the limit that would do.
+pub fn choose_window(manifest: &Manifest, limit: Option<u64>, wanted: Option<u64>) -> Result<u64, DataError> {
+    let too_small = |window| {
+        let needed = needed_bytes(manifest, window);
+        DataError::CacheLimit { limit: limit.unwrap_or(u64::MAX), window, needed }
+    };
+    let fits = |window| limit.is_none_or(|limit| needed_bytes(manifest, window) <= limit);
+    match wanted {
+        None => largest_window(manifest, limit).ok_or_else(|| too_small(1)),
+        Some(window) if fits(window) => Ok(window),
+        Some(window) => Err(too_small(window)),
+    }
 }
 
 fn descending_sizes(manifest: &Manifest) -> Vec<u64> {

@@ -60,6 +60,12 @@ impl Environment {
             .collect()
     }
 
+    /// The same, and `name` with that value where it is not set.
+    pub fn with_default(mut self, name: &str, value: &str) -> Self {
+        self.0.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        self
+    }
+
     /// The value of a variable that is set to something.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())

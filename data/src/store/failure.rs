@@ -106,6 +106,8 @@ impl From<object_store::Error> for Failure {
             | object_store::Error::Precondition { .. }
             | object_store::Error::NotModified { .. } => Kind::Condition,
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => Kind::Denied,
+            // A refused listing comes as any other failure.
+            _ if matches!(status, 401 | 403) => Kind::Denied,
             _ if status == 416 => Kind::Range,
             _ if (status >= 500 && status != 501) || matches!(status, 408 | 429) => Kind::Passing,
             _ if status != 0 => Kind::Lasting,
@@ -215,6 +217,7 @@ mod tests {
         assert_eq!(kind("503 Service Unavailable"), Kind::Passing);
         assert_eq!(kind("429 Too Many Requests"), Kind::Passing);
         assert_eq!(kind("416 Range Not Satisfiable"), Kind::Range);
+        assert_eq!(kind("403 Forbidden"), Kind::Denied);
         assert_eq!(kind("400 Bad Request"), Kind::Lasting);
         assert_eq!(kind("501 Not Implemented"), Kind::Lasting);
     }

@@ -16,6 +16,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const RENEWALS: u32 = 3;
 /// Looks at the object in a time to live, for who waits.
 const LOOKS: u32 = 30;
+/// So often an answer that differs from the one before is asked for again.
+const DOUBTS: usize = 5;
 /// The object can change under whoever wants it; so often it begins anew.
 const TRIES: usize = 100;
 
@@ -44,7 +46,7 @@ impl CloudLease {
     }
 
     pub(super) fn check(&self) -> Result<(), LeaseError> {
-        let found = self.store.get_versioned(OBJECT_NAME)?;
+        let found = look(&self.store, |holder| holder.is_same(&self.me))?;
         let holder = found.as_ref().map(|(text, _)| Holder::parse(text));
         let taker = match holder {
             Some(Some(holder)) if holder.is_same(&self.me) => return Ok(()),
@@ -69,7 +71,7 @@ fn take(store: &Store, me: &Holder, time_to_live: Duration) -> Result<Version, L
     let mut seen: Option<(Version, Instant)> = None;
     let mut tries = 0;
     loop {
-        let Some((found, version)) = store.get_versioned(OBJECT_NAME)? else {
+        let Some((found, version)) = look(store, |_| false)? else {
             if let Some(version) = store.create(OBJECT_NAME, text.clone())? {
                 return Ok(version);
             }
@@ -99,6 +101,44 @@ fn take(store: &Store, me: &Holder, time_to_live: Duration) -> Result<Version, L
         }
         thread::sleep(time_to_live / LOOKS);
     }
+}
+
+/// Who holds the lease and is not known to be dead or silent.
+pub(super) fn holder(store: &Store, time_to_live: Duration) -> Result<Option<Holder>, LeaseError> {
+    let mut seen: Option<(Version, Instant)> = None;
+    loop {
+        let Some((found, version)) = store.get_versioned(OBJECT_NAME)? else { return Ok(None) };
+        let holder = Holder::parse(&found);
+        if holder.as_ref().is_some_and(Holder::is_here) {
+            return Ok(holder.filter(|holder| !holder.is_dead_here()));
+        }
+        match &seen {
+            None => seen = Some((version, Instant::now())),
+            // It was renewed while we looked.
+            Some((last, _)) if *last != version => return Ok(holder),
+            Some((_, since)) if since.elapsed() >= time_to_live => return Ok(None),
+            Some(_) => {}
+        }
+        thread::sleep(time_to_live / LOOKS);
+    }
+}
+
+/// What the object says, and its version. Anything but the holder who is expected is believed when two answers in a row
+/// are the same: a bit of one may have flipped on its way.
+fn look(store: &Store, expected: impl Fn(&Holder) -> bool) -> Result<Option<(Bytes, Version)>, StoreError> {
+    let mut found = store.get_versioned(OBJECT_NAME)?;
+    for _ in 0..DOUBTS {
+        let holder = found.as_ref().and_then(|(text, _)| Holder::parse(text));
+        if holder.as_ref().is_some_and(&expected) {
+            break;
+        }
+        let again = store.get_versioned(OBJECT_NAME)?;
+        if again == found {
+            break;
+        }
+        found = again;
+    }
+    Ok(found)
 }
 
 fn next(store: &Store, tries: usize) -> Result<usize, LeaseError> {
@@ -140,7 +180,7 @@ impl Renewal {
                 Outcome::Renewed
             }
             // An earlier renewal whose answer got lost looks the same, so who is it?
-            Ok(None) => match self.store.get_versioned(OBJECT_NAME) {
+            Ok(None) => match look(&self.store, |holder| holder.is_same(&self.me)) {
                 Ok(Some((text, version))) => match Holder::parse(&text) {
                     Some(holder) if holder.is_same(&self.me) => {
                         self.me = holder;

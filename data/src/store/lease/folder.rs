@@ -69,6 +69,30 @@ impl Drop for FolderLease {
     }
 }
 
+/// Who holds the lease of a folder.
+pub(super) fn holder(folder: &Path) -> Result<Option<Holder>, LeaseError> {
+    let path = folder.join(LOCK_NAME);
+    let failed = |source| LeaseError::from(StoreError::File { path: path.clone(), source });
+    let mut file = match File::open(&path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        file => file.map_err(failed)?,
+    };
+    match read_holder(&mut file) {
+        // As long as it lives it keeps the lock: there is no need to try, which whoever wants it just now could feel.
+        Some(holder) if holder.is_here() => Ok(Some(holder).filter(|holder| !holder.is_dead_here())),
+        holder => match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) if holder.is_some() => Ok(holder),
+            Err(TryLockError::WouldBlock) => {
+                Err(failed(io::Error::other("somebody keeps it locked and does not say who it is")))
+            }
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        },
+    }
+}
+
 /// Whether the open file is the one at the path.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::metadata(path)) {

@@ -89,6 +89,28 @@ impl Lease {
         }))
     }
 
+    /// Whether [`Self::acquire`] would find somebody who holds the lease. Nothing is taken, changed or left behind, and
+    /// nobody who acquires it meanwhile is disturbed. As there, a holder elsewhere may take [`TIME_TO_LIVE`].
+    ///
+    /// # Errors
+    /// [`LeaseError::Held`] says who holds it.
+    pub fn look(store: &Store) -> Result<(), LeaseError> {
+        Self::look_for(store, TIME_TO_LIVE)
+    }
+
+    /// [`Self::look`] with another time to live, for tests.
+    #[doc(hidden)]
+    pub fn look_for(store: &Store, time_to_live: Duration) -> Result<(), LeaseError> {
+        let holder = match &store.place {
+            Place::Folder(place) => folder::holder(&place.path)?,
+            Place::Cloud(_) => cloud::holder(store, time_to_live)?,
+        };
+        match holder {
+            None => Ok(()),
+            Some(holder) => Err(LeaseError::Held { url: store.url().to_owned(), holder: Box::new(holder) }),
+        }
+    }
+
     /// Asks the store whether this process still has the lease; to be called before a commit.
     ///
     /// # Errors
