@@ -6,8 +6,10 @@ use tch::{Device, Kind, Tensor, nn};
 
 use crate::config::ModelConfig;
 use crate::head::ArinarHead;
+use crate::linear::Linear;
 use crate::mask::{self, Mask};
 use crate::outer::Mar;
+use crate::precision::Precision;
 pub use crate::sampling::SampleOptions;
 
 /// ARINAR (arXiv 2503.02883).
@@ -16,7 +18,6 @@ pub struct Arinar {
     config: ModelConfig,
     outer: Mar,
     head: ArinarHead,
-    device: Device,
 }
 
 impl Arinar {
@@ -26,7 +27,28 @@ impl Arinar {
     pub fn new(path: &nn::Path<'_>, config: &ModelConfig) -> Self {
         let outer = Mar::new(path, config.sequence_length(), config.classes, &config.vae, &config.outer);
         let head = ArinarHead::new(&(path / "arhead"), config.outer.width, config.vae.channels, &config.head);
-        Self { config: config.clone(), outer, head, device: path.device() }
+        Self { config: config.clone(), outer, head }
+    }
+
+    /// Computes matrix products in `precision` from now on; a new model does in float32.
+    pub fn set_precision(&mut self, precision: Precision) {
+        for linear in self.linears() {
+            linear.set_precision(precision);
+        }
+    }
+
+    /// Keeps the weights of matrix products in the precision of the products, so that no forward pass casts them
+    /// again: for weights that do not change any more. Changes to the variables are not seen from then on, and nothing
+    /// has a gradient.
+    pub fn freeze(&mut self) {
+        for linear in self.linears() {
+            linear.freeze();
+        }
+    }
+
+    /// The layers whose products may be computed in another precision.
+    pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.outer.linears().chain(self.head.linears())
     }
 
     /// The sizes.
@@ -46,7 +68,7 @@ impl Arinar {
 
     /// Where the parameters lie.
     pub fn device(&self) -> Device {
-        self.device
+        self.outer.device()
     }
 
     /// Training loss: negative log-likelihood of a masked token, averaged over masked tokens, without the

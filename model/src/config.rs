@@ -215,6 +215,17 @@ impl ModelConfig {
         inputs + self.head.depth * block + modulation + outputs * (width + 1)
     }
 
+    /// Trainable tensors of the whole model.
+    pub fn tensor_count(&self) -> i64 {
+        let outer = 16 + 12 * (self.outer.encoder_depth + self.outer.decoder_depth);
+        outer + 10 + 11 * self.head.depth
+    }
+
+    /// Scalars of the state dict that are not trained: the head's key biases, which stay zero.
+    pub fn buffer_count(&self) -> i64 {
+        self.head.depth * self.head.width
+    }
+
     /// Checks every size.
     ///
     /// # Errors
@@ -290,6 +301,20 @@ mod tests {
         assert_eq!(config.sequence_length(), 256);
         assert_eq!(config.head_parameter_count(), 12_423_180);
         assert_eq!(config.parameter_count(), 212_949_516);
+    }
+
+    #[test]
+    fn tensors_and_buffers_are_those_of_a_real_model() {
+        let mut config = ModelConfig::arinar_b();
+        (config.outer.width, config.outer.encoder_depth, config.outer.decoder_depth) = (24, 2, 3);
+        (config.head.width, config.head.depth) = (20, 2);
+        let store = tch::nn::VarStore::new(tch::Device::Cpu);
+        let _model = crate::Arinar::new(&store.root(), &config);
+        let (trained, buffers): (Vec<_>, Vec<_>) =
+            crate::weights::named(&store).into_values().partition(tch::Tensor::requires_grad);
+        let scalars = |tensors: &[tch::Tensor]| tensors.iter().map(|tensor| tensor.numel() as i64).sum::<i64>();
+        assert_eq!((config.tensor_count(), config.parameter_count()), (trained.len() as i64, scalars(&trained)));
+        assert_eq!(config.buffer_count(), scalars(&buffers));
     }
 
     #[test]

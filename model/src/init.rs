@@ -5,6 +5,8 @@
 
 use tch::nn::{self, Init};
 
+use crate::linear::Linear;
+
 /// Standard deviation of every embedding and of the head's matrices.
 pub(crate) const EMBEDDING_STD: f64 = 0.02;
 
@@ -12,7 +14,7 @@ pub(crate) const EMBEDDING_STD: f64 = 0.02;
 const LAYER_NORM_EPS: f64 = 1e-6;
 
 /// A linear layer of the outer model.
-pub(crate) fn xavier_linear(path: nn::Path<'_>, inputs: i64, outputs: i64) -> nn::Linear {
+pub(crate) fn xavier_linear(path: nn::Path<'_>, inputs: i64, outputs: i64) -> Linear {
     let bound = (6.0 / (inputs + outputs) as f64).sqrt();
     linear(path, inputs, outputs, Init::Uniform { lo: -bound, up: bound })
 }
@@ -20,13 +22,13 @@ pub(crate) fn xavier_linear(path: nn::Path<'_>, inputs: i64, outputs: i64) -> nn
 /// A linear layer of the head; `damping` multiplies its initial weights.
 ///
 /// The official code draws from a normal cut at +-2, which at this deviation is a plain normal.
-pub(crate) fn normal_linear(path: nn::Path<'_>, inputs: i64, outputs: i64, damping: f64) -> nn::Linear {
+pub(crate) fn normal_linear(path: nn::Path<'_>, inputs: i64, outputs: i64, damping: f64) -> Linear {
     linear(path, inputs, outputs, Init::Randn { mean: 0.0, stdev: EMBEDDING_STD * damping })
 }
 
-fn linear(path: nn::Path<'_>, inputs: i64, outputs: i64, weights: Init) -> nn::Linear {
+fn linear(path: nn::Path<'_>, inputs: i64, outputs: i64, weights: Init) -> Linear {
     let config = nn::LinearConfig { ws_init: weights, bs_init: Some(Init::Const(0.0)), bias: true };
-    nn::linear(path, inputs, outputs, config)
+    Linear::new(nn::linear(path, inputs, outputs, config))
 }
 
 /// A table of learned vectors.

@@ -4,14 +4,19 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod arinar;
+mod attention;
 pub mod config;
+pub mod device;
+pub mod flops;
 pub mod gmm;
 pub mod guidance;
 pub mod head;
 mod init;
+mod linear;
 pub mod mask;
 pub mod outer;
 mod pickle;
+pub mod precision;
 pub mod sampling;
 pub mod schedule;
 pub mod text;
@@ -20,4 +25,5 @@ pub mod weights;
 
 pub use arinar::Arinar;
 pub use config::ModelConfig;
+pub use precision::Precision;
 pub use sampling::SampleOptions;

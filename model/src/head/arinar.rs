@@ -3,7 +3,7 @@
 //!
 //! Shapes: N tokens, F features, D width of the condition z, W width, K Gaussians.
 
-use tch::nn::{self, Module};
+use tch::nn;
 use tch::{Kind, Tensor};
 
 use super::block::{Block, Cache, MODULATION_DAMPING, Modulation, modulate};
@@ -11,6 +11,7 @@ use crate::config::HeadConfig;
 use crate::gmm::Mixture;
 use crate::guidance::FeatureSource;
 use crate::init::{embedding, normal_linear};
+use crate::linear::Linear;
 
 /// Initial damping of the output layer: all mixtures start near the standard normal.
 const OUTPUT_DAMPING: f64 = 0.02;
@@ -20,11 +21,11 @@ const OUTPUT_DAMPING: f64 = 0.02;
 pub struct ArinarHead {
     start_token: Tensor,
     pos_embedding: Tensor,
-    input_proj: nn::Linear,
-    cond_proj: nn::Linear,
+    input_proj: Linear,
+    cond_proj: Linear,
     blocks: Vec<Block>,
-    output_ada_lin: nn::Linear,
-    output: nn::Linear,
+    output_ada_lin: Linear,
+    output: Linear,
     features: i64,
     width: i64,
 }
@@ -106,9 +107,16 @@ impl ArinarHead {
         Tensor::stack(&chosen, 1)
     }
 
+    /// The layers whose products may be computed in another precision: all but those that take features and give
+    /// mixtures, whose values would lose digits.
+    pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let outside = [&mut self.cond_proj, &mut self.output_ada_lin];
+        outside.into_iter().chain(self.blocks.iter_mut().flat_map(Block::linears))
+    }
+
     fn condition(&self, z: &Tensor) -> Condition {
         let activated = z.silu();
-        let output = self.output_ada_lin.forward(&activated).view([-1, 2, 1, self.width]);
+        let output = self.output_ada_lin.forward(&activated).to_kind(z.kind()).view([-1, 2, 1, self.width]);
         Condition {
             start: self.cond_proj.forward(z).unsqueeze(1) + &self.start_token,
             blocks: self.blocks.iter().map(|block| block.modulation(&activated)).collect(),

@@ -3,10 +3,12 @@
 //! Shapes: N tokens, F features so far, W width, D width of the condition, H heads, C = W / H.
 
 use tch::Tensor;
-use tch::nn::{self, Init, Module};
+use tch::nn::{self, Init};
 
+use crate::attention;
 use crate::config::MLP_RATIO;
 use crate::init::{normal_linear, plain_layer_norm};
+use crate::linear::Linear;
 
 /// Initial damping of the rows that scale the residual branches: a block starts as the identity.
 const GAMMA_DAMPING: f64 = 1e-5;
@@ -18,7 +20,7 @@ const SOFTMAX_SCALE: f64 = 0.25;
 /// Self-attention and feed-forward layer under adaptive layer norm.
 #[derive(Debug)]
 pub(super) struct Block {
-    ada_lin: nn::Linear,
+    ada_lin: Linear,
     attention: Attention,
     ffn: FeedForward,
     width: i64,
@@ -41,7 +43,7 @@ impl Block {
         let damping = 1.0 / (2.0 * depth as f64).sqrt();
         let ada_lin = normal_linear(path / "ada_lin" / 1, condition, 6 * width, MODULATION_DAMPING);
         tch::no_grad(|| {
-            let _ = ada_lin.ws.narrow(0, 0, 2 * width).g_mul_scalar_(GAMMA_DAMPING / MODULATION_DAMPING);
+            let _ = ada_lin.weight().narrow(0, 0, 2 * width).g_mul_scalar_(GAMMA_DAMPING / MODULATION_DAMPING);
         });
         Self {
             ada_lin,
@@ -53,7 +55,8 @@ impl Block {
 
     /// Works out the modulation once for all features; `activated` is SiLU(z), [N, D].
     pub(super) fn modulation(&self, activated: &Tensor) -> Modulation {
-        let parts = self.ada_lin.forward(activated).view([-1, 6, 1, self.width]);
+        // Once per token, not per feature: the residual stream that it acts on is in float32.
+        let parts = self.ada_lin.forward(activated).to_kind(activated.kind()).view([-1, 6, 1, self.width]);
         let part = |index| parts.select(1, index);
         Modulation {
             gamma1: part(0),
@@ -75,12 +78,18 @@ impl Block {
         self.apply(feature, modulation, |normed| self.attention.extend(normed, cache))
     }
 
+    /// The layers whose products may be computed in another precision: all.
+    pub(super) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let Self { ada_lin, attention, ffn, .. } = self;
+        [ada_lin, &mut attention.mat_qkv, &mut attention.proj, &mut ffn.fc1, &mut ffn.fc2].into_iter()
+    }
+
     fn apply(&self, input: &Tensor, modulation: &Modulation, attend: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
         let m = modulation;
         let normed = modulate(input, &m.scale1, &m.shift1, self.width);
-        let attended = input.addcmul(&attend(&normed), &m.gamma1);
+        let attended = input.addcmul(&attend(&normed).to_kind(input.kind()), &m.gamma1);
         let normed = modulate(&attended, &m.scale2, &m.shift2, self.width);
-        attended.addcmul(&self.ffn.forward(&normed), &m.gamma2)
+        attended.addcmul(&self.ffn.forward(&normed).to_kind(input.kind()), &m.gamma2)
     }
 }
 
@@ -98,10 +107,11 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Room for `features` features of `tokens` tokens.
+    /// Room for `features` features of `tokens` tokens, where `like` is.
     pub(super) fn new(block: &Block, tokens: i64, features: i64, like: &Tensor) -> Self {
         let shape = [tokens, block.attention.heads, features, block.width / block.attention.heads];
-        let empty = || Tensor::empty(shape, (like.kind(), like.device()));
+        let options = (block.attention.mat_qkv.output_kind(), like.device());
+        let empty = || Tensor::empty(shape, options);
         Self { keys: empty(), values: empty(), length: 0 }
     }
 
@@ -116,11 +126,11 @@ impl Cache {
 
 #[derive(Debug)]
 struct Attention {
-    mat_qkv: Tensor,
+    mat_qkv: Linear,
     q_bias: Tensor,
     v_bias: Tensor,
     zero_k_bias: Tensor,
-    proj: nn::Linear,
+    proj: Linear,
     heads: i64,
     scale: f64,
 }
@@ -129,7 +139,7 @@ impl Attention {
     fn new(path: &nn::Path<'_>, width: i64, heads: i64, damping: f64) -> Self {
         let weight = Init::Randn { mean: 0.0, stdev: crate::init::EMBEDDING_STD };
         Self {
-            mat_qkv: (path / "mat_qkv").var("weight", &[3 * width, width], weight),
+            mat_qkv: Linear::without_bias((path / "mat_qkv").var("weight", &[3 * width, width], weight)),
             q_bias: path.zeros("q_bias", &[width]),
             v_bias: path.zeros("v_bias", &[width]),
             zero_k_bias: path.zeros_no_train("zero_k_bias", &[width]),
@@ -154,14 +164,13 @@ impl Attention {
     fn project(&self, features: &Tensor) -> (Tensor, Tensor, Tensor) {
         let bias = Tensor::cat(&[&self.q_bias, &self.zero_k_bias, &self.v_bias], 0);
         let (tokens, length) = (features.size()[0], features.size()[1]);
-        let qkv = features.linear(&self.mat_qkv, Some(&bias)).view([tokens, length, 3, self.heads, -1]);
+        let qkv = self.mat_qkv.forward_with(features, Some(&bias)).view([tokens, length, 3, self.heads, -1]);
         let qkv = qkv.permute([2, 0, 3, 1, 4]); // [3, N, H, F, C]
         (qkv.get(0), qkv.get(1), qkv.get(2))
     }
 
     fn mix(&self, query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Tensor {
-        let no_mask = None::<&Tensor>;
-        let mixed = Tensor::scaled_dot_product_attention(query, key, value, no_mask, 0.0, causal, self.scale, false);
+        let mixed = attention::attend(query, key, value, self.scale, causal);
         let size = query.size();
         self.proj.forward(&mixed.transpose(1, 2).reshape([size[0], size[2], -1])) // [N, F, W]
     }
@@ -169,8 +178,8 @@ impl Attention {
 
 #[derive(Debug)]
 struct FeedForward {
-    fc1: nn::Linear,
-    fc2: nn::Linear,
+    fc1: Linear,
+    fc2: Linear,
 }
 
 impl FeedForward {

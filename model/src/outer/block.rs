@@ -2,12 +2,14 @@
 //!
 //! Shapes: B samples, N tokens, D width, H heads, C = D / H.
 
+use tch::Tensor;
 use tch::nn::{self, Module};
-use tch::{Kind, Tensor};
 
 use super::dropout::{Dropout, add_dropped, drop};
+use crate::attention;
 use crate::config::MLP_RATIO;
 use crate::init::{layer_norm, xavier_linear};
+use crate::linear::Linear;
 
 /// Self-attention and feed-forward layer, each behind a layer norm and beside a residual.
 #[derive(Debug)]
@@ -42,12 +44,17 @@ impl Block {
         let transformed = self.mlp.forward(&self.norm2.forward(&tokens), dropout);
         add_dropped(&tokens, &transformed, dropout)
     }
+
+    /// The layers whose products may be computed in another precision: all.
+    pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        [&mut self.attention.qkv, &mut self.attention.proj, &mut self.mlp.fc1, &mut self.mlp.fc2].into_iter()
+    }
 }
 
 #[derive(Debug)]
 struct Attention {
-    qkv: nn::Linear,
-    proj: nn::Linear,
+    qkv: Linear,
+    proj: Linear,
     heads: i64,
     scale: f64,
 }
@@ -68,15 +75,12 @@ impl Attention {
         let qkv = qkv.permute([2, 0, 3, 1, 4]); // [3, B, H, N, C]
         let (query, key, value) = (qkv.get(0), qkv.get(1), qkv.get(2));
         let mixed = match dropout {
+            Some(dropout) if query.device().is_cuda() => {
+                attention::attend_dropped(&query, &key, &value, self.scale, dropout.probability())
+            }
             // libtorch's fused kernel for CPUs knows no dropout, and what it does instead is slower.
-            Some(dropout) => {
-                let scores = (query * self.scale).matmul(&key.transpose(-2, -1)); // [B, H, N, N]
-                drop(scores.softmax(-1, None::<Kind>), Some(dropout)).matmul(&value)
-            }
-            None => {
-                let no_mask = None::<&Tensor>;
-                Tensor::scaled_dot_product_attention(&query, &key, &value, no_mask, 0.0, false, self.scale, false)
-            }
+            Some(_) => drop(attention::weights(&query, &key, self.scale, false), dropout).matmul(&value),
+            None => attention::attend(&query, &key, &value, self.scale, false),
         };
         self.proj.forward(&mixed.transpose(1, 2).reshape([batch, length, -1])) // [B, N, D]
     }
@@ -84,8 +88,8 @@ impl Attention {
 
 #[derive(Debug)]
 struct Mlp {
-    fc1: nn::Linear,
-    fc2: nn::Linear,
+    fc1: Linear,
+    fc2: Linear,
 }
 
 impl Mlp {

@@ -4,11 +4,12 @@
 //! D width.
 
 use tch::nn::{self, Module};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::block::Block;
 use crate::config::{LatentConfig, OuterConfig};
 use crate::init::{embedding, layer_norm, xavier_linear};
+use crate::linear::Linear;
 use crate::mask::{self, Mask};
 
 /// Turns the kept tokens and a class into a condition vector for every token.
@@ -16,12 +17,12 @@ use crate::mask::{self, Mask};
 pub struct Mar {
     class_emb: Tensor,
     fake_latent: Tensor,
-    z_proj: nn::Linear,
+    z_proj: Linear,
     z_proj_ln: nn::LayerNorm,
     encoder_pos_embed: Tensor,
     encoder_blocks: Vec<Block>,
     encoder_norm: nn::LayerNorm,
-    decoder_embed: nn::Linear,
+    decoder_embed: Linear,
     mask_token: Tensor,
     decoder_pos_embed: Tensor,
     decoder_blocks: Vec<Block>,
@@ -51,6 +52,11 @@ impl Mar {
             diffusion_pos_embed: embedding(path, "diffusion_pos_embed_learned", &[1, tokens, width]),
             buffer_tokens: config.buffer_tokens,
         }
+    }
+
+    /// Where the parameters lie.
+    pub fn device(&self) -> Device {
+        self.fake_latent.device()
     }
 
     /// Embedding of each label, or of the null class where `drop` says so.
@@ -93,6 +99,13 @@ impl Mar {
         let tokens = tokens + lookup(&self.decoder_pos_embed.squeeze_dim(0), &self.places(&order));
         let tokens = run(&self.decoder_blocks, tokens, train).narrow(1, self.buffer_tokens, length);
         self.decoder_norm.forward(&tokens) + lookup(&self.diffusion_pos_embed.squeeze_dim(0), &order)
+    }
+
+    /// The layers whose products may be computed in another precision: all but the one that takes the tokens, whose
+    /// values would lose digits.
+    pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let blocks = self.encoder_blocks.iter_mut().chain(&mut self.decoder_blocks);
+        std::iter::once(&mut self.decoder_embed).chain(blocks.flat_map(Block::linears))
     }
 
     /// Rows of the position tables for the buffer followed by `positions`: [B, N] to [B, S + N].
