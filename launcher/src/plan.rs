@@ -1,0 +1,141 @@
+//! What the launcher must know of the run before it starts: asked of the trainer, which checks the configuration.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::{
+    arguments::{Arguments, RankCount},
+    exit::Stop,
+};
+
+/// The few values of the configuration that concern the launcher.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// `run.name`.
+    pub name: String,
+    /// `run.log_dir`.
+    pub log_dir: PathBuf,
+    /// `batch.global`.
+    pub global_batch: usize,
+    /// The configuration asks for the CPU even where there are GPUs.
+    pub cpu: bool,
+}
+
+impl Plan {
+    /// Runs `arinar-trainer --config X --print-config`.
+    ///
+    /// # Errors
+    /// What the trainer finds wrong, in its words and with its code; or that it does not answer.
+    pub fn ask(trainer: &Path, arguments: &Arguments) -> Result<Self, Stop> {
+        let mut command = Command::new(trainer);
+        let told = trainer_arguments(arguments);
+        command.args(told.iter().filter(|word| !is_question(word))).arg("--print-config");
+        // Inside another mpirun, say Slurm's, this one is no rank.
+        for (name, _) in std::env::vars_os() {
+            if ["OMPI_COMM_", "PMIX_", "PMI_"].iter().any(|start| name.to_string_lossy().starts_with(start)) {
+                command.env_remove(name);
+            }
+        }
+        let output = command.stdin(Stdio::null()).output().map_err(|error| {
+            Stop::configuration(format!(
+                "{} cannot be run ({error}); name the trainer with --trainer",
+                trainer.display()
+            ))
+        })?;
+        if output.status.success() {
+            return Self::read(&output.stdout)
+                .map_err(|told| Stop::configuration(format!("{} --print-config: {told}", trainer.display())));
+        }
+        let told = String::from_utf8_lossy(&output.stderr);
+        let line = told.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
+        let code = output.status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0);
+        Err(Stop { code: code.unwrap_or(crate::exit::FAILED), line: line.to_owned() })
+    }
+
+    fn read(json: &[u8]) -> Result<Self, String> {
+        let config: serde_json::Value = serde_json::from_slice(json)
+            .map_err(|error| format!("it prints no JSON ({error}); is it of the same version as the launcher?"))?;
+        let text = |path: &str| config.pointer(path).and_then(serde_json::Value::as_str);
+        let global_batch = config.pointer("/batch/global").and_then(serde_json::Value::as_u64);
+        let global_batch = global_batch.and_then(|size| usize::try_from(size).ok()).filter(|&size| size > 0);
+        Ok(Self {
+            name: text("/run/name").unwrap_or("run").to_owned(),
+            log_dir: text("/run/log_dir").ok_or("run.log_dir is missing")?.into(),
+            global_batch: global_batch.ok_or("batch.global is missing")?,
+            cpu: ["/device", "/train/device"].iter().any(|path| text(path) == Some("cpu")),
+        })
+    }
+}
+
+/// Arguments that make the trainer look at something instead of training: that is neither watched nor restarted.
+const QUESTIONS: [&str; 2] = ["--check", "--plan"];
+
+/// Whether an argument of the trainer is one of those.
+pub fn is_question(word: &str) -> bool {
+    QUESTIONS.contains(&word)
+}
+
+/// What every rank is told.
+pub fn trainer_arguments(arguments: &Arguments) -> Vec<String> {
+    let mut told = vec!["--config".to_owned(), arguments.config.clone()];
+    for value in &arguments.overrides {
+        told.extend(["--set".to_owned(), value.clone()]);
+    }
+    told.extend(arguments.trainer_arguments.iter().cloned());
+    told
+}
+
+/// How many ranks to start.
+///
+/// # Errors
+/// The number asked for does not divide the global batch.
+pub fn choose_ranks(asked: RankCount, slots: usize, global_batch: usize) -> Result<usize, Stop> {
+    let divides = |ranks: &usize| global_batch.is_multiple_of(*ranks);
+    match asked {
+        RankCount::Auto => Ok((1..=slots).rev().find(divides).unwrap_or(1)),
+        RankCount::Exactly(ranks) if divides(&ranks) => Ok(ranks),
+        RankCount::Exactly(ranks) => {
+            let below = (1..ranks).rev().find(divides);
+            let above = (ranks + 1..=global_batch).find(divides);
+            let near: Vec<String> = below.into_iter().chain(above).map(|ranks| ranks.to_string()).collect();
+            Err(Stop::configuration(format!(
+                "batch.global {global_batch} is not divisible by --nproc {ranks}; use {}",
+                near.join(" or ")
+            )))
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_ranks_as_share_the_batch() {
+        for (slots, batch, ranks) in [(4, 256, 4), (3, 256, 2), (7, 30, 6), (1, 7, 1), (0, 8, 1), (8, 7, 7)] {
+            assert_eq!(choose_ranks(RankCount::Auto, slots, batch), Ok(ranks));
+        }
+        assert_eq!(choose_ranks(RankCount::Exactly(8), 1, 16), Ok(8));
+    }
+
+    #[test]
+    fn a_number_that_does_not_fit_names_those_that_do() {
+        let told = choose_ranks(RankCount::Exactly(3), 4, 32).unwrap_err();
+        assert_eq!(told, Stop::configuration("batch.global 32 is not divisible by --nproc 3; use 2 or 4"));
+        let told = choose_ranks(RankCount::Exactly(64), 4, 32).unwrap_err();
+        assert_eq!(told.line, "batch.global 32 is not divisible by --nproc 64; use 32");
+    }
+
+    #[test]
+    fn the_printed_configuration_is_read() {
+        let json = br#"{"run": {"name": "a", "dir": "r", "log_dir": "l"}, "batch": {"global": 8}}"#;
+        let plan = Plan { name: "a".into(), log_dir: "l".into(), global_batch: 8, cpu: false };
+        assert_eq!(Plan::read(json), Ok(plan));
+        for damaged in ["", "{}", r#"{"run": {"log_dir": "l"}, "batch": {"global": 0}}"#] {
+            assert!(Plan::read(damaged.as_bytes()).is_err());
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Nothing that the launcher started outlives it.
+//!
+//! Ranks leave mpirun's process group, so a signal to that group does not reach them. While the launcher lives, the
+//! kernel hands it every process below it that loses its parent, so that all of them are found under it in /proc. If it
+//! is killed itself, the kernel tells mpirun, which ends its ranks; and ranks end themselves when their launcher is gone.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::unix::process::CommandExt,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{self, Pid, Signal, WaitOptions};
+
+/// Longest time until killed processes are gone; one that hangs in the kernel (a dead network file system) stays.
+const SWEEP_LIMIT: Duration = Duration::from_secs(5);
+
+/// From now on processes below this one that lose their parent become its children.
+///
+/// # Errors
+/// The system refuses.
+pub fn adopt_orphans() -> io::Result<()> {
+    Ok(process::set_child_subreaper(Some(process::getpid()))?)
+}
+
+/// Has the kernel end the process that `command` will start (mpirun) when the thread that starts it ends. SIGTERM, not
+/// SIGKILL: mpirun then kills its ranks, on other machines too, and takes its files away.
+pub fn tie_to_this_thread(command: &mut Command) {
+    let launcher = process::getpid();
+    let tie = move || {
+        process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        // Had the launcher died before that, nobody would ever send the signal.
+        if process::getppid() == Some(launcher) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+    };
+    // SAFETY: `tie` runs in the child between fork and exec. It makes two system calls, takes no lock, and allocates
+    // nothing: an error number becomes an io::Error without allocation.
+    unsafe { command.pre_exec(tie) };
+}
+
+/// One process of /proc.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    pid: Pid,
+    parent: i32,
+    zombie: bool,
+}
+
+/// Kills every process below this one, and waits until they are gone. Returns how many were found alive.
+pub async fn sweep() -> usize {
+    let began = Instant::now();
+    let mut killed = std::collections::BTreeSet::new();
+    loop {
+        let found = below(process::getpid(), &all());
+        if found.is_empty() || began.elapsed() > SWEEP_LIMIT {
+            return killed.len();
+        }
+        for entry in found {
+            if entry.zombie {
+                if entry.parent == process::getpid().as_raw_nonzero().get() {
+                    let _ = process::waitpid(Some(entry.pid), WaitOptions::NOHANG);
+                }
+            } else {
+                // It may have ended meanwhile.
+                let _ = process::kill_process(entry.pid, Signal::KILL);
+                killed.insert(entry.pid.as_raw_nonzero());
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// True if there is such a process, and it has not ended.
+pub fn lives(pid: i32) -> bool {
+    entry(pid).is_some_and(|entry| !entry.zombie)
+}
+
+/// Sends a signal to a process; it may have ended.
+pub fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = process::kill_process(pid, signal);
+    }
+}
+
+fn all() -> Vec<Entry> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter_map(entry).collect()
+}
+
+fn entry(pid: i32) -> Option<Entry> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything.
+    let mut words = stat.rsplit_once(')')?.1.split_whitespace();
+    let zombie = matches!(words.next()?, "Z" | "X");
+    Some(Entry { pid: Pid::from_raw(pid)?, parent: words.next()?.parse().ok()?, zombie })
+}
+
+/// Children, their children, and so on.
+fn below(root: Pid, all: &[Entry]) -> Vec<Entry> {
+    let mut children: BTreeMap<i32, Vec<Entry>> = BTreeMap::new();
+    for entry in all {
+        children.entry(entry.parent).or_default().push(*entry);
+    }
+    let mut found: Vec<Entry> = children.remove(&root.as_raw_nonzero().get()).unwrap_or_default();
+    let mut next = 0;
+    while next < found.len() {
+        found.extend(children.remove(&found[next].pid.as_raw_nonzero().get()).unwrap_or_default());
+        next += 1;
+    }
+    found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_tree_is_found() {
+        let entry = |pid, parent| Entry { pid: Pid::from_raw(pid).unwrap(), parent, zombie: false };
+        let all = [entry(1, 0), entry(5, 1), entry(9, 7), entry(6, 5), entry(7, 5), entry(8, 2)];
+        let found: Vec<i32> =
+            below(Pid::from_raw(5).unwrap(), &all).iter().map(|entry| entry.pid.as_raw_nonzero().get()).collect();
+        assert_eq!(found, [6, 7, 9]);
+    }
+
+    #[test]
+    fn this_process_is_in_proc() {
+        let own = super::entry(process::getpid().as_raw_nonzero().get()).unwrap();
+        assert_eq!(Some(own.parent), process::getppid().map(|pid| pid.as_raw_nonzero().get()));
+        assert!(!own.zombie);
+    }
+}
