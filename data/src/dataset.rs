@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::cache::{CacheConfig, ShardCache, largest_window, needed_bytes};
+use crate::cache::{CacheConfig, ShardCache, choose_window, needed_bytes};
 use crate::error::DataError;
 use crate::manifest::Manifest;
 use crate::mapped::{MappedShard, OpenError};
@@ -91,17 +91,7 @@ impl Dataset {
     /// [`DataError::CacheLimit`] with the limit that would do; [`DataError::CacheDisk`] when the disk is too small.
     pub fn shuffle_window(&self, wanted: Option<u64>) -> Result<u64, DataError> {
         let limit = self.cache.as_ref().and_then(ShardCache::limit);
-        let too_small = |window| DataError::CacheLimit {
-            limit: limit.unwrap_or(u64::MAX),
-            window,
-            needed: needed_bytes(&self.manifest, window),
-        };
-        let fits = |window| limit.is_none_or(|limit| needed_bytes(&self.manifest, window) <= limit);
-        let window = match wanted {
-            None => largest_window(&self.manifest, limit).ok_or_else(|| too_small(1))?,
-            Some(window) if fits(window) => window,
-            Some(window) => return Err(too_small(window)),
-        };
+        let window = choose_window(&self.manifest, limit, wanted)?;
         if let Some(cache) = &self.cache {
             cache.check_disk(needed_bytes(&self.manifest, window))?;
         }
@@ -207,7 +197,7 @@ impl Dataset {
 }
 
 /// $XDG_CACHE_HOME/arinar/shards, or its usual place; the temporary folder for a user without a home.
-pub(crate) fn default_cache() -> PathBuf {
+pub fn default_cache() -> PathBuf {
     let home_cache = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home_cache);
     cache.unwrap_or_else(std::env::temp_dir).join("arinar").join("shards")

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
@@ -62,8 +61,6 @@ pub struct Batch {
     pub labels: Tensor,
     /// Which samples they are, in order.
     pub samples: Vec<SampleKey>,
-    /// How long the caller waited for it.
-    pub wait: Duration,
 }
 
 /// A micro-batch before it becomes tensors.
@@ -130,7 +127,6 @@ impl Loader {
     /// # Errors
     /// [`DataError::Shard`] with shard and record named for damaged data; [`DataError::Stopped`] after an error.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
-        let asked = Instant::now();
         let raw = match &self.batches {
             Some(batches) => batches.recv().map_err(|_| DataError::Stopped)??,
             None => return Err(DataError::Stopped),
@@ -140,7 +136,7 @@ impl Loader {
         let count = raw.labels.len() as i64;
         let latents = Tensor::f_from_slice(&raw.latents)?.f_view([count, channels / 2, height, width])?;
         let labels = Tensor::f_from_slice(&raw.labels)?;
-        Ok(Batch { latents, labels, samples: raw.samples, wait: asked.elapsed() })
+        Ok(Batch { latents, labels, samples: raw.samples })
     }
 
     /// Micro-batches of this rank in a global batch.

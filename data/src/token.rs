@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 use crate::error::DataError;
+use crate::manifest::Manifest;
 
 const TOKEN_VERSION: u32 = 1;
 
@@ -49,7 +50,13 @@ impl ResumeToken {
     ///
     /// # Errors
     /// [`DataError::Resume`] that names every field that differs.
-    pub fn check(&self, dataset: &Dataset, seed: u64, global_batch: usize, window: u64) -> Result<Position, DataError> {
+    pub fn check(
+        &self,
+        dataset: &Manifest,
+        seed: u64,
+        global_batch: usize,
+        window: u64,
+    ) -> Result<Position, DataError> {
         let mut wrong = Vec::new();
         let mut compare = |field: &str, saved: &dyn std::fmt::Display, now: &dyn std::fmt::Display| {
             let (saved, now) = (saved.to_string(), now.to_string());
@@ -58,12 +65,12 @@ impl ResumeToken {
             }
         };
         compare("data token version", &self.version, &TOKEN_VERSION);
-        compare("dataset id", &self.dataset_id, &dataset.id());
+        compare("dataset id", &self.dataset_id, &dataset.dataset_id);
         compare("seed", &self.seed, &seed);
         compare("data.shuffle_window", &self.window, &window);
         compare("global batch", &self.global_batch, &global_batch);
-        let samples = dataset.len() as u64;
-        if self.dataset_id == dataset.id() && self.position >= samples {
+        let samples = dataset.num_samples;
+        if self.dataset_id == dataset.dataset_id && self.position >= samples {
             wrong.push(format!("position {} is beyond the {samples} samples of an epoch", self.position));
         }
         let place = self.epoch.checked_mul(samples).and_then(|place| place.checked_add(self.position));

@@ -1,6 +1,7 @@
 //! What the test suites share.
 
 pub mod golden;
+pub mod gpu_stand_in;
 pub mod s3;
 
 use std::path::PathBuf;

@@ -100,7 +100,7 @@ fn a_resumed_loader_goes_on_with_the_first_unfinished_global_batch() {
         let token = loader.position();
         let json = serde_json::to_string(&token).unwrap();
         let token: arinar_data::token::ResumeToken = serde_json::from_str(&json).unwrap();
-        let start = token.check(&dataset, 5, 12, 0).unwrap();
+        let start = token.check(&dataset.manifest, 5, 12, 0).unwrap();
         let first = handed_out / 3 * 12;
         assert_eq!(start, Position(first as u64));
         let mut resumed = Loader::new(dataset.clone(), config(0, 1, 12), start).unwrap();
@@ -120,7 +120,7 @@ fn a_token_of_another_run_names_every_difference() {
     let dataset = open(folder.path());
     let mut token = Loader::new(dataset.clone(), config(0, 1, 12), Position::default()).unwrap().position();
     token.dataset_id = "other".to_owned();
-    let error = token.check(&dataset, 6, 24, 3).unwrap_err();
+    let error = token.check(&dataset.manifest, 6, 24, 3).unwrap_err();
     assert!(error.is_configuration());
     let message = error.to_string();
     for part in [
@@ -136,7 +136,7 @@ fn a_token_of_another_run_names_every_difference() {
     }
     token.dataset_id = "handmade".to_owned();
     token.position = 10;
-    assert!(token.check(&dataset, 5, 12, 0).unwrap_err().to_string().contains("position 10 is beyond"));
+    assert!(token.check(&dataset.manifest, 5, 12, 0).unwrap_err().to_string().contains("position 10 is beyond"));
 }
 
 #[test]

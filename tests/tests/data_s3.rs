@@ -173,7 +173,7 @@ fn every_fault_is_survived_without_a_wrong_sample() {
         std::fs::remove_dir_all(lab.folder.path().join("cache")).unwrap();
         lab.server.reset_counters();
         lab.server.set_faults(Faults {
-            rate: 0.2,
+            of_ten: 2,
             kinds: vec![kind],
             methods: vec!["GET"],
             prefix: format!("{BUCKET}/set/shard-"),
@@ -185,6 +185,15 @@ fn every_fault_is_survived_without_a_wrong_sample() {
         assert_eq!(wild.samples, calm.samples, "{kind:?}");
         assert!(lab.server.counters().faults() > 0, "{kind:?} never happened");
     }
+}
+
+#[test]
+fn a_manifest_that_is_damaged_on_its_way_is_asked_for_again() {
+    let lab = Lab::new(&SHARDS);
+    let flips = Faults::first(2, Fault::FlipBit, &["GET"]);
+    lab.server.set_faults(Faults { prefix: format!("{BUCKET}/set/manifest"), ..flips });
+    assert_eq!(lab.read(&lab.task(1, 1)).error, None);
+    assert_eq!(lab.server.counters().faults(), 2);
 }
 
 #[test]

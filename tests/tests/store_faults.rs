@@ -89,7 +89,7 @@ fn every_operation_outlives_every_failure_that_passes() {
 fn a_storm_of_failures_is_outlived() {
     let lab = Lab::new("8");
     let kinds = [Fault::InternalError, Fault::SlowDown, Fault::Reset, Fault::LostAnswer, Fault::Truncate].to_vec();
-    lab.server.set_faults(Faults { rate: 0.3, kinds, seed: 7, ..Faults::default() });
+    lab.server.set_faults(Faults { of_ten: 3, kinds, seed: 7, ..Faults::default() });
     for _ in 0..3 {
         everything_works(&lab.store, || {});
         lab.store.delete("large").unwrap();
@@ -103,7 +103,7 @@ fn broken_bodies_cost_no_more_than_what_was_lost() {
     let large = pattern(LARGE);
     lab.store.put("large", large.clone()).unwrap();
     lab.server.set_faults(Faults {
-        rate: 0.4,
+        of_ten: 4,
         kinds: vec![Fault::Reset, Fault::Truncate],
         seed: 3,
         ..Faults::default()

@@ -56,6 +56,52 @@ fn the_second_writer_is_told_who_the_first_is() {
 }
 
 #[test]
+fn who_only_looks_sees_the_writer_and_changes_nothing() {
+    let (_folder, _server, stores) = stores();
+    for (store, variables) in stores {
+        Lease::look(&store).unwrap();
+        assert!(store.list("").unwrap().is_empty(), "looking makes nothing");
+        let child = Holding::start(store.url(), &variables);
+        let files = |store: &Store| store.list("").unwrap();
+        let before = files(&store);
+        let error = Lease::look(&store).unwrap_err();
+        assert!(matches!(error, LeaseError::Held { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("pid {}", child.0.id())), "{error}");
+        child.kill();
+        Lease::look(&store).unwrap();
+        assert_eq!(files(&store).len(), before.len(), "what the dead one left stays where it is");
+        let lease = Lease::acquire(&store, "next").unwrap();
+        assert!(Lease::look(&store).unwrap_err().to_string().contains("`next`"));
+        lease.check().unwrap();
+    }
+}
+
+#[test]
+fn who_looks_at_a_writer_of_another_machine_waits_for_a_sign_of_life() {
+    let (_folder, _server, stores) = stores();
+    let store = &stores[1].0;
+    drop(Lease::acquire(store, "first").unwrap());
+    store.put("writer.json", "garbage").unwrap();
+    Lease::look_for(store, SHORT).unwrap();
+    let lease = Lease::acquire_for(store, "first", SHORT).unwrap();
+    let mut holder = move_elsewhere(store);
+    drop(lease);
+    let silent = store.get("writer.json").unwrap();
+    Lease::look_for(store, SHORT).unwrap();
+    assert_eq!(store.get("writer.json").unwrap(), silent, "nobody takes it over");
+    let seen = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| Lease::look_for(store, Duration::from_secs(20)));
+        while !looking.is_finished() {
+            std::thread::sleep(Duration::from_millis(200));
+            holder["counter"] = (holder["counter"].as_u64().unwrap() + 1).into();
+            store.put("writer.json", holder.to_string()).unwrap();
+        }
+        looking.join().unwrap()
+    });
+    assert!(seen.unwrap_err().to_string().contains("far-away"));
+}
+
+#[test]
 fn of_many_writers_at_once_one_gets_it() {
     let (_folder, _server, stores) = stores();
     for (store, _) in stores {
@@ -197,7 +243,7 @@ fn a_store_that_is_down_for_a_while_does_not_end_a_lease() {
     // Answers that get lost do not make it think that it lost the lease.
     let renewals = || server.counters().of_method("PUT");
     server.set_faults(Faults {
-        rate: 0.5,
+        of_ten: 5,
         kinds: vec![Fault::LostAnswer],
         seed: 5,
         methods: vec!["PUT"],
@@ -208,4 +254,20 @@ fn a_store_that_is_down_for_a_while_does_not_end_a_lease() {
         std::thread::sleep(SHORT / 10);
     }
     lease.check().unwrap();
+}
+
+#[test]
+fn a_bit_that_flips_on_its_way_does_not_end_a_lease() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3Server::start(folder.path());
+    let store = s3_store(&server, "bucket", "5");
+    let lease = Lease::acquire(&store, "first").unwrap();
+    let kinds = vec![Fault::FlipBit];
+    server.set_faults(Faults { of_ten: 3, kinds, seed: 2, methods: vec!["GET"], ..Faults::default() });
+    for _ in 0..50 {
+        lease.check().unwrap();
+    }
+    assert!(server.counters().faults() >= 15, "{:?}", server.counters());
+    let error = Lease::acquire(&store, "second").unwrap_err();
+    assert!(matches!(error, LeaseError::Held { .. }), "{error}");
 }

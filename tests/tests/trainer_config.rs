@@ -125,9 +125,9 @@ fn overrides_reach_every_kind_of_value() {
 #[test]
 fn shares_cover_the_global_batch() {
     let parsed = config::parse(DESIGN, "design.yaml", &["batch.global=250".to_owned()]).unwrap();
-    let error = parsed.share_batch(8).unwrap_err().to_string();
+    let error = parsed.share_batch(8, 8).unwrap_err().to_string();
     assert!(error.contains("global batch 250 is not divisible by 8 ranks; use 248 or 256"), "{error}");
     let parsed = config::parse(DESIGN, "design.yaml", &["batch.micro=48".to_owned()]).unwrap();
-    let share = parsed.share_batch(4).unwrap();
+    let share = parsed.share_batch(4, 4).unwrap();
     assert_eq!((share.micro, share.accumulation), (32, 2));
 }

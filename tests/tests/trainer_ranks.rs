@@ -83,11 +83,11 @@ const CHILD: &str = "ARINAR_TEST_COLLECTIVE";
 #[test]
 fn conformance_of_one_rank() {
     if std::env::var_os(CHILD).is_none() {
-        collective::conformance(&collective::Single).unwrap();
+        collective::conformance(&collective::Single, tch::Device::Cpu).unwrap();
         return;
     }
     let ranks = MpiCollective::start().unwrap();
-    collective::conformance(&ranks).unwrap();
+    collective::conformance(&ranks, tch::Device::Cpu).unwrap();
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::{
 };
 
 use arinar_data::loader::ResumeToken;
+use arinar_heartbeat::Seconds;
 use arinar_model::{arinar::Arinar, config::ModelConfig, mask::Mask, weights};
 use arinar_tests::s3::S3Server;
 use arinar_trainer::{
@@ -136,7 +137,9 @@ impl Bench {
         loss.f_backward()?;
         let norm = clip::grad_norm(&self.parameters.gradients());
         let update = Update { learning_rate: 1e-4, gradient_scale: clip::clip_coefficient(norm, 3.0) };
-        let waited = saver.wait_until_copied();
+        let waiting = Instant::now();
+        saver.wait_until_copied();
+        let waited = waiting.elapsed();
         self.optimizer.step(&mut self.parameters, &mut self.ema, update);
         Ok((began.elapsed(), waited))
     }
@@ -146,7 +149,7 @@ impl Bench {
         let began = Instant::now();
         let tensors =
             Tensors { parameters: &self.parameters, ema: &self.ema, optimizer: &self.optimizer, buffers: &[] };
-        saver.start(&Single, state, &tensors)?;
+        saver.start(&Single, state, &tensors, &|| false)?;
         Ok(began.elapsed())
     }
 }
@@ -239,9 +242,9 @@ fn while_uploading(bench: &mut Bench, home: &Home<'_>, config: &TrainConfig) -> 
 }
 
 fn settle(saver: &mut Saver) -> Result<()> {
-    match saver.finish(&Single, PATIENCE, &mut |_| {})? {
+    match saver.finish(&Single, PATIENCE, &|| false, &mut |_| {})? {
         None => Ok(()),
-        Some(missing) => Err(missing.into()),
+        Some(missing) => Err(missing.what.into()),
     }
 }
 
@@ -264,6 +267,7 @@ fn state(config: &TrainConfig, step: u64) -> State {
         world: 1,
         config: config.clone(),
         dataset: DatasetFacts { id: String::new(), samples: 1, class_names: Vec::new(), vae: serde_json::Value::Null },
+        seconds: Seconds::default(),
     }
 }
 

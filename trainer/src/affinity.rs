@@ -1,31 +1,60 @@
 //! Which cores a rank computes on.
 //!
 //! Open MPI binds each rank of a small job to a single core, which would leave most of a machine
-//! idle. The ranks of one machine share its cores evenly instead: rank i of n takes the i-th nth.
+//! idle. The ranks of one machine share its cores evenly instead: rank i of n takes the i-th nth, NUMA node by NUMA
+//! node, so that its memory lies beside its cores. A rank with a GPU takes its share of those beside the GPU.
 
 use std::mem::size_of;
+
+use crate::{cuda, topology};
 
 /// Gives this rank its share of the machine's cores and returns how many threads it should use.
 /// With more ranks than cores nothing is bound and each rank gets one thread.
 ///
 /// Under mpirun the cores to share are mpirun's: it binds even a single rank to one core, but not itself.
-pub fn take_share(local_rank: usize, local_ranks: usize, under_mpirun: bool) -> usize {
+pub fn take_share(local_rank: usize, local_ranks: usize, under_mpirun: bool, on_gpus: bool) -> usize {
     let own = cores_of(0);
     let parent = i32::try_from(std::os::unix::process::parent_id()).map(cores_of).unwrap_or_default();
     let all = if under_mpirun && parent.len() > own.len() { parent } else { own };
-    let (start, end) = share(all.len(), local_rank, local_ranks);
-    if end > start {
-        bind(&all[start..end]);
+    let all = by_node(all, &topology::numa_nodes());
+    let near = if on_gpus { near_gpus(&all, local_ranks) } else { Vec::new() };
+    let mine = share_near(&near, local_rank).unwrap_or_else(|| share(&all, local_rank, local_ranks));
+    if !mine.is_empty() {
+        bind(mine);
     }
-    (end - start).max(1)
+    mine.len().max(1)
 }
 
-/// The half-open range of core indices of one rank; empty when there are fewer cores than ranks.
-fn share(cores: usize, local_rank: usize, local_ranks: usize) -> (usize, usize) {
-    if local_ranks == 0 || cores < local_ranks || local_rank >= local_ranks {
-        return (0, 0);
+/// The cores of one rank of several; none when there are fewer cores than ranks.
+fn share(cores: &[usize], rank: usize, ranks: usize) -> &[usize] {
+    if ranks == 0 || cores.len() < ranks || rank >= ranks {
+        return &[];
     }
-    (cores * local_rank / local_ranks, cores * (local_rank + 1) / local_ranks)
+    &cores[cores.len() * rank / ranks..cores.len() * (rank + 1) / ranks]
+}
+
+/// The same cores, those of a NUMA node together.
+fn by_node(mut cores: Vec<usize>, nodes: &[Vec<usize>]) -> Vec<usize> {
+    cores.sort_by_key(|core| (nodes.iter().position(|node| node.contains(core)), *core));
+    cores
+}
+
+/// For each rank of this machine those of `all` that lie beside its GPU; empty where that is not known of every one.
+fn near_gpus(all: &[usize], local_ranks: usize) -> Vec<Vec<usize>> {
+    let near = |rank| {
+        let mut cores = topology::cores_near(&cuda::bus_address(rank)?);
+        cores.retain(|core| all.contains(core));
+        (!cores.is_empty()).then_some(cores)
+    };
+    (0..local_ranks).map(near).collect::<Option<_>>().unwrap_or_default()
+}
+
+/// This rank's share of the cores beside its GPU: those whose GPUs have the same ones share them.
+fn share_near(near: &[Vec<usize>], rank: usize) -> Option<&[usize]> {
+    let mine = near.get(rank)?;
+    let peers = near.iter().filter(|cores| *cores == mine).count();
+    let before = near[..rank].iter().filter(|cores| *cores == mine).count();
+    Some(share(mine, before, peers)).filter(|cores| !cores.is_empty())
 }
 
 /// The cores a process may run on, in order; 0 means this one. Empty if the system does not say.
@@ -62,17 +91,36 @@ mod tests {
     #[test]
     fn shares_are_disjoint_and_cover_all_cores() {
         for (cores, ranks) in [(1, 1), (2, 2), (7, 3), (64, 8)] {
-            let shares: Vec<_> = (0..ranks).map(|rank| share(cores, rank, ranks)).collect();
-            assert_eq!(shares[0].0, 0);
-            assert_eq!(shares[ranks - 1].1, cores);
-            assert!(shares.windows(2).all(|pair| pair[0].1 == pair[1].0));
-            assert!(shares.iter().all(|(start, end)| end > start));
+            let cores: Vec<usize> = (0..cores).collect();
+            let shares: Vec<_> = (0..ranks).map(|rank| share(&cores, rank, ranks)).collect();
+            assert_eq!(shares.concat(), cores);
+            assert!(shares.iter().all(|share| !share.is_empty()));
         }
     }
 
     #[test]
     fn too_many_ranks_are_not_bound() {
-        assert_eq!(share(2, 3, 4), (0, 0));
+        assert!(share(&[0, 1], 3, 4).is_empty());
+    }
+
+    #[test]
+    fn a_share_stays_within_a_node() {
+        // Hardware threads are often counted round the sockets.
+        let nodes = [vec![0, 2, 4, 6], vec![1, 3, 5, 7]];
+        let all = by_node((0..8).collect(), &nodes);
+        assert_eq!(share(&all, 0, 2), [0, 2, 4, 6]);
+        assert_eq!(share(&all, 3, 4), [5, 7]);
+        assert_eq!(by_node(vec![3, 1, 2], &[]), [1, 2, 3]);
+    }
+
+    #[test]
+    fn ranks_take_cores_beside_their_gpus() {
+        let (left, right) = (vec![0, 1, 2, 3], vec![4, 5, 6, 7]);
+        let near = [right.clone(), left.clone(), left, right];
+        let shares: Vec<_> = (0..4).filter_map(|rank| share_near(&near, rank)).collect();
+        assert_eq!(shares, [[4, 5], [0, 1], [2, 3], [6, 7]]);
+        assert_eq!(share_near(&[], 0), None);
+        assert_eq!(share_near(&[vec![0], vec![0]], 1), None);
     }
 
     #[test]

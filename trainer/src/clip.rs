@@ -11,7 +11,7 @@ const CHUNK: usize = 1 << 16;
 /// some element is.
 pub fn grad_norm(gradients: &Tensor) -> f64 {
     if !host::is_host(gradients) {
-        return gradients.to_kind(Kind::Double).norm().double_value(&[]);
+        return gradients.norm_scalaropt_dtype(2, Kind::Double).double_value(&[]);
     }
     let elements = host::slice(gradients);
     let mut partial = vec![0.0; elements.len().div_ceil(CHUNK)];

@@ -2,14 +2,18 @@
 
 use std::{
     process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
 };
 
+use arinar_heartbeat::{Beat, Phase};
 use arinar_model::text::one_line;
-use signal_hook::consts::{SIGTERM, SIGUSR1};
+use signal_hook::{
+    consts::{SIGTERM, SIGUSR1},
+    iterator::Signals,
+};
+
+use crate::{heartbeat, vitals::Vitals};
 
 /// The run reached its end.
 pub const DONE: u8 = 0;
@@ -35,6 +39,9 @@ pub enum Stop {
         /// The saved step.
         step: u64,
     },
+    /// A signal asked for it before the first step, so that there is nothing to save; exit code 75.
+    #[error("stopped by a signal before the first step, so that nothing is lost; start again to go on")]
+    NotBegun,
     /// Another rank ends the run and says why; this one only ends with the same code.
     #[error("stopped because of rank {rank}")]
     Elsewhere {
@@ -61,45 +68,99 @@ impl Stop {
         match self {
             Self::Configuration(_) => CONFIGURATION,
             Self::Failure(_) => FAILED,
-            Self::Preempted { .. } => PREEMPTED,
+            Self::Preempted { .. } | Self::NotBegun => PREEMPTED,
             Self::Elsewhere { code, .. } => *code,
         }
     }
 
     /// Says why, unless another rank does, and gives the code.
     pub fn report(&self, program: &str, rank: usize) -> ExitCode {
-        match self {
-            Self::Elsewhere { .. } => {}
-            Self::Preempted { .. } if rank == 0 => eprintln!("{program}: {self}"),
-            Self::Preempted { .. } => {}
-            Self::Configuration(_) | Self::Failure(_) => {
-                // What is wrong may quote a file.
-                eprintln!("{program}: error: {}", one_line(&self.to_string()));
-            }
+        let reason = self.reason(rank);
+        match (&reason, self) {
+            (None, _) => {}
+            (Some(reason), Self::Configuration(_) | Self::Failure(_)) => eprintln!("{program}: error: {reason}"),
+            (Some(reason), _) => eprintln!("{program}: {reason}"),
         }
+        heartbeat::farewell(self.code(), reason);
         ExitCode::from(self.code())
+    }
+
+    /// Why, in one line, if this rank is the one that tells.
+    fn reason(&self, rank: usize) -> Option<String> {
+        match self {
+            Self::Elsewhere { .. } => None,
+            Self::Preempted { .. } | Self::NotBegun => (rank == 0).then(|| self.to_string()),
+            // What is wrong may quote a file.
+            Self::Configuration(_) | Self::Failure(_) => Some(one_line(&self.to_string())),
+        }
     }
 }
 
-/// Set once SIGTERM or SIGUSR1 has come to this process.
-#[derive(Clone, Default)]
-pub struct Preemption(Arc<AtomicBool>);
+/// One line for a panic. libtorch's own message is in its first line; most of the rest are addresses.
+pub fn panic_reason(rank: usize, beat: &Beat, told: &str, place: Option<&str>) -> String {
+    let (step, phase) = (beat.step + 1, beat.phase.name().replace('_', " "));
+    let where_ = format!("rank {rank} in step {step} ({phase})");
+    let lower = told.to_lowercase();
+    if ["can't allocate memory", "out of memory", "bad_alloc", "bad alloc"].iter().any(|text| lower.contains(text)) {
+        let held = indicatif::DecimalBytes(beat.resident_bytes);
+        return format!(
+            "{where_} is out of memory while it holds {held}; lower batch.micro (the global batch stays, micro-batches \
+             are accumulated), or start fewer ranks on this machine"
+        );
+    }
+    let told = one_line(told.lines().next().unwrap_or(told));
+    format!("{where_} ended unexpectedly at {}: {told}; this is a bug: please report it", place.unwrap_or("?"))
+}
+
+/// Ends the process without running anything of it: other threads may hang in libtorch or MPI.
+pub fn at_once(code: u8) -> ! {
+    // SAFETY: _exit has no preconditions; what the process leaves unfinished is what kill -9 would.
+    unsafe { libc::_exit(code.into()) }
+}
+
+/// How long the start of a run may go on after a signal. It ends in order if it comes to its end before.
+const START_UP_GRACE: Duration = Duration::from_secs(5);
+
+/// Knows whether SIGTERM or SIGUSR1 has come to this process, and when.
+#[derive(Clone, Debug, Default)]
+pub struct Preemption(Arc<OnceLock<Instant>>);
 
 impl Preemption {
-    /// From now on the two signals are noted instead of ending the process.
+    /// From now on the two signals are noted instead of ending the process. Before the first step there is nothing to
+    /// save: a start that does not come to its end soon (it may be downloading, or waiting for others) is broken off.
     ///
     /// # Errors
-    /// When the system refuses the handlers.
-    pub fn watch() -> std::io::Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGUSR1] {
-            signal_hook::flag::register(signal, Arc::clone(&flag))?;
-        }
-        Ok(Self(flag))
+    /// When the system refuses the handlers or the thread.
+    pub fn watch(vitals: Arc<Vitals>) -> std::io::Result<Self> {
+        let preemption = Self::default();
+        let mut signals = Signals::new([SIGTERM, SIGUSR1])?;
+        let noted = preemption.clone();
+        let watch = move || {
+            for _ in signals.forever() {
+                if noted.0.set(Instant::now()).is_ok() {
+                    break_off_start(&vitals);
+                }
+            }
+        };
+        std::thread::Builder::new().name("signals".to_owned()).spawn(watch)?;
+        Ok(preemption)
     }
 
     /// True once a signal has come.
     pub fn requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.get().is_some()
+    }
+}
+
+fn break_off_start(vitals: &Vitals) {
+    let began = Instant::now();
+    while vitals.ledger.read().phase == Phase::StartUp {
+        if began.elapsed() >= START_UP_GRACE {
+            let reason = Stop::NotBegun.to_string();
+            eprintln!("arinar-trainer: {reason}");
+            heartbeat::farewell(PREEMPTED, Some(reason));
+            at_once(PREEMPTED);
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -1,38 +1,46 @@
 //! What a run leaves to look at: TensorBoard curves and progress, on rank 0 alone.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
+
+use arinar_heartbeat::Seconds;
 
 use crate::{
     checkpoint::UploadStatus,
+    ledger::{self, LedgerFile, Stragglers},
     log_copy::LogCopy,
     memory,
     progress::{Progress, Report},
     tensorboard::{EventWriter, TensorBoardError},
 };
 
-/// Where a step's time went.
+/// Where the time went.
 #[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// Waiting for data.
-    pub data_wait: Duration,
-    /// Summing gradients and passing on updated weights.
-    pub all_reduce: Duration,
-    /// Handing a checkpoint to the thread that copies it, and waiting for the copy.
-    pub checkpoint_stall: Duration,
+pub struct Spent<'a> {
+    /// That of a step.
+    pub step: Seconds,
+    /// That of the whole run.
+    pub run: Seconds,
+    /// How long each rank worked in the step, in seconds.
+    pub busy: &'a [f32],
 }
+
+/// From which share above the mean on the slowest rank is worth a word.
+const STRAGGLER_EXCESS: f64 = 0.05;
 
 /// Curves and progress; silent on other ranks than 0.
 pub struct Logs {
     progress: Progress,
     events: Option<EventWriter>,
     copy: Option<LogCopy>,
+    ledger: Option<LedgerFile>,
+    stragglers: Stragglers,
     global_batch: usize,
 }
 
 impl Logs {
     /// For ranks that tell nothing.
     pub fn silent() -> Self {
-        Self { progress: Progress::silent(), events: None, copy: None, global_batch: 0 }
+        Self::tell(Progress::silent(), None, 0)
     }
 
     /// For rank 0. `first_step` is the first that will be logged.
@@ -49,7 +57,16 @@ impl Logs {
         let mut events = EventWriter::create(log_dir, first_step)?;
         let indented: String = config.lines().map(|line| format!("    {line}\n")).collect();
         events.text(first_step, "config", &indented)?;
-        Ok(Self { progress, events: Some(events), copy: None, global_batch })
+        Ok(Self::tell(progress, Some(events), global_batch))
+    }
+
+    fn tell(progress: Progress, events: Option<EventWriter>, global_batch: usize) -> Self {
+        Self { progress, events, copy: None, ledger: None, stragglers: Stragglers::default(), global_batch }
+    }
+
+    /// From now on `ledger` notes how far the run is.
+    pub fn noted_by(&mut self, ledger: LedgerFile) {
+        self.ledger = Some(ledger);
     }
 
     /// From now on the event files are copied by `copy`, too.
@@ -58,7 +75,7 @@ impl Logs {
     }
 
     /// Logs a step; `upload` says how far a remote store is behind with the checkpoints.
-    pub fn step(&mut self, report: &Report, timing: &Timing, upload: Option<UploadStatus>) {
+    pub fn step(&mut self, report: &Report, spent: &Spent<'_>, upload: Option<UploadStatus>) {
         let seconds = report.step_time.as_secs_f64();
         let mut scalars = vec![
             ("train_loss", report.loss),
@@ -66,12 +83,24 @@ impl Logs {
             ("grad_norm", report.grad_norm),
             ("images_per_second", self.global_batch as f64 / seconds.max(1e-9)),
             ("step_time", seconds),
-            ("data_wait", timing.data_wait.as_secs_f64()),
-            ("all_reduce_time", timing.all_reduce.as_secs_f64()),
-            ("checkpoint_stall", timing.checkpoint_stall.as_secs_f64()),
+            ("compute_time", spent.step.compute),
+            ("data_wait", spent.step.data_wait),
+            ("all_reduce_time", spent.step.all_reduce),
+            ("checkpoint_stall", spent.step.checkpoint),
+            ("goodput", spent.run.goodput()),
+            ("start_up_total", spent.run.start_up),
+            ("lost_work_total", spent.run.lost_work),
             ("epoch", report.epoch),
             ("memory", memory::resident() as f64),
         ];
+        self.stragglers.note(spent.busy);
+        if let Some(slowest) = self.stragglers.slowest() {
+            scalars.push(("slowest_rank", slowest.rank as f64));
+            scalars.push(("slowest_rank_excess", slowest.excess));
+        }
+        if let Some(ledger) = &mut self.ledger {
+            ledger.note(spent.run);
+        }
         if let Some(upload) = upload {
             scalars.push(("checkpoint_backlog_bytes", upload.backlog_bytes as f64));
             scalars.push(("store_reachable", f64::from(u8::from(upload.reachable))));
@@ -100,6 +129,15 @@ impl Logs {
     pub fn flush(&mut self) {
         if let Some(Err(error)) = self.events.as_mut().map(EventWriter::flush) {
             self.give_up(&error);
+        }
+    }
+
+    /// Tells where the time of the run went, and who was slow.
+    pub fn summary(&self, run: &Seconds) {
+        self.message(&ledger::summary(run));
+        if let Some(slowest) = self.stragglers.slowest().filter(|slowest| slowest.excess > STRAGGLER_EXCESS) {
+            let (rank, excess) = (slowest.rank, 100.0 * slowest.excess);
+            self.message(&format!("slowest rank: {rank}, which works {excess:.0}% longer than the mean of all ranks"));
         }
     }
 

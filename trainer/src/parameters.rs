@@ -13,8 +13,9 @@ use crate::host;
 /// Each parameter starts at a multiple of 64 bytes, which the matrix kernels like.
 const ALIGNMENT: usize = 16;
 
-/// Places at the end of the gradient tensor for the scalars that ride on the all-reduce.
-pub const TAIL: usize = 16;
+/// Places at the end of the gradient tensor for the flags and sums that ride on the all-reduce; behind them is one more
+/// for each rank.
+pub const FLAGS: usize = 16;
 
 /// Where one parameter lies in the flat tensors.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,37 +49,51 @@ impl Part {
 /// The flat memory of a model's trainable parameters.
 ///
 /// # Shapes
-/// `values` is `[len]`, the gradient tensor `[len + TAIL]`, both float32 on the model's device.
+/// `values` is `[len]`, the gradient tensor `[len + FLAGS + ranks]`, both float32 on the model's device.
 /// The gaps between parameters are zero and stay zero.
 pub struct FlatParameters {
     slots: Vec<Slot>,
     len: usize,
     decay_end: usize,
+    tail: usize,
     values: Tensor,
     gradients: Tensor,
 }
 
 impl FlatParameters {
+    /// [`Self::among`] one rank.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(variables: &[(String, Tensor)], decays: impl Fn(&str, &[i64]) -> bool) -> Result<Self, tch::TchError> {
+        Self::among(variables, decays, 1)
+    }
+
     /// Moves `variables` (leaf tensors that require a gradient, in the order to be kept within
     /// each group) into flat memory; the model's own handles see the new storage, and backward
     /// accumulates straight into the flat gradient, which starts at zero.
     ///
-    /// `decays(name, shape)` says which parameters weight decay applies to.
+    /// `decays(name, shape)` says which parameters weight decay applies to; the gradients are summed over `world` ranks.
     ///
     /// # Errors
     /// What libtorch reports: not a leaf, not float32, or no memory.
-    pub fn new(variables: &[(String, Tensor)], decays: impl Fn(&str, &[i64]) -> bool) -> Result<Self, tch::TchError> {
+    pub fn among(
+        variables: &[(String, Tensor)],
+        decays: impl Fn(&str, &[i64]) -> bool,
+        world: usize,
+    ) -> Result<Self, tch::TchError> {
+        let tail = FLAGS + world;
         let (slots, decay_end, len) = lay_out(variables, decays);
         let device = variables.first().map_or(Device::Cpu, |(_, variable)| variable.device());
         let values = Tensor::f_zeros([len as i64], (Kind::Float, device))?;
-        let gradients = Tensor::f_zeros([(len + TAIL) as i64], (Kind::Float, device))?;
+        let gradients = Tensor::f_zeros([(len + tail) as i64], (Kind::Float, device))?;
         let by_name: BTreeMap<&str, &Tensor> =
             variables.iter().map(|(name, variable)| (name.as_str(), variable)).collect();
         for slot in &slots {
             adopt(by_name[slot.name.as_str()], slot, &values, &gradients)?;
         }
         let _ = gradients.shallow_clone().f_zero_()?;
-        Ok(Self { slots, len, decay_end, values, gradients })
+        Ok(Self { slots, len, decay_end, tail, values, gradients })
     }
 
     /// Every parameter's place, in flat order.
@@ -111,7 +126,7 @@ impl FlatParameters {
         &self.values
     }
 
-    /// The gradients followed by the tail, `[len + TAIL]`: what the all-reduce sums.
+    /// The gradients followed by the tail: what the all-reduce sums.
     pub fn gradients_and_tail(&mut self) -> &mut Tensor {
         &mut self.gradients
     }
@@ -126,18 +141,16 @@ impl FlatParameters {
         let _ = self.gradients.zero_();
     }
 
-    /// Writes the scalars that ride on the all-reduce.
-    pub fn set_tail(&mut self, scalars: [f32; TAIL]) {
-        let mut tail = self.gradients.narrow(0, self.len as i64, TAIL as i64);
-        tail.copy_(&Tensor::from_slice(&scalars));
+    /// Writes the [`FLAGS`] + ranks scalars that ride on the all-reduce.
+    pub fn set_tail(&mut self, scalars: &[f32]) {
+        let mut tail = self.gradients.narrow(0, self.len as i64, self.tail as i64);
+        tail.copy_(&Tensor::from_slice(scalars));
     }
 
     /// Reads the scalars that rode on the all-reduce.
-    pub fn tail(&self) -> [f32; TAIL] {
-        let tail = self.gradients.narrow(0, self.len as i64, TAIL as i64).to_device(Device::Cpu);
-        let mut scalars = [0.0; TAIL];
-        scalars.copy_from_slice(host::slice(&tail));
-        scalars
+    pub fn tail(&self) -> Vec<f32> {
+        let tail = self.gradients.narrow(0, self.len as i64, self.tail as i64).to_device(Device::Cpu);
+        host::slice(&tail).to_vec()
     }
 
     /// One parameter's part of a flat tensor laid out like this one, under the parameter's shape.
@@ -291,11 +304,12 @@ mod tests {
 
     #[test]
     fn the_tail_is_outside_the_gradients() {
-        let mut flat = FlatParameters::new(&variables(), decays).unwrap();
-        let mut scalars = [0.0; TAIL];
+        let mut flat = FlatParameters::among(&variables(), decays, 3).unwrap();
+        let mut scalars = [0.0; FLAGS + 3];
         scalars[3] = 4.5;
-        flat.set_tail(scalars);
-        assert_eq!(flat.tail()[3], 4.5);
+        scalars[FLAGS + 2] = 7.0;
+        flat.set_tail(&scalars);
+        assert_eq!(flat.tail(), scalars);
         assert_eq!(flat.gradients().abs().sum(Kind::Float).double_value(&[]), 0.0);
     }
 }

@@ -1,28 +1,32 @@
 //! From a command line to a finished run: everything that happens once.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc, time::Duration};
 
-use arinar_model::{arinar::Arinar, weights};
+use arinar_heartbeat::{Launcher, Seconds};
+use arinar_model::{Precision, arinar::Arinar, weights};
 use tch::{Device, Tensor, nn};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     allocator,
-    checkpoint::{self, FORMAT_VERSION, Found, Home, Place, RestoreInto, Retention, Role, State},
+    checkpoint::{self, DatasetFacts, FORMAT_VERSION, Found, Home, Place, RestoreInto, Retention, Role, Saver, State},
     collective::{Collective, Launch, agree, require_equal},
-    config::{self, ConfigError, LogFormat, Precision, Resume, TrainConfig},
+    config::{self, ConfigError, LogFormat, Resume, TrainConfig},
+    cuda::Gpu,
     ema::Ema,
     exit::{Preemption, Stop},
     import::{ImportInto, import},
+    ledger::LedgerFile,
     log_copy::{COPY_EVERY, LogCopy},
     logs::Logs,
     optimizer::{AdamW, AdamWConfig},
     parameters::FlatParameters,
     progress::Progress,
     seeds,
-    source::{Data, RankShare},
+    source::{BatchSource, Data, RankShare},
     step::Worker,
     train::{Plan, Training},
+    vitals::Vitals,
 };
 
 /// Names a file to which every rank appends "step sample epoch" of each sample it trains on; for
@@ -46,7 +50,16 @@ impl Options {
     /// # Errors
     /// Anything wrong with it.
     pub fn load(&self) -> Result<TrainConfig, ConfigError> {
-        let mut config = config::load(&self.config, &self.overrides)?;
+        let config = self.read()?;
+        config.problems().into_iter().next().map_or(Ok(config), Err)
+    }
+
+    /// Reads the configuration; its values are not checked.
+    ///
+    /// # Errors
+    /// What does not parse.
+    pub fn read(&self) -> Result<TrainConfig, ConfigError> {
+        let mut config = config::read(&self.config, &self.overrides)?;
         if let Some(format) = self.log_format {
             config.log.format = format;
         }
@@ -54,19 +67,33 @@ impl Options {
     }
 }
 
-/// The machine's side of a rank.
-#[derive(Clone, Copy, Debug)]
+/// The machine's side of a rank, and who watches it.
+#[derive(Clone, Debug)]
 pub struct Placement {
     /// What mpirun said; `None` without it.
     pub launch: Option<Launch>,
+    /// What this rank computes on.
+    pub device: Device,
     /// libtorch threads, unless configured.
     pub threads: usize,
+    /// The launcher that started the job, if one did.
+    pub launcher: Option<Launcher>,
+    /// Signals from outside.
+    pub preemption: Preemption,
+    /// What the launcher is told.
+    pub vitals: Arc<Vitals>,
 }
 
 impl Placement {
-    fn role(&self, collective: &dyn Collective) -> Role {
-        let (leads, ranks_here) = self.launch.map_or((true, 1), |launch| (launch.local_rank == 0, launch.local_world));
+    pub(crate) fn role(&self, collective: &dyn Collective) -> Role {
+        let (leads, ranks_here) =
+            self.launch.as_ref().map_or((true, 1), |launch| (launch.local_rank == 0, launch.local_world));
         Role { rank: collective.rank(), world: collective.world(), leads, ranks_here }
+    }
+
+    /// Ranks of the job when all its machines are there.
+    pub(crate) fn full_world(&self, world: usize) -> usize {
+        self.launcher.as_ref().map_or(world, |launcher| launcher.full_world.max(world))
     }
 }
 
@@ -85,18 +112,19 @@ pub fn run(
 ) -> Result<(), Stop> {
     let config = agree(collective, config.map_err(Stop::configuration).and_then(|config| one_start(config, imported)))?;
     require_equal(collective, &facts(&config)?)?;
-    let batch = agree(collective, config.share_batch(collective.world()).map_err(Stop::configuration))?;
+    let full_world = placement.full_world(collective.world());
+    let batch = config.share_batch(collective.world(), full_world).map_err(Stop::configuration);
+    let batch = agree(collective, batch)?;
     let share = RankShare { rank: collective.rank(), world: collective.world(), batch };
     let data = agree(collective, Data::open(&config))?;
     require_equal(collective, &[("dataset", data.facts().id)])?;
     let threads = config.train.threads.unwrap_or(placement.threads);
     tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
-    let preemption = agree(collective, Preemption::watch().map_err(Stop::failure))?;
     let plan = Plan::new(&config, data.samples());
     let retention = Retention { keep_last: config.checkpoint.keep_last, keep_every_steps: plan.keep_every_steps };
     let mut home = Home::open(collective, &config, placement.role(collective), retention)?;
     let found = home.find()?;
-    let mut model = Model::new(collective, &config)?;
+    let mut model = Model::new(collective, &config, placement.device)?;
     let resumed = match &found {
         Some(found) => Some(home.restore(found, model.restore_into())?),
         None => None,
@@ -112,38 +140,91 @@ pub fn run(
     let step = resumed.as_ref().map_or(0, |state| state.step);
     let run_is_local = home.store().is_local();
     let found = found.as_ref();
-    let intro = Intro { config: &config, data: &data, found, weights, plan, share, threads, run_is_local };
-    let logs = agree(collective, start_logs(&intro, &model, step))?;
-    let state = new_state(&config, &data, share, source.as_ref());
-    let mut training = Training {
-        collective,
-        config: &config,
-        parameters: model.parameters,
-        optimizer: model.optimizer,
-        ema: model.ema,
-        worker: Worker {
-            model: model.arinar,
-            config: config.model.clone(),
-            seed: config.seed,
-            share,
-            source,
-            sample_log,
-        },
-        saver: home.saver()?,
-        logs,
-        preemption,
-        step,
-        plan,
-        state,
-        buffers: model.buffers,
-    };
+    let (device, collectives) = (placement.device, collective.describe());
+    let intro =
+        Intro { config: &config, data: &data, found, weights, plan, share, device, collectives, threads, run_is_local };
+    let mut logs = agree(collective, start_logs(&intro, &model, step))?;
+    if share.rank == 0 {
+        let ledger = LedgerFile::new(Path::new(&config.run.log_dir), &config.run.dir);
+        placement.vitals.ledger.carry_over(earlier(&ledger, &config, resumed.as_ref(), placement.launcher.as_ref()));
+        logs.noted_by(ledger);
+    }
+    placement.vitals.plan(step, plan.total_steps, config.batch.global as u64);
+    let beginning = Beginning { plan, share, source, sample_log, dataset: data.facts(), step };
+    let mut training = assemble(collective, &config, placement, model, home.saver()?, logs, beginning);
     allocator::keep_freed_memory();
     let result = training.run();
+    if matches!(result, Ok(()) | Err(Stop::Preempted { .. })) {
+        training.logs.summary(&training.vitals.ledger.read().seconds);
+    }
     if result.is_ok() {
         training.logs.message(&format!("done: {} steps, checkpoints in {}", training.step, config.run.dir));
     }
     training.logs.finish();
     result
+}
+
+/// Where in its data and its plan a rank begins.
+pub(crate) struct Beginning {
+    pub plan: Plan,
+    pub share: RankShare,
+    pub source: Box<dyn BatchSource>,
+    pub sample_log: Option<std::fs::File>,
+    pub dataset: DatasetFacts,
+    pub step: u64,
+}
+
+/// Everything that a rank trains with.
+pub(crate) fn assemble<'a>(
+    collective: &'a dyn Collective,
+    config: &'a TrainConfig,
+    placement: Placement,
+    model: Model,
+    saver: Saver,
+    logs: Logs,
+    beginning: Beginning,
+) -> Training<'a> {
+    let Beginning { plan, share, source, sample_log, dataset, step } = beginning;
+    let state = new_state(config, dataset, share, source.as_ref());
+    let worker = Worker {
+        model: model.arinar,
+        config: config.model.clone(),
+        seed: config.seed,
+        share,
+        source,
+        sample_log,
+        vitals: Arc::clone(&placement.vitals),
+    };
+    Training {
+        collective,
+        config,
+        parameters: model.parameters,
+        optimizer: model.optimizer,
+        ema: model.ema,
+        worker,
+        saver,
+        logs,
+        preemption: placement.preemption,
+        grace: placement.launcher.map(|launcher| Duration::from_secs_f64(launcher.grace_secs)),
+        worked: 0.0,
+        vitals: placement.vitals,
+        step,
+        plan,
+        state,
+        buffers: model.buffers,
+    }
+}
+
+/// Where the time of the run's earlier starts went.
+fn earlier(ledger: &LedgerFile, config: &TrainConfig, resumed: Option<&State>, launcher: Option<&Launcher>) -> Seconds {
+    match (resumed, &config.checkpoint.resume) {
+        // Another run's time is not this one's.
+        (_, Resume::From(_)) => Seconds::default(),
+        (Some(state), _) => ledger.earlier(state.seconds),
+        // Without a checkpoint only the launcher knows that there was an earlier start.
+        (None, _) if launcher.is_some_and(|launcher| launcher.attempt > 1) => ledger.earlier(Seconds::default()),
+        (None, _) => Seconds::default(),
+    }
 }
 
 /// Weights come from one place.
@@ -157,17 +238,17 @@ fn one_start(config: TrainConfig, imported: Option<&str>) -> Result<TrainConfig,
 }
 
 /// What must be the same on every rank before anything starts.
-fn facts(config: &TrainConfig) -> Result<[(&'static str, String); 2], Stop> {
+pub(crate) fn facts(config: &TrainConfig) -> Result<[(&'static str, String); 2], Stop> {
     let text = serde_json::to_vec(config).map_err(Stop::failure)?;
     Ok([("program version", version()), ("configuration hash", format!("{:016x}", xxh3_64(&text)))])
 }
 
-fn version() -> String {
+pub(crate) fn version() -> String {
     format!("arinar-trainer {}", env!("CARGO_PKG_VERSION"))
 }
 
 /// Weights, gradients, moments and averages of a rank.
-struct Model {
+pub(crate) struct Model {
     arinar: Arinar,
     parameters: FlatParameters,
     optimizer: AdamW,
@@ -178,14 +259,17 @@ struct Model {
 }
 
 impl Model {
-    /// Initialised from the seed, then made equal on all ranks.
-    fn new(collective: &dyn Collective, config: &TrainConfig) -> Result<Self, Stop> {
+    /// Initialised from the seed, on the CPU, so that every device begins with the same; then made equal on all ranks.
+    pub(crate) fn new(collective: &dyn Collective, config: &TrainConfig, device: Device) -> Result<Self, Stop> {
         tch::manual_seed(seeds::initial_weights(config.seed));
-        let store = nn::VarStore::new(Device::Cpu);
-        let arinar = Arinar::new(&store.root(), &config.model);
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let mut arinar = Arinar::new(&store.root(), &config.model);
+        arinar.set_precision(config.precision);
+        store.set_device(device);
         let (variables, buffers): (Vec<_>, Vec<_>) =
             weights::named(&store).into_iter().partition(|(_, tensor)| tensor.requires_grad());
-        let parameters = FlatParameters::new(&variables, weights::decays).map_err(Stop::failure)?;
+        let parameters = FlatParameters::among(&variables, weights::decays, collective.world());
+        let parameters = parameters.map_err(Stop::failure)?;
         let mut values = parameters.values().shallow_clone();
         collective.broadcast(&mut values, 0)?;
         let optim = &config.optim;
@@ -214,7 +298,7 @@ fn sample_log() -> Result<Option<std::fs::File>, Stop> {
 }
 
 /// The state that checkpoints of this run start from.
-fn new_state(config: &TrainConfig, data: &Data, share: RankShare, source: &dyn crate::source::BatchSource) -> State {
+fn new_state(config: &TrainConfig, dataset: DatasetFacts, share: RankShare, source: &dyn BatchSource) -> State {
     State {
         format_version: FORMAT_VERSION,
         program: version(),
@@ -224,7 +308,8 @@ fn new_state(config: &TrainConfig, data: &Data, share: RankShare, source: &dyn c
         token: source.position(),
         world: share.world,
         config: config.clone(),
-        dataset: data.facts(),
+        dataset,
+        seconds: Seconds::default(),
     }
 }
 
@@ -236,6 +321,9 @@ struct Intro<'a> {
     weights: Option<String>,
     plan: Plan,
     share: RankShare,
+    device: Device,
+    /// The libraries of the collectives.
+    collectives: String,
     threads: usize,
     run_is_local: bool,
 }
@@ -269,7 +357,9 @@ impl Intro<'_> {
             version(),
             config.run.name
         )];
-        lines.push(device_line(config.precision));
+        lines.push(device_line(self.device, config.precision));
+        lines.extend(slow_precision(self.device, config.precision));
+        lines.push(format!("collectives: {}", self.collectives));
         lines.push(match self.data {
             Data::Encoded(dataset) => {
                 format!("data: {} ({} samples)", dataset.store().url(), self.data.samples())
@@ -297,14 +387,21 @@ impl Intro<'_> {
     }
 }
 
-fn device_line(precision: Precision) -> String {
-    let device = if tch::Cuda::is_available() {
-        "device: CPU (this version does not train on the GPU of this machine)"
-    } else {
-        "device: CPU (no GPU found)"
+fn device_line(device: Device, precision: Precision) -> String {
+    let device = match device {
+        Device::Cuda(ordinal) => format!("device: GPU {ordinal}{}", gpu_name(ordinal)),
+        _ => "device: CPU".to_owned(),
     };
-    match precision {
-        Precision::Fp32 => format!("{device}, precision fp32"),
-        Precision::Bf16 => format!("{device}, precision fp32 (bf16 is for GPUs)"),
-    }
+    format!("{device}, precision {}", precision.name())
+}
+
+fn slow_precision(device: Device, precision: Precision) -> Option<String> {
+    (!precision.is_native(device)).then(|| {
+        let name = precision.name();
+        format!("warning: this processor has no instructions for {name}: --set precision=fp32 is faster on it")
+    })
+}
+
+fn gpu_name(ordinal: usize) -> String {
+    Gpu::open(ordinal).and_then(|gpu| gpu.name()).map_or_else(|_| String::new(), |name| format!(" ({name})"))
 }

@@ -1,7 +1,7 @@
 //! The few numbers that ride at the end of the gradient all-reduce, so that ranks agree on how a
 //! step went and what comes next without a message of their own.
 
-use crate::parameters::TAIL;
+use crate::parameters::FLAGS;
 
 /// What one rank contributes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -18,12 +18,15 @@ pub struct Signals {
     pub save_due: bool,
     /// The checkpoint that is being sent to the store is valid there (rank 0 knows).
     pub uploaded: bool,
+    /// Seconds it has worked since the last all-reduce, that is, not waited for other ranks.
+    pub busy: f32,
 }
 
 impl Signals {
-    /// As they travel.
-    pub fn to_tail(self) -> [f32; TAIL] {
-        let mut tail = [0.0; TAIL];
+    /// As they travel from one of `world` ranks.
+    pub fn to_tail(self, rank: usize, world: usize) -> Vec<f32> {
+        let mut tail = vec![0.0; FLAGS + world];
+        tail[FLAGS + rank] = self.busy;
         tail[0] = self.loss;
         let flags = [self.preempted, self.failed, self.written, self.save_due, self.uploaded];
         for (place, flag) in tail[1..].iter_mut().zip(flags) {
@@ -34,7 +37,7 @@ impl Signals {
 }
 
 /// What all ranks know after the all-reduce.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Agreed {
     /// Mean loss of the global batch.
     pub loss: f64,
@@ -48,11 +51,13 @@ pub struct Agreed {
     pub save_due: bool,
     /// The checkpoint that is being sent to the store is valid there.
     pub uploaded: bool,
+    /// Each rank's [`Signals::busy`].
+    pub busy: Vec<f32>,
 }
 
 impl Agreed {
     /// Reads the summed tail; `micro_batches` is their number over all ranks.
-    pub fn from_tail(tail: [f32; TAIL], world: usize, micro_batches: usize) -> Self {
+    pub fn from_tail(tail: &[f32], world: usize, micro_batches: usize) -> Self {
         Self {
             loss: f64::from(tail[0]) / micro_batches as f64,
             preempted: tail[1] > 0.0,
@@ -60,6 +65,7 @@ impl Agreed {
             written: tail[3] == world as f32,
             save_due: tail[4] > 0.0,
             uploaded: tail[5] > 0.0,
+            busy: tail[FLAGS..].to_vec(),
         }
     }
 }
@@ -69,13 +75,14 @@ mod tests {
     use super::*;
 
     fn summed(signals: &[Signals]) -> Agreed {
-        let mut sum = [0.0; TAIL];
-        for signals in signals {
-            for (sum, scalar) in sum.iter_mut().zip(signals.to_tail()) {
+        let world = signals.len();
+        let mut sum = vec![0.0; FLAGS + world];
+        for (rank, signals) in signals.iter().enumerate() {
+            for (sum, scalar) in sum.iter_mut().zip(signals.to_tail(rank, world)) {
                 *sum += scalar;
             }
         }
-        Agreed::from_tail(sum, signals.len(), 2 * signals.len())
+        Agreed::from_tail(&sum, world, 2 * world)
     }
 
     #[test]
@@ -88,6 +95,12 @@ mod tests {
         assert!(summed(&[calm, Signals { failed: true, ..calm }]).failed);
         assert!(summed(&[Signals { save_due: true, ..calm }, calm]).save_due);
         assert!(summed(&[Signals { uploaded: true, ..calm }, calm]).uploaded);
+    }
+
+    #[test]
+    fn everyone_hears_how_long_each_has_worked() {
+        let busy = |busy: f32| Signals { busy, ..Signals::default() };
+        assert_eq!(summed(&[busy(1.5), busy(0.25), busy(3.0)]).busy, [1.5, 0.25, 3.0]);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Where batches come from: an encoded dataset, or seeded noise of the right shape.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use arinar_data::{
     cache::CacheConfig,
     dataset::Dataset,
     error::DataError,
     loader::{Batch, Loader, LoaderConfig, SampleKey},
+    manifest::Manifest,
     random::{Purpose, SampleRandom},
     token::{Position, ResumeToken},
 };
@@ -70,15 +71,17 @@ impl Data {
     /// # Errors
     /// [`Stop::Configuration`] for a missing dataset or a model that does not fit, with the cure.
     pub fn open(config: &TrainConfig) -> Result<Self, Stop> {
-        if let Some(number) = config.data.url.strip_prefix("synthetic:") {
-            return synthetic(number.trim_start_matches('/'));
+        if let Some(samples) = synthetic_samples(&config.data.url) {
+            return samples.map(Self::Synthetic);
         }
         let cache = CacheConfig {
             folder: config.data.cache_dir.as_ref().map(std::path::PathBuf::from),
             limit: config.data.cache_limit.map(|limit| limit.0),
         };
         let dataset = Dataset::open_with_cache(&config.data.url, cache).map_err(data_error)?;
-        fits(&dataset, &config.model)?;
+        if let Some(problem) = misfits(&dataset.manifest, dataset.store().url(), &config.model).into_iter().next() {
+            return Err(Stop::Configuration(problem));
+        }
         Ok(Self::Encoded(Arc::new(dataset)))
     }
 
@@ -120,7 +123,9 @@ impl Data {
                 let wanted = config.data.shuffle_window.or(token.map(|token| token.window));
                 let window = dataset.shuffle_window(wanted).map_err(data_error)?;
                 let start = match token {
-                    Some(token) => token.check(dataset, config.seed, global_batch, window).map_err(data_error)?,
+                    Some(token) => {
+                        token.check(&dataset.manifest, config.seed, global_batch, window).map_err(data_error)?
+                    }
                     None => Position::default(),
                 };
                 let loader = LoaderConfig {
@@ -147,16 +152,21 @@ impl Data {
     }
 }
 
-fn synthetic(number: &str) -> Result<Data, Stop> {
+/// Samples of the synthetic dataset that `url` names; `None` for an encoded one.
+///
+/// # Errors
+/// [`Stop::Configuration`] for what is no number of samples.
+pub fn synthetic_samples(url: &str) -> Option<Result<u64, Stop>> {
+    let number = url.strip_prefix("synthetic:")?.trim_start_matches('/');
     if number.is_empty() {
-        return Ok(Data::Synthetic(SYNTHETIC_SAMPLES));
+        return Some(Ok(SYNTHETIC_SAMPLES));
     }
-    match number.parse() {
-        Ok(samples) if samples > 0 => Ok(Data::Synthetic(samples)),
+    Some(match number.parse() {
+        Ok(samples) if samples > 0 => Ok(samples),
         _ => Err(Stop::Configuration(format!(
             "data.url: {number:?} is not a number of samples; write synthetic: or synthetic:1000"
         ))),
-    }
+    })
 }
 
 /// A data error as the end of the run: the user's to cure, or not.
@@ -164,9 +174,8 @@ pub fn data_error(error: DataError) -> Stop {
     if error.is_configuration() { Stop::configuration(error) } else { Stop::failure(error) }
 }
 
-/// The first fact of the dataset that contradicts the model.
-fn fits(dataset: &Dataset, model: &ModelConfig) -> Result<(), Stop> {
-    let manifest = &dataset.manifest;
+/// Every fact of the dataset at `url` that contradicts the model, each with the cure.
+pub fn misfits(manifest: &Manifest, url: &str, model: &ModelConfig) -> Vec<String> {
     let classes = manifest.classes.len() as i64;
     let facts = [
         ("model.image_size", i64::from(manifest.image.size) as f64, model.image_size as f64),
@@ -175,17 +184,17 @@ fn fits(dataset: &Dataset, model: &ModelConfig) -> Result<(), Stop> {
         ("model.vae.scale", manifest.vae.scale, model.vae.scale),
         ("model.classes", classes as f64, model.classes as f64),
     ];
-    for (key, data, ours) in facts {
-        let differs = (data - ours).abs() > 1e-6 * data.abs();
-        if differs && !(key == "model.classes" && classes == 0) {
-            return Err(Stop::Configuration(format!(
-                "{key} is {ours} but the dataset {} was encoded with {data}; set {key}={data} or \
-                 another data.url",
-                dataset.store().url()
-            )));
-        }
-    }
-    Ok(())
+    let differ = facts.into_iter().filter(|&(key, data, ours)| {
+        let unknown = key == "model.classes" && classes == 0;
+        (data - ours).abs() > 1e-6 * data.abs() && !unknown
+    });
+    differ
+        .map(|(key, data, ours)| {
+            format!(
+                "{key} is {ours} but the dataset {url} was encoded with {data}; set {key}={data} or another data.url"
+            )
+        })
+        .collect()
 }
 
 fn synthetic_id(samples: u64) -> String {
@@ -271,7 +280,7 @@ impl BatchSource for Noise {
         let shape = [size as i64, channels, height, width];
         let latents = Tensor::f_from_slice(&latents)?.f_view(shape)?;
         let labels = Tensor::f_from_slice(&labels)?;
-        Ok(Batch { latents, labels, samples, wait: Duration::ZERO })
+        Ok(Batch { latents, labels, samples })
     }
 
     fn position(&self) -> ResumeToken {

@@ -1,11 +1,12 @@
 //! One rank's part of a step: micro-batches through the model, gradients into flat memory.
 
-use std::{fs::File, io::Write, time::Duration};
+use std::{fs::File, io::Write, sync::Arc};
 
 use arinar_data::{
     loader::{Batch, SampleKey},
     random::{Purpose, SampleRandom, StepRandom},
 };
+use arinar_heartbeat::Phase;
 use arinar_model::{
     arinar::Arinar,
     config::ModelConfig,
@@ -18,14 +19,13 @@ use crate::{
     exit::Stop,
     seeds,
     source::{BatchSource, RankShare, data_error},
+    vitals::Vitals,
 };
 
 /// What one rank knows after its backward passes.
 pub struct Local {
     /// Sum of the micro-batches' losses.
     pub loss: f32,
-    /// Time spent waiting for data.
-    pub data_wait: Duration,
     /// Why this rank cannot go on, if so.
     pub failure: Option<Stop>,
     /// Its samples, kept for the message should something not be finite.
@@ -80,13 +80,14 @@ pub struct Worker {
     pub source: Box<dyn BatchSource>,
     /// Where to note which samples were seen, for tests.
     pub sample_log: Option<File>,
+    /// Told what the rank is doing.
+    pub vitals: Arc<Vitals>,
 }
 
 impl Worker {
     /// Adds the gradients of this rank's part of step `step` (from 0) to the flat gradients.
     pub fn accumulate(&mut self, step: u64) -> Local {
-        let mut local =
-            Local { loss: 0.0, data_wait: Duration::ZERO, failure: None, samples: Vec::new(), suspects: Vec::new() };
+        let mut local = Local { loss: 0.0, failure: None, samples: Vec::new(), suspects: Vec::new() };
         for micro_batch in 0..self.share.batch.accumulation {
             if let Err(stop) = self.micro_batch(step, micro_batch, &mut local) {
                 local.failure = Some(stop);
@@ -97,8 +98,9 @@ impl Worker {
     }
 
     fn micro_batch(&mut self, step: u64, index: usize, local: &mut Local) -> Result<(), Stop> {
+        self.vitals.enter(Phase::DataWait);
         let batch = self.source.next_batch().map_err(data_error)?;
-        local.data_wait += batch.wait;
+        self.vitals.enter(Phase::Compute);
         local.samples.extend(&batch.samples);
         self.note(step, &batch.samples)?;
         let samples = batch.samples.clone();
@@ -123,14 +125,15 @@ impl Worker {
         let random = |key: &SampleKey, purpose| SampleRandom::new(self.seed, key.epoch, key.sample, purpose);
         let orders: Vec<i64> =
             batch.samples.iter().flat_map(|key| random(key, Purpose::MaskOrder).permutation(length as usize)).collect();
+        let device = self.model.device();
         let label_drop = self.config.outer.label_drop;
         let drops: Vec<bool> =
             batch.samples.iter().map(|key| random(key, Purpose::LabelDrop).bernoulli(label_drop)).collect();
         Inputs {
-            latents: batch.latents,
-            labels: batch.labels,
-            drop_label: Tensor::from_slice(&drops),
-            orders: Tensor::from_slice(&orders).view([-1, length]),
+            latents: batch.latents.to_device(device),
+            labels: batch.labels.to_device(device),
+            drop_label: Tensor::from_slice(&drops).to_device(device),
+            orders: Tensor::from_slice(&orders).view([-1, length]).to_device(device),
             num_masked: num_masked(length, ratio),
         }
     }

@@ -1,21 +1,30 @@
 //! The training loop.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arinar_heartbeat::Phase;
 
 use crate::{
-    checkpoint::{FORMAT_VERSION, Saver, State, Tensors},
+    checkpoint::{FORMAT_VERSION, Missing, Saver, State, Tensors},
     clip,
-    collective::{Collective, agree, all_gather, gather},
+    collective::{Collective, Reduction, agree, gather},
     config::{Every, NonFinite, TrainConfig},
     ema::Ema,
     exit::{Preemption, Stop},
-    logs::{Logs, Timing},
+    logs::{Logs, Spent},
     optimizer::{AdamW, Update},
     parameters::FlatParameters,
     progress::Report,
     signals::{Agreed, Signals},
     step::{Local, Worker},
+    vitals::Vitals,
 };
+
+/// The share of the time from a signal to SIGKILL that goes into sending the last checkpoint to a remote store.
+const UPLOAD_SHARE: f64 = 0.7;
 
 /// Everything a rank trains with.
 pub struct Training<'a> {
@@ -37,6 +46,12 @@ pub struct Training<'a> {
     pub logs: Logs,
     /// Signals from outside.
     pub preemption: Preemption,
+    /// How long after a signal the process may live, where that is known.
+    pub grace: Option<Duration>,
+    /// What the launcher is told.
+    pub vitals: Arc<Vitals>,
+    /// Seconds this rank had worked when it last said so.
+    pub worked: f64,
     /// Steps trained.
     pub step: u64,
     /// Steps to train.
@@ -82,7 +97,6 @@ impl Plan {
 /// What one step did.
 struct Step {
     report: Report,
-    timing: Timing,
     agreed: Agreed,
 }
 
@@ -95,32 +109,31 @@ impl Training<'_> {
         let mut last_save = Instant::now();
         let mut skipped = 0;
         let begun = self.step < self.plan.total_steps;
+        if begun && self.is_preempted()? {
+            return Err(Stop::NotBegun);
+        }
+        self.vitals.enter(Phase::Compute);
         while self.step < self.plan.total_steps {
-            let mut done = self.step(last_save, &mut skipped)?;
-            let stalled = Instant::now();
-            if done.agreed.uploaded {
-                self.saver.uploaded();
-            }
-            if done.agreed.written {
-                self.committed()?;
-            }
-            if done.agreed.save_due && self.step < self.plan.total_steps {
-                self.save()?;
-                last_save = Instant::now();
-            }
-            done.timing.checkpoint_stall += stalled.elapsed();
-            self.logs.step(&done.report, &done.timing, self.saver.upload_status());
+            let before = self.vitals.ledger.read().seconds;
+            let done = self.step(last_save, &mut skipped)?;
+            self.look_after_checkpoints(&done.agreed, &mut last_save)?;
+            let run = self.vitals.ledger.read().seconds;
+            let spent = Spent { step: run - before, run, busy: &done.agreed.busy };
+            self.logs.step(&done.report, &spent, self.saver.upload_status());
             if done.agreed.preempted && self.step < self.plan.total_steps {
                 return self.preempted();
             }
         }
-        if begun {
-            self.save()?;
-        }
-        match self.settled()? {
-            None => Ok(()),
-            Some(missing) => agree(self.collective, Err(Stop::Failure(missing))),
-        }
+        self.finish(begun)
+    }
+
+    /// One step of a rehearsal, of which nothing is logged or saved; returns its seconds.
+    ///
+    /// # Errors
+    /// As [`Training::run`].
+    pub fn rehearse(&mut self) -> Result<f64, Stop> {
+        let done = self.step(Instant::now(), &mut 0)?;
+        Ok(done.report.step_time.as_secs_f64())
     }
 
     /// Batch, forward, backward, all-reduce, finite check, clip, AdamW, EMA.
@@ -128,12 +141,13 @@ impl Training<'_> {
         let began = Instant::now();
         let mut local = self.worker.accumulate(self.step);
         self.hear_of_checkpoints(&mut local);
-        self.parameters.set_tail(self.signals(&local, last_save).to_tail());
-        let reducing = Instant::now();
+        let signals = self.signals(&local, last_save);
+        self.parameters.set_tail(&signals.to_tail(self.collective.rank(), self.collective.world()));
+        self.vitals.enter(Phase::AllReduce);
         self.collective.all_reduce_sum(self.parameters.gradients_and_tail())?;
-        let mut all_reduce = reducing.elapsed();
+        self.vitals.enter(Phase::Compute);
         let micro_batches = self.collective.world() * self.worker.share.batch.accumulation;
-        let agreed = Agreed::from_tail(self.parameters.tail(), self.collective.world(), micro_batches);
+        let agreed = Agreed::from_tail(&self.parameters.tail(), self.collective.world(), micro_batches);
         if agreed.failed {
             agree(self.collective, local.failure.take().map_or(Ok(()), Err))?;
         }
@@ -141,13 +155,12 @@ impl Training<'_> {
         let grad_norm = clip::grad_norm(&self.parameters.gradients()) * mean;
         let epoch = self.plan.epoch(self.step, self.config.batch.global);
         let learning_rate = self.config.learning_rate(epoch);
-        let mut checkpoint_stall = Duration::ZERO;
         if agreed.loss.is_finite() && grad_norm.is_finite() {
             let coefficient = clip::clip_coefficient(grad_norm, self.config.optim.grad_clip);
             let update = Update { learning_rate, gradient_scale: mean * coefficient };
-            checkpoint_stall = self.saver.wait_until_copied();
+            self.wait_until_copied();
             self.optimizer.step(&mut self.parameters, &mut self.ema, update);
-            all_reduce += self.share_update()?;
+            self.share_update()?;
             *skipped = 0;
         } else {
             *skipped += 1;
@@ -157,21 +170,33 @@ impl Training<'_> {
         let step_time = began.elapsed();
         let epoch = self.plan.epoch(self.step, self.config.batch.global);
         let (step, loss) = (self.step, agreed.loss);
+        self.vitals.stepped(step, loss, step_time.as_secs_f64());
         let report = Report { step, epoch, loss, learning_rate, grad_norm, step_time };
-        let timing = Timing { data_wait: local.data_wait, all_reduce, checkpoint_stall };
-        Ok(Step { report, timing, agreed })
+        Ok(Step { report, agreed })
     }
 
-    /// Every rank has updated its part of the weights; now all get all of them. Returns the time it took.
-    fn share_update(&self) -> Result<Duration, Stop> {
-        let began = Instant::now();
+    /// A checkpoint that is being taken reads the weights until its copy is made.
+    fn wait_until_copied(&mut self) {
+        self.vitals.enter(Phase::Checkpoint);
+        self.saver.wait_until_copied();
+        self.vitals.enter(Phase::Compute);
+    }
+
+    /// Every rank has updated its part of the weights; now all get all of them.
+    fn share_update(&self) -> Result<(), Stop> {
+        self.vitals.enter(Phase::AllReduce);
         let parts = self.parameters.parts(self.collective.world());
-        all_gather(self.collective, self.parameters.values(), parts.into_iter().map(|part| part.elements))?;
-        Ok(began.elapsed())
+        let ranges: Vec<_> = parts.into_iter().map(|part| part.elements).collect();
+        self.collective.all_gather(&mut self.parameters.values().shallow_clone(), &ranges)?;
+        self.vitals.enter(Phase::Compute);
+        Ok(())
     }
 
-    fn signals(&self, local: &Local, last_save: Instant) -> Signals {
+    fn signals(&mut self, local: &Local, last_save: Instant) -> Signals {
+        let seconds = self.vitals.ledger.read().seconds;
+        let before = std::mem::replace(&mut self.worked, seconds.compute + seconds.data_wait);
         Signals {
+            busy: (self.worked - before) as f32,
             loss: local.loss,
             preempted: self.preemption.requested(),
             failed: local.failure.is_some(),
@@ -186,6 +211,7 @@ impl Training<'_> {
         for message in self.saver.poll() {
             self.logs.message(&message);
         }
+        self.vitals.saved(self.saver.saved_step().unwrap_or(0));
         if local.failure.is_none() {
             local.failure = self.saver.failure();
         }
@@ -231,15 +257,40 @@ impl Training<'_> {
         )
     }
 
-    /// Starts a checkpoint; one that is still being written is finished first.
+    /// What came to light about checkpoints in the all-reduce, on all ranks at once.
+    fn look_after_checkpoints(&mut self, agreed: &Agreed, last_save: &mut Instant) -> Result<(), Stop> {
+        let save_due = agreed.save_due && self.step < self.plan.total_steps;
+        if !(agreed.uploaded || agreed.written || save_due) {
+            return Ok(());
+        }
+        self.vitals.enter(Phase::Checkpoint);
+        if agreed.uploaded {
+            self.saver.uploaded();
+        }
+        if agreed.written {
+            self.committed()?;
+        }
+        if save_due {
+            self.save()?;
+            *last_save = Instant::now();
+        }
+        self.vitals.enter(Phase::Compute);
+        Ok(())
+    }
+
+    /// Starts a checkpoint, unless there is one of this step; one that is still being written is finished first.
     fn save(&mut self) -> Result<(), Stop> {
         self.committed()?;
+        if self.saver.has_started(self.step) {
+            return Ok(());
+        }
         let state = State {
             format_version: FORMAT_VERSION,
             step: self.step,
             optimizer_steps: self.optimizer.steps(),
             epoch: self.plan.epoch(self.step, self.config.batch.global),
             token: self.worker.source.position(),
+            seconds: self.vitals.ledger.read().seconds,
             ..self.state.clone()
         };
         let tensors = Tensors {
@@ -248,7 +299,7 @@ impl Training<'_> {
             optimizer: &self.optimizer,
             buffers: &self.buffers,
         };
-        self.saver.start(self.collective, &state, &tensors)
+        self.saver.start(self.collective, &state, &tensors, &|| self.preemption.requested())
     }
 
     /// Waits for the files of the checkpoint that is being written, if any. It becomes valid in the background.
@@ -258,19 +309,48 @@ impl Training<'_> {
         self.saver.commit(self.collective)
     }
 
-    /// Waits until all checkpoints are where they belong. Returns what a remote store still lacks.
-    fn settled(&mut self) -> Result<Option<String>, Stop> {
-        self.committed()?;
-        let logs = &self.logs;
-        let timeout = self.config.checkpoint.upload_timeout.0;
-        self.saver.finish(self.collective, timeout, &mut |message| logs.message(message))
+    /// The end of the plan: the last checkpoint, and all of them where they belong.
+    fn finish(&mut self, begun: bool) -> Result<(), Stop> {
+        self.vitals.enter(Phase::Finish);
+        if begun {
+            self.save()?;
+        }
+        let preemption = self.preemption.clone();
+        match self.settled(self.config.checkpoint.upload_timeout.0, &|| preemption.requested())? {
+            None => Ok(()),
+            Some(missing) if missing.interrupted => {
+                self.logs.warn(&missing.what);
+                Err(Stop::Preempted { step: self.step })
+            }
+            Some(missing) => agree(self.collective, Err(Stop::Failure(missing.what))),
+        }
     }
 
+    /// Saves and ends, because a signal came to some rank.
     fn preempted(&mut self) -> Result<(), Stop> {
+        self.vitals.enter(Phase::Finish);
         self.save()?;
-        if let Some(missing) = self.settled()? {
-            self.logs.warn(&missing);
+        let timeout = self.config.checkpoint.upload_timeout.0;
+        let timeout = self.grace.map_or(timeout, |grace| timeout.min(grace.mul_f64(UPLOAD_SHARE)));
+        if let Some(missing) = self.settled(timeout, &|| false)? {
+            self.logs.warn(&missing.what);
         }
         Err(Stop::Preempted { step: self.step })
+    }
+
+    /// Waits until all checkpoints are where they belong. Returns what a remote store still lacks.
+    fn settled(&mut self, timeout: Duration, interrupted: &dyn Fn() -> bool) -> Result<Option<Missing>, Stop> {
+        self.committed()?;
+        let logs = &self.logs;
+        let missing = self.saver.finish(self.collective, timeout, interrupted, &mut |message| logs.message(message));
+        self.vitals.saved(self.saver.saved_step().unwrap_or(0));
+        missing
+    }
+
+    /// Whether a signal has come to any rank; for the moments at which no all-reduce says so.
+    fn is_preempted(&self) -> Result<bool, Stop> {
+        let mut requested = [f64::from(u8::from(self.preemption.requested()))];
+        self.collective.all_reduce_scalars(&mut requested, Reduction::Max)?;
+        Ok(requested[0] > 0.0)
     }
 }

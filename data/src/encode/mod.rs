@@ -7,7 +7,7 @@ mod pictures;
 
 use std::path::PathBuf;
 
-use arinar_model::vae::load_vae;
+use arinar_model::{device::DeviceChoice, vae::load_vae};
 use clap::Args;
 use tch::Device;
 
@@ -48,6 +48,9 @@ pub struct EncodeArgs {
     /// Replace another dataset at --out
     #[arg(long)]
     pub overwrite: bool,
+    /// auto: a GPU for each rank where there are any; cpu; cuda
+    #[arg(long, default_value_t, value_name = "DEVICE")]
+    pub device: DeviceChoice,
     /// CPU threads of each rank (default: the cores of the machine shared among its ranks)
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -65,7 +68,7 @@ fn prepare<'a>(args: &'a EncodeArgs, ranks: &Ranks) -> Result<Job<Encoder<'a>>, 
     let threads = args.threads.unwrap_or_else(|| cores().div_ceil(ranks.local_world())).max(1);
     tch::set_num_threads(threads as i32);
     let source = ImageSource::open(&args.images).map_err(EncodeError::Source)?;
-    let device = device(ranks.local_rank());
+    let device = args.device.device(ranks.local_rank())?;
     let vae = load_vae(&args.vae, device)?;
     let grid = latent_grid(args.image_size, vae.config.stride())?;
     let shape = [2 * vae.config.embed_dim as usize, grid, grid];
@@ -85,13 +88,6 @@ fn prepare<'a>(args: &'a EncodeArgs, ranks: &Ranks) -> Result<Job<Encoder<'a>>, 
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())
-}
-
-fn device(local_rank: usize) -> Device {
-    match tch::Cuda::device_count() {
-        devices if devices > 0 => Device::Cuda(local_rank % devices as usize),
-        _ => Device::Cpu,
-    }
 }
 
 fn latent_grid(size: u32, stride: i64) -> Result<usize, EncodeError> {

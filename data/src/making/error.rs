@@ -21,6 +21,9 @@ pub enum EncodeError {
     /// The VAE's weights cannot be loaded.
     #[error(transparent)]
     Vae(#[from] WeightsError),
+    /// The machine's GPUs cannot be used.
+    #[error(transparent)]
+    Device(#[from] arinar_model::device::DeviceError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -90,7 +93,7 @@ impl EncodeError {
     /// Whether a changed command line is the cure (exit code 78) rather than a repair (exit code 1).
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Source(_) | Self::Convert(_) | Self::Vae(_) | Self::ImageSize { .. } => true,
+            Self::Source(_) | Self::Convert(_) | Self::Vae(_) | Self::Device(_) | Self::ImageSize { .. } => true,
             Self::OtherDataset { .. } | Self::ForeignShard { .. } => true,
             Self::Store(error) | Self::Lease(LeaseError::Store(error)) => error.is_configuration(),
             Self::Data(error) => error.is_configuration(),

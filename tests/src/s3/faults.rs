@@ -1,10 +1,11 @@
-//! Which request fails, and how: a pure function of the plan's seed and of what is asked.
+//! Which request fails, and how. How many fail, and that every kind of failure comes, follows from the plan and from the
+//! number of requests, and is no matter of luck.
 
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rand::seq::{SliceRandom, index};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -54,15 +55,20 @@ impl Fault {
     }
 }
 
+/// The methods that a plan tells apart.
+const METHODS: [&str; 6] = ["GET", "HEAD", "LIST", "PUT", "POST", "DELETE"];
+
+/// Requests of one method fail by the block of so many.
+pub const BLOCK: u64 = 10;
+
 /// A plan of faults.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    /// Chance that a matching request fails, 0 to 1.
-    pub rate: f64,
-    /// How: drawn evenly among those that suit the request's method.
+    /// So many of every [`BLOCK`] matching requests of a method fail, one after the other counted.
+    pub of_ten: u64,
+    /// How. Those that suit a method take turns, so that none comes twice before each has come once.
     pub kinds: Vec<Fault>,
-    /// The same seed fails the same requests: the draw depends on the seed, on method, object, range and part number,
-    /// and on how often the same was asked before, not on the order in which requests come.
+    /// Says which requests of a block fail, and in which order the kinds take turns.
     pub seed: u64,
     /// Only these methods (GET, HEAD, LIST, PUT, POST, DELETE); empty: all.
     pub methods: Vec<&'static str>,
@@ -79,7 +85,7 @@ pub struct Faults {
 impl Faults {
     /// Every request of these methods (empty: all) fails this way.
     pub fn always(fault: Fault, methods: &[&'static str]) -> Self {
-        Self { rate: 1.0, kinds: vec![fault], methods: methods.to_vec(), ..Self::default() }
+        Self { of_ten: BLOCK, kinds: vec![fault], methods: methods.to_vec(), ..Self::default() }
     }
 
     /// So many requests of these methods (empty: all) fail this way, then no more.
@@ -88,20 +94,23 @@ impl Faults {
     }
 }
 
-/// The plan in force, and how often each thing was asked under it.
+/// The plan in force, and what was asked under it.
 #[derive(Debug, Default)]
 pub(super) struct Plan(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     faults: Faults,
-    asked: HashMap<u64, u64>,
-    done: u64,
+    /// Matching requests, by method.
+    asked: BTreeMap<String, u64>,
+    /// Faults of each kind, in the order of the plan's kinds.
+    done: Vec<u64>,
 }
 
 impl Plan {
     pub(super) fn set(&self, faults: Faults) {
-        *self.lock() = State { faults, ..State::default() };
+        let done = vec![0; faults.kinds.len()];
+        *self.lock() = State { faults, done, ..State::default() };
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -112,34 +121,105 @@ impl Plan {
         self.lock().faults.bytes_per_second
     }
 
-    /// The fault for this request, if it is to fail; `what` is all that tells it from others but its order. The number
-    /// goes with the fault, for choices such as which bit.
-    pub(super) fn draw(&self, method: &str, key: &str, what: impl Hash) -> Option<(Fault, u64)> {
-        let mut state = self.lock();
-        let faults = &state.faults;
-        let matches = (faults.methods.is_empty() || faults.methods.contains(&method))
-            && key.starts_with(&faults.prefix)
-            && (faults.limit == 0 || state.done < faults.limit);
-        let kinds: Vec<Fault> = faults.kinds.iter().copied().filter(|kind| kind.applies_to(method)).collect();
-        if !matches || kinds.is_empty() {
-            return None;
-        }
-        let mut hasher = DefaultHasher::new();
-        (method, key, what).hash(&mut hasher);
-        let request = hasher.finish();
-        let (seed, rate) = (faults.seed, faults.rate);
-        let times = state.asked.entry(request).or_default();
-        *times += 1;
-        let mut random = ChaCha8Rng::seed_from_u64(seed ^ request);
-        random.set_stream(*times);
-        if !random.random_bool(rate.clamp(0.0, 1.0)) {
-            return None;
-        }
-        state.done += 1;
-        Some((kinds[random.random_range(0..kinds.len())], random.random()))
+    /// The fault for this request, if it is to fail. The number goes with the fault, for choices such as which bit.
+    pub(super) fn draw(&self, method: &str, key: &str) -> Option<(Fault, u64)> {
+        self.lock().draw(method, key)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn draw(&mut self, method: &str, key: &str) -> Option<(Fault, u64)> {
+        let faults = &self.faults;
+        let matches = (faults.methods.is_empty() || faults.methods.contains(&method))
+            && key.starts_with(&faults.prefix)
+            && (faults.limit == 0 || self.done.iter().sum::<u64>() < faults.limit);
+        if !matches {
+            return None;
+        }
+        let asked = self.asked.entry(method.to_owned()).or_default();
+        let (block, place) = (*asked / BLOCK, *asked % BLOCK);
+        *asked += 1;
+        let method_number = METHODS.iter().position(|known| *known == method).unwrap_or(METHODS.len());
+        let mut random = ChaCha8Rng::seed_from_u64(faults.seed);
+        random.set_stream(block * (METHODS.len() as u64 + 1) + method_number as u64);
+        let failing = index::sample(&mut random, BLOCK as usize, faults.of_ten.min(BLOCK) as usize);
+        let mut failing = failing.into_iter().map(|failing| (failing as u64, random.random()));
+        let (_, number) = failing.find(|(failing, _)| *failing == place)?;
+        let kind = self.next_kind(method)?;
+        self.done[kind] += 1;
+        Some((self.faults.kinds[kind], number))
+    }
+
+    /// Of the kinds that suit the method, the one that came least often; of several such, one that suits few methods,
+    /// since others will have their turn elsewhere.
+    fn next_kind(&self, method: &str) -> Option<usize> {
+        let kinds = &self.faults.kinds;
+        let mut order: Vec<usize> = (0..kinds.len()).collect();
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(self.faults.seed));
+        let suits = |kind: &usize| METHODS.iter().filter(|method| kinds[*kind].applies_to(method)).count();
+        order
+            .into_iter()
+            .filter(|&kind| kinds[kind].applies_to(method))
+            .min_by_key(|kind| (self.done[*kind], suits(kind)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KINDS: [Fault; 4] = [Fault::InternalError, Fault::Truncate, Fault::Reset, Fault::FlipBit];
+
+    fn plan(of_ten: u64, seed: u64) -> Plan {
+        let plan = Plan::default();
+        plan.set(Faults { of_ten, kinds: KINDS.to_vec(), seed, ..Faults::default() });
+        plan
+    }
+
+    #[test]
+    fn so_many_of_every_ten_fail_wherever_the_seed_says() {
+        for (seed, of_ten) in [(1, 0), (2, 1), (3, 4), (4, BLOCK)] {
+            let plan = plan(of_ten, seed);
+            for method in ["GET", "PUT"] {
+                for _ in 0..20 {
+                    let failed = (0..BLOCK).filter(|_| plan.draw(method, "bucket/key").is_some()).count();
+                    assert_eq!(failed as u64, of_ten);
+                }
+            }
+        }
+        let places = |seed| {
+            let plan = plan(1, seed);
+            (0..200).map(|_| plan.draw("GET", "bucket/key").is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(places(5), places(5));
+        assert_ne!(places(5), places(6));
+    }
+
+    #[test]
+    fn every_kind_has_its_turn() {
+        for seed in 0..50 {
+            let plan = plan(BLOCK, seed);
+            // Two that only a GET can meet, then two that a PUT meets as well.
+            let mut drawn: Vec<&str> = ["GET", "GET", "PUT", "PUT"]
+                .iter()
+                .filter_map(|method| plan.draw(method, "bucket/key"))
+                .map(|(fault, _)| fault.name())
+                .collect();
+            drawn.sort_unstable();
+            assert_eq!(drawn, ["FlipBit", "InternalError", "Reset", "Truncate"], "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn what_the_plan_is_not_about_is_left_alone() {
+        let plan = Plan::default();
+        plan.set(Faults { prefix: "bucket/a".to_owned(), ..Faults::first(2, Fault::SlowDown, &["PUT"]) });
+        assert!(plan.draw("GET", "bucket/a").is_none() && plan.draw("PUT", "bucket/b").is_none());
+        let drawn = (0..5).filter(|_| plan.draw("PUT", "bucket/a1").is_some()).count();
+        assert_eq!(drawn, 2);
     }
 }

@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt, stream};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, RANGE};
+use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue};
 use hyper::http::response::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -92,7 +92,7 @@ impl Gateway {
         }
         let method = method_name(&request);
         let key = request.uri().path().trim_matches('/').to_owned();
-        let drawn = self.faults.draw(&method, &key, distinction(&request));
+        let drawn = self.faults.draw(&method, &key);
         if let Some((fault, _)) = drawn {
             self.counters.fault(fault.name());
         }
@@ -257,13 +257,6 @@ fn decoded(path: &str) -> String {
 fn method_name(request: &Request<Incoming>) -> String {
     let lists = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair.starts_with("list-type=")));
     if lists && request.method() == Method::GET { "LIST".to_owned() } else { request.method().to_string() }
-}
-
-/// What tells a request from others for the same object. The id of an upload is left out: it is random.
-fn distinction(request: &Request<Incoming>) -> (Vec<String>, Vec<u8>) {
-    let query = request.uri().query().unwrap_or_default();
-    let query = query.split('&').filter(|pair| !pair.starts_with("uploadId=")).map(str::to_owned).collect();
-    (query, request.headers().get(RANGE).map(|range| range.as_bytes().to_vec()).unwrap_or_default())
 }
 
 /// The answer to a request that the store refuses, as S3 words it.

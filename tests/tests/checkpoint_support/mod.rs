@@ -29,6 +29,15 @@ impl Cloud {
         Self { lab, server }
     }
 
+    /// Puts a copy of the lab's dataset into a bucket of its own, `s3://data`.
+    pub fn publish_dataset(&self) {
+        self.server.create_bucket("data");
+        for entry in std::fs::read_dir(self.lab.path("dataset")).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, self.lab.path("s3/data").join(path.file_name().unwrap())).unwrap();
+        }
+    }
+
     /// With a store that is given up on after a second.
     pub fn command(&self, ranks: usize, overrides: &[&str]) -> Command {
         let spool = format!("checkpoint.spool_dir={}", self.lab.path("spool").display());

@@ -227,7 +227,9 @@ fn moments(sample: u64, infinite: bool) -> Vec<u8> {
 /// Reads event files as TensorBoard does: in the order of their names, a session's start dropping
 /// what earlier files hold for its step and later ones.
 pub fn read_curve(folder: &Path, tag: &str) -> BTreeMap<u64, f32> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let is_event_file = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().contains("tfevents");
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> = entries.filter(is_event_file).collect();
     files.sort();
     let mut curve = BTreeMap::new();
     for file in files {

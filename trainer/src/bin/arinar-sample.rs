@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use arinar_data::dataset::Dataset;
 use arinar_data::object::LocalCopy;
 use arinar_data::store::Store;
+use arinar_model::Precision;
 use arinar_model::arinar::{Arinar, SampleOptions};
+use arinar_model::device::DeviceChoice;
 use arinar_model::schedule::GuidanceSchedule;
 use arinar_model::vae::{LoadedVae, load_vae};
 use arinar_model::weights;
@@ -60,6 +62,13 @@ struct Cli {
     /// VAE weights, safetensors or the official kl16.ckpt [default: those in the run's dataset]
     #[arg(long)]
     vae: Option<String>,
+    /// Number format of the matrix products; bf16 is much faster where the processor has it [default: the run's own
+    /// precision, but fp32 on a processor without bf16]
+    #[arg(long, value_enum)]
+    precision: Option<Format>,
+    /// auto: the first GPU where there is one; cpu; cuda
+    #[arg(long, default_value_t, value_name = "DEVICE")]
+    device: DeviceChoice,
     /// CPU threads [default: all cores]
     #[arg(long)]
     threads: Option<i32>,
@@ -72,6 +81,12 @@ const GRID: &str = "grid.png";
 enum Guidance {
     Linear,
     Constant,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Fp32,
+    Bf16,
 }
 
 fn main() -> ExitCode {
@@ -102,13 +117,26 @@ fn run(cli: &Cli) -> Result<(), Stop> {
     let labels = choose(&cli.classes, &names).map_err(Stop::configuration)?;
     let options = cli.sample_options(&run);
     cli.check(&options, &labels, &run)?;
-    let vae = cli.find_vae(&run)?;
+    let device = cli.device.device(0).map_err(Stop::configuration)?;
+    let vae = cli.find_vae(&run, device)?;
     // A place that cannot be written to must not cost the pictures.
     let out = Store::open(&cli.out).map_err(Stop::configuration)?;
     out.list("").map_err(Stop::failure)?;
-    let model = FrozenModel::of(&run)?;
-    let count = cli.per_class * labels.len();
-    println!("{}: EMA weights of step {}, {count} pictures of {} classes", cli.run, run.step, labels.len());
+    let precision = cli.precision(&run, device);
+    if !precision.is_native(device) {
+        let name = precision.name();
+        eprintln!(
+            "arinar-sample: warning: this processor has no instructions for {name}: --precision fp32 is faster on it"
+        );
+    }
+    let model = frozen_model(&run, precision, device)?;
+    let (count, precision) = (cli.per_class * labels.len(), precision.name());
+    println!(
+        "{}: EMA weights of step {}, {count} pictures of {} classes, {precision}",
+        cli.run,
+        run.step,
+        labels.len()
+    );
     let every_label: Vec<i64> = labels.iter().flat_map(|&label| vec![label; cli.per_class]).collect();
     let pictures = sample(cli.batch, &options, &model, &vae, &every_label)?;
     let grid = write(&out, &names, &labels, &pictures)?;
@@ -124,33 +152,29 @@ fn class_names(run: &LoadedRun) -> Vec<String> {
         .collect()
 }
 
-/// The model with a run's EMA weights.
-struct FrozenModel {
-    arinar: Arinar,
-    // Owns the variables that the model shares.
-    _store: nn::VarStore,
-}
-
-impl FrozenModel {
-    fn of(run: &LoadedRun) -> Result<Self, Stop> {
-        let mut store = nn::VarStore::new(Device::Cpu);
-        let arinar = Arinar::new(&store.root(), &run.config.model);
-        for (name, variable) in weights::named(&store) {
-            let Some(trained) = run.tensors.get(&name).filter(|trained| trained.size() == variable.size()) else {
-                return Err(Stop::Failure(format!("the checkpoint of step {} lacks {name} in its shape", run.step)));
-            };
-            tch::no_grad(|| variable.shallow_clone().f_copy_(trained)).map_err(Stop::failure)?;
-        }
-        store.freeze();
-        Ok(Self { arinar, _store: store })
+/// The model with a run's EMA weights, for forward passes alone.
+fn frozen_model(run: &LoadedRun, precision: Precision, device: Device) -> Result<Arinar, Stop> {
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let mut arinar = Arinar::new(&store.root(), &run.config.model);
+    for (name, variable) in weights::named(&store) {
+        let Some(trained) = run.tensors.get(&name).filter(|trained| trained.size() == variable.size()) else {
+            return Err(Stop::Failure(format!("the checkpoint of step {} lacks {name} in its shape", run.step)));
+        };
+        tch::no_grad(|| variable.shallow_clone().f_copy_(trained)).map_err(Stop::failure)?;
     }
+    store.freeze();
+    store.set_device(device);
+    arinar.set_precision(precision);
+    // Hundreds of steps multiply by the same weights: they are cast once.
+    arinar.freeze();
+    Ok(arinar)
 }
 
 /// Samples all labels in batches, decodes them, and shows how far it is.
 fn sample(
     batch: usize,
     options: &SampleOptions,
-    model: &FrozenModel,
+    model: &Arinar,
     vae: &LoadedVae,
     labels: &[i64],
 ) -> Result<Vec<RgbImage>, Stop> {
@@ -159,8 +183,8 @@ fn sample(
     for (index, labels) in labels.chunks(batch).enumerate() {
         let options = SampleOptions { seed: options.seed.wrapping_add(index as u64), ..options.clone() };
         let decoded = tch::no_grad(|| {
-            let latents = model.arinar.sample(labels, &options, &mut |_, _| progress.step());
-            vae.vae.decode(&(latents / vae.scale))
+            let latents = model.sample(labels, &options, &mut |_, _| progress.step());
+            vae.vae.decode(&(latents / vae.scale)).to_device(Device::Cpu)
         });
         pictures.extend(to_pictures(&decoded).map_err(Stop::failure)?);
     }
@@ -209,6 +233,15 @@ impl Cli {
         }
     }
 
+    fn precision(&self, run: &LoadedRun, device: Device) -> Precision {
+        match self.precision {
+            Some(Format::Fp32) => Precision::Fp32,
+            Some(Format::Bf16) => Precision::Bf16,
+            None if run.config.precision.is_native(device) => run.config.precision,
+            None => Precision::Fp32,
+        }
+    }
+
     fn check(&self, options: &SampleOptions, labels: &[i64], run: &LoadedRun) -> Result<(), Stop> {
         if self.per_class == 0 || self.batch == 0 {
             return Err(Stop::Configuration("--per-class and --batch must be at least 1".to_owned()));
@@ -221,10 +254,10 @@ impl Cli {
     }
 
     /// The VAE given, else the one kept with the run's dataset.
-    fn find_vae(&self, run: &LoadedRun) -> Result<LoadedVae, Stop> {
+    fn find_vae(&self, run: &LoadedRun, device: Device) -> Result<LoadedVae, Stop> {
         let vae = match &self.vae {
-            Some(url) => given_vae(url)?,
-            None => vae_of_dataset(&run.config.data.url)?,
+            Some(url) => given_vae(url, device)?,
+            None => vae_of_dataset(&run.config.data.url, device)?,
         };
         let (stride, channels) = (vae.config.stride(), vae.config.embed_dim);
         let wanted = &run.config.model.vae;
@@ -239,17 +272,17 @@ impl Cli {
     }
 }
 
-fn given_vae(url: &str) -> Result<LoadedVae, Stop> {
+fn given_vae(url: &str, device: Device) -> Result<LoadedVae, Stop> {
     let copy = LocalCopy::of(url).map_err(Stop::configuration)?;
     let told = |error: &dyn std::fmt::Display| match copy {
         LocalCopy::InPlace(_) => Stop::configuration(error),
         LocalCopy::Fetched(_) => Stop::Configuration(format!("{url}, fetched: {error}")),
     };
-    load_vae(copy.path(), Device::Cpu).map_err(|error| told(&error))
+    load_vae(copy.path(), device).map_err(|error| told(&error))
 }
 
-fn vae_of_dataset(url: &str) -> Result<LoadedVae, Stop> {
+fn vae_of_dataset(url: &str, device: Device) -> Result<LoadedVae, Stop> {
     let wanted = |error: &dyn std::fmt::Display| Stop::Configuration(format!("{error}; or give the VAE with --vae"));
     let dataset = Dataset::open(url).map_err(|error| wanted(&error))?;
-    dataset.vae(Device::Cpu).map_err(|error| wanted(&error))
+    dataset.vae(device).map_err(|error| wanted(&error))
 }

@@ -1,16 +1,21 @@
 //! `mpirun -n N arinar-trainer --config X`: trains a model; see DESIGN sections 6 and 7.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
+use arinar_model::device::DeviceChoice;
 use arinar_trainer::{
     affinity, allocator,
-    collective::{Collective, Launch, MpiCollective, Single},
+    collective::{self, Launch},
     config::LogFormat,
-    exit::{self, Stop},
+    estimate,
+    exit::{self, Preemption, Stop},
     export::{Export, Which},
+    heartbeat, preflight,
     run::{self, Options, Placement},
+    vitals::Vitals,
 };
 use clap::Parser;
+use tch::Device;
 
 /// Trains an ARINAR model on one or more ranks (start them with mpirun).
 ///
@@ -25,7 +30,19 @@ struct Arguments {
     /// Replaces a value of the configuration, e.g. --set optim.epochs=2; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// How progress is written
+    /// Trains nothing: prints the configuration as JSON, checked, with every default filled in
+    #[arg(long, conflicts_with = "export")]
+    print_config: bool,
+    /// Trains nothing: looks at everything a run needs (configuration, stores, disks, memory, versions) and says line by
+    /// line what is well and what is not. Ends with 0 if all is well, with 78 if not. Leaves nothing behind, and does
+    /// not disturb a run. Under mpirun every machine looks
+    #[arg(long, conflicts_with_all = ["export", "import", "plan"])]
+    check: bool,
+    /// Trains nothing: prints parameters, operations, memory, sizes, traffic and an ETA from ten steps rehearsed in
+    /// memory, and estimates for GPUs. Writes nothing
+    #[arg(long, conflicts_with_all = ["export", "import"])]
+    plan: bool,
+    /// How progress is written, and findings and plan: as text or JSON
     #[arg(long)]
     log_format: Option<LogFormat>,
     /// Begins a new run with the weights (model, model_ema) of an official checkpoint-last.pth, or of an export; a path
@@ -54,11 +71,10 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
+    let vitals = Arc::new(Vitals::start());
     allocator::release_freed_memory();
     let launch = Launch::from_environment();
     let rank = launch.map_or(0, |launch| launch.rank);
-    let (local_rank, local_world) = launch.map_or((0, 1), |launch| (launch.local_rank, launch.local_world));
-    let threads = affinity::take_share(local_rank, local_world, launch.is_some());
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return command_line_error(&error, rank),
@@ -66,24 +82,78 @@ fn main() -> ExitCode {
     if let Some(export) = arguments.export() {
         return write_export(&export, rank);
     }
+    let print_config = arguments.print_config;
+    let task = match arguments.import {
+        _ if arguments.check => Task::Check,
+        _ if arguments.plan => Task::Plan,
+        import => Task::Train { import },
+    };
     let options = Options {
         config: arguments.config.unwrap_or_default(),
         overrides: arguments.overrides,
         log_format: arguments.log_format,
     };
-    let config = options.load();
-    let collective: Box<dyn Collective> = match launch.map(|_| MpiCollective::start()) {
-        None => Box::new(Single),
-        Some(Ok(collective)) => Box::new(collective),
-        Some(Err(error)) => return Stop::failure(error).report("arinar-trainer", rank),
-    };
-    if launch.is_some() {
-        end_on_panic();
+    if print_config {
+        return write_config(&options, rank);
     }
-    match run::run(collective.as_ref(), Placement { launch, threads }, config, arguments.import.as_deref()) {
-        Ok(()) => ExitCode::from(exit::DONE),
+    match take_part(&options, &task, launch, vitals) {
+        Ok(()) => {
+            heartbeat::farewell(exit::DONE, None);
+            ExitCode::from(exit::DONE)
+        }
         Err(stop) => stop.report("arinar-trainer", rank),
     }
+}
+
+/// What ranks do together.
+enum Task {
+    Train { import: Option<String> },
+    Check,
+    Plan,
+}
+
+/// What a rank does from here on until it is done.
+fn take_part(options: &Options, task: &Task, launch: Option<Launch>, vitals: Arc<Vitals>) -> Result<(), Stop> {
+    let (local_rank, local_world) = launch.map_or((0, 1), |launch| (launch.local_rank, launch.local_world));
+    end_on_panic(launch.map_or(0, |launch| launch.rank), Arc::clone(&vitals));
+    let config = options.load();
+    // A configuration that cannot be read is told by all ranks together, once they are connected.
+    let choice = config.as_ref().map_or(DeviceChoice::Cpu, |config| config.train.device);
+    let device = match (choice.device(local_rank), task) {
+        // It tells what is wrong with the GPUs itself, beside everything else.
+        (Err(_), Task::Check) => Ok(Device::Cpu),
+        (device, _) => device,
+    };
+    let on_gpu = matches!(device, Ok(Device::Cuda(_)));
+    let threads = affinity::take_share(local_rank, local_world, launch.is_some(), on_gpu);
+    if launch.is_some() {
+        heartbeat::die_with_parent();
+    }
+    let preemption = match task {
+        Task::Train { .. } => Preemption::watch(Arc::clone(&vitals)).map_err(Stop::failure)?,
+        // There is nothing to save: a signal ends it at once.
+        Task::Check | Task::Plan => Preemption::default(),
+    };
+    let launcher = heartbeat::start(launch, Arc::clone(&vitals)).map_err(Stop::Failure)?;
+    let (collective, device) = collective::start(launch, device)?;
+    let placement = Placement { launch, device, threads, launcher, preemption, vitals };
+    let collective = collective.as_ref();
+    match task {
+        Task::Train { import } => run::run(collective, placement, config, import.as_deref()),
+        Task::Check => preflight::check(collective, &placement, options.read(), options.log_format),
+        Task::Plan => estimate::plan(collective, &placement, config),
+    }
+}
+
+/// For people, and for the launcher.
+fn write_config(options: &Options, rank: usize) -> ExitCode {
+    let config = options.load().map_err(Stop::configuration);
+    match config.and_then(|config| serde_json::to_string_pretty(&config).map_err(Stop::failure)) {
+        Ok(_) if rank != 0 => {}
+        Ok(text) => println!("{text}"),
+        Err(stop) => return stop.report("arinar-trainer", rank),
+    }
+    ExitCode::from(exit::DONE)
 }
 
 /// One rank is enough, should somebody start several.
@@ -98,12 +168,16 @@ fn write_export(export: &Export, rank: usize) -> ExitCode {
     ExitCode::from(exit::DONE)
 }
 
-/// A rank that unwound would wait in MPI for the others, and they for it.
-fn end_on_panic() {
-    let tell = std::panic::take_hook();
+/// A rank that unwound would wait in MPI for the others, and they for it. What libtorch reports where nothing else can
+/// be done, no memory above all, comes as a panic, too: it gets its one line.
+fn end_on_panic(rank: usize, vitals: Arc<Vitals>) {
     std::panic::set_hook(Box::new(move |panic| {
-        tell(panic);
-        std::process::exit(exit::FAILED.into());
+        let beat = vitals.beat();
+        let told = panic.payload_as_str().unwrap_or("no message");
+        let reason = exit::panic_reason(rank, &beat, told, panic.location().map(ToString::to_string).as_deref());
+        eprintln!("arinar-trainer: error: {reason}");
+        heartbeat::farewell(exit::FAILED, Some(reason));
+        exit::at_once(exit::FAILED);
     }));
 }
 

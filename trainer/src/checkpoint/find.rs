@@ -134,7 +134,7 @@ pub(super) fn steps_at(place: &str) -> Result<(String, Vec<u64>), CheckpointErro
     Err(CheckpointError::NoCheckpoint { url: place.to_owned() })
 }
 
-fn committed(store: &Store) -> Result<Vec<u64>, CheckpointError> {
+pub(super) fn committed(store: &Store) -> Result<Vec<u64>, CheckpointError> {
     let listed = manifest::listed(store)?;
     Ok(listed.into_iter().filter(|entry| entry.committed).map(|entry| entry.step).collect())
 }

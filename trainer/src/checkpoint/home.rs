@@ -90,8 +90,8 @@ impl<'a> Home<'a> {
                 println!("{line}");
             }
         };
-        match saver.finish(self.collective, self.config.checkpoint.upload_timeout.0, tell)? {
-            Some(missing) => agree(self.collective, Err(Stop::Failure(missing))),
+        match saver.finish(self.collective, self.config.checkpoint.upload_timeout.0, &|| false, tell)? {
+            Some(missing) => agree(self.collective, Err(Stop::Failure(missing.what))),
             None => self.take_stock(spool),
         }
     }

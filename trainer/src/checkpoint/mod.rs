@@ -4,6 +4,7 @@
 mod find;
 mod home;
 mod load;
+mod look;
 mod manifest;
 mod mirror;
 mod parcel;
@@ -19,6 +20,7 @@ mod upload;
 
 use std::path::PathBuf;
 
+use arinar_heartbeat::Seconds;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -32,12 +34,14 @@ use crate::{config::TrainConfig, exit::Stop};
 pub use find::{Found, Place};
 pub use home::Home;
 pub use load::{LoadedRun, load_ema, load_weights};
+pub use look::{Outlook, look};
 pub use manifest::{FORMAT_VERSION, FileEntry, MANIFEST, Manifest, STATE, folder, step_of};
 pub use mirror::UploadStatus;
 pub use restore::{RestoreInto, restore};
 pub use retention::Retention;
-pub use save::{Role, Saver};
+pub use save::{Missing, Role, Saver};
 pub use shard::Tensors;
+pub use spool::Spool;
 
 /// Everything of a checkpoint that is not a tensor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,6 +64,9 @@ pub struct State {
     pub config: TrainConfig,
     /// What sampling must know about the data.
     pub dataset: DatasetFacts,
+    /// Where rank 0's time went up to here.
+    #[serde(default)]
+    pub seconds: Seconds,
 }
 
 /// What a run remembers about its dataset, so that sampling needs no dataset.
@@ -158,6 +165,14 @@ pub enum CheckpointError {
         bytes: u64,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// A GPU's memory cannot be copied.
+    #[error("no copy of {file}: {source}")]
+    Gpu {
+        /// The file.
+        file: String,
+        /// What CUDA said.
+        source: crate::cuda::CudaError,
     },
     /// Nowhere to keep checkpoints on their way to a remote store.
     #[error("neither HOME nor XDG_CACHE_HOME is set; set checkpoint.spool_dir to a folder on a local disk")]

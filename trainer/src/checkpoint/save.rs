@@ -30,6 +30,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long training waits for room in the spool while the store takes what is in it.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1800);
+/// How long it goes on waiting once the run is to end.
+const ROOM_GRACE: Duration = Duration::from_secs(5);
 /// Time between two lines about it.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -63,6 +65,17 @@ pub struct Saver {
     mirror: Option<Mirror>,
     failure: Option<Stop>,
     messages: Vec<String>,
+    started_step: Option<u64>,
+    saved_step: Option<u64>,
+}
+
+/// What a remote store still lacks at the end of a run.
+#[derive(Debug)]
+pub struct Missing {
+    /// In one line, with the cure.
+    pub what: String,
+    /// The run was asked to end; else its time was up.
+    pub interrupted: bool,
 }
 
 /// A checkpoint whose files are being written.
@@ -74,7 +87,26 @@ struct Pending {
 
 impl Saver {
     pub(super) fn new(role: Role, store: Arc<Store>, publisher: Option<Publisher>, mirror: Option<Mirror>) -> Self {
-        Self { role, store, publisher, pending: None, mirror, failure: None, messages: Vec::new() }
+        Self {
+            role,
+            store,
+            publisher,
+            pending: None,
+            mirror,
+            failure: None,
+            messages: Vec::new(),
+            started_step: None,
+            saved_step: None,
+        }
+    }
+
+    /// One for a rehearsal, which never saves.
+    ///
+    /// # Errors
+    /// None but those of the system.
+    pub fn idle(role: Role) -> Result<Self, StoreError> {
+        // Opening a folder neither reads nor makes anything.
+        Ok(Self::new(role, Arc::new(Store::open(".")?), None, None))
     }
 
     /// True when this rank's files of the pending checkpoint are written, or failed to be.
@@ -83,13 +115,19 @@ impl Saver {
     }
 
     /// Starts saving. All ranks call it together, when no checkpoint is pending. The tensors must not change before
-    /// [`Saver::wait_until_copied`].
+    /// [`Saver::wait_until_copied`]. Once `interrupted` on some rank, it does not wait for room for long.
     ///
     /// # Errors
     /// No room, or a failure of the disk.
-    pub fn start(&mut self, collective: &dyn Collective, state: &State, tensors: &Tensors<'_>) -> Result<(), Stop> {
+    pub fn start(
+        &mut self,
+        collective: &dyn Collective,
+        state: &State,
+        tensors: &Tensors<'_>,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<(), Stop> {
         let step = state.step;
-        self.make_room(collective, step, tensors.bytes())?;
+        self.make_room(collective, step, tensors.bytes(), interrupted)?;
         let state = serde_json::to_vec_pretty(state).map_err(Stop::failure)?;
         // Of all ranks together, which as a rule share the machine.
         let copy = memory::available().is_none_or(|free| tensors.bytes() <= free / 2);
@@ -98,16 +136,25 @@ impl Saver {
         let snapshot = files.and_then(|files| Snapshot::start(path, step, files, copy)).map_err(Stop::from);
         let snapshot = agree(collective, snapshot)?;
         self.pending = Some(Pending { step, state, snapshot });
+        self.started_step = Some(step);
         Ok(())
     }
 
-    /// Returns when the tensors that [`Saver::start`] was given may change, and how long that took.
-    pub fn wait_until_copied(&mut self) -> Duration {
-        let began = Instant::now();
+    /// True if the newest checkpoint that was started is of this step: there is nothing more to save of it.
+    pub fn has_started(&self, step: u64) -> bool {
+        self.started_step == Some(step)
+    }
+
+    /// Returns when the tensors that [`Saver::start`] was given may change.
+    pub fn wait_until_copied(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.snapshot.wait_until_copied();
         }
-        began.elapsed()
+    }
+
+    /// On rank 0, the newest checkpoint that this run has made valid.
+    pub fn saved_step(&self) -> Option<u64> {
+        self.saved_step
     }
 
     /// Waits for the files of the pending checkpoint, if any; what makes them valid is then written in the background.
@@ -162,14 +209,22 @@ impl Saver {
     }
 
     /// Waits until the next checkpoint fits into the spool, unless the store is out of reach: then it never may.
-    fn make_room(&mut self, collective: &dyn Collective, step: u64, bytes: u64) -> Result<(), Stop> {
+    fn make_room(
+        &mut self,
+        collective: &dyn Collective,
+        step: u64,
+        bytes: u64,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<(), Stop> {
         let began = Instant::now();
         let mut messages = Vec::new();
         loop {
             messages.extend(self.poll());
             let room = self.room_for(step, bytes);
-            let out_of_patience = self.role.rank == 0
-                && (began.elapsed() >= ROOM_TIMEOUT || self.mirror.as_ref().is_none_or(Mirror::is_stuck));
+            let ends = interrupted() && began.elapsed() >= ROOM_GRACE;
+            let out_of_patience = ends
+                || self.role.rank == 0
+                    && (began.elapsed() >= ROOM_TIMEOUT || self.mirror.as_ref().is_none_or(Mirror::is_stuck));
             let hopeless = match &room {
                 Err(CheckpointError::NoRoom { .. }) => out_of_patience,
                 other => other.is_err(),
@@ -197,10 +252,13 @@ impl Saver {
         let Some(publisher) = &self.publisher else { return Ok(()) };
         let path = self.store.local_path(&folder(step)).unwrap_or_default();
         if path.exists() {
+            // What the publisher was ordered to do there comes first.
+            let published = publisher.wait();
             publish::delete(&self.store, step)?;
+            self.hear(published);
         }
         let here = bytes / self.role.world as u64 * self.role.ranks_here as u64;
-        let Some(mirror) = &mut self.mirror else { return Ok(()) };
+        let (Some(publisher), Some(mirror)) = (&self.publisher, &mut self.mirror) else { return Ok(()) };
         if mirror.make_room(here).is_ok() {
             return Ok(());
         }
@@ -251,6 +309,7 @@ impl Saver {
         for result in published {
             match result {
                 Ok(step) => {
+                    self.saved_step = Some(step);
                     self.messages.push(format!("saved {}", folder(step)));
                     if let Some(mirror) = &mut self.mirror {
                         mirror.published(step);
@@ -274,8 +333,8 @@ impl Saver {
         self.mirror.as_ref().map(Mirror::status)
     }
 
-    /// Waits until every saved checkpoint is where it belongs, a remote store for at most `timeout`. All ranks call it
-    /// together. Returns what is missing, if anything.
+    /// Waits until every saved checkpoint is where it belongs, a remote store for at most `timeout` and until some rank
+    /// is `interrupted`. All ranks call it together. Returns what is missing, if anything.
     ///
     /// # Errors
     /// When a checkpoint could not be written.
@@ -283,8 +342,9 @@ impl Saver {
         &mut self,
         collective: &dyn Collective,
         timeout: Duration,
+        interrupted: &dyn Fn() -> bool,
         tell: &mut dyn FnMut(&str),
-    ) -> Result<Option<String>, Stop> {
+    ) -> Result<Option<Missing>, Stop> {
         if let Some(mirror) = &self.mirror {
             mirror.hurry();
         }
@@ -295,9 +355,10 @@ impl Saver {
         loop {
             self.poll().iter().for_each(|message| tell(message));
             let expired = self.role.rank == 0 && began.elapsed() >= timeout;
-            let mut flags = [self.failure.is_some(), self.is_uploaded(), expired].map(|flag| f64::from(u8::from(flag)));
+            let mut flags = [self.failure.is_some(), self.is_uploaded(), expired, interrupted()]
+                .map(|flag| f64::from(u8::from(flag)));
             collective.all_reduce_scalars(&mut flags, Reduction::Max)?;
-            let [failed, uploaded, expired] = flags.map(|flag| flag > 0.0);
+            let [failed, uploaded, expired, interrupted] = flags.map(|flag| flag > 0.0);
             if failed {
                 agree(collective, self.failure.take().map_or(Ok(()), Err))?;
             }
@@ -309,12 +370,14 @@ impl Saver {
                 return Ok(None);
             };
             let (url, backlog) = (mirror.url(), mirror.tell_backlog());
-            if expired {
-                let limit = humantime::format_duration(timeout);
-                return Ok(Some(format!(
-                    "not everything is in {url} after {limit} (checkpoint.upload_timeout): {backlog}; start again on \
-                     this machine to send it on"
-                )));
+            if expired || interrupted {
+                let when = match interrupted {
+                    true => "when a signal came".to_owned(),
+                    false => format!("after {} (checkpoint.upload_timeout)", humantime::format_duration(timeout)),
+                };
+                let what =
+                    format!("not everything is in {url} {when}: {backlog}; start again on this machine to send it on");
+                return Ok(Some(Missing { what, interrupted }));
             }
             if told == began || told.elapsed() >= TELL_EVERY {
                 told = Instant::now();

@@ -19,7 +19,10 @@ use tch::{Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{CheckpointError, FileEntry, shard::Layout};
-use crate::host;
+use crate::{
+    cuda::{CudaError, Gpu, HostCopier},
+    host,
+};
 
 /// The files of one rank: their entries for the manifest.
 pub(super) type Written = Result<Vec<FileEntry>, CheckpointError>;
@@ -75,10 +78,12 @@ impl Snapshot {
 /// `reading` is dropped when the live tensors are needed no more.
 fn write(folder: &Path, step: u64, files: Vec<Layout>, copy: bool, reading: mpsc::Sender<()>) -> Written {
     let mut files: Vec<Source> = files.into_iter().map(Source::live).collect();
+    let mut copier = None;
+    for file in &mut files {
+        file.copy(copy, &mut copier)?;
+    }
+    drop(copier);
     if copy {
-        for file in &mut files {
-            file.copy()?;
-        }
         drop(reading);
         check_and_write(folder, step, files)
     } else {
@@ -105,6 +110,7 @@ struct Source {
 }
 
 enum Memory {
+    /// In host memory once `Source::copy` has been called.
     Live(Tensor),
     /// Pages of their own rather than the heap's, which never gives any back (see `allocator`).
     Copy(MmapMut, usize),
@@ -121,28 +127,31 @@ impl Memory {
 
 impl Source {
     fn live(mut layout: Layout) -> Self {
-        let memory = layout.sources.drain(..).map(|tensor| {
-            // A tensor elsewhere is fetched: that is a copy already.
-            Memory::Live(if host::is_host(&tensor) { tensor } else { tensor.to_device(Device::Cpu).contiguous() })
-        });
-        let memory = memory.collect();
+        let memory = layout.sources.drain(..).map(Memory::Live).collect();
         Self { layout, memory }
     }
 
-    fn copy(&mut self) -> Result<(), CheckpointError> {
+    /// Copies the tensors of a GPU, and with `all` those in host memory, too. `copier` is made when it is needed.
+    fn copy(&mut self, all: bool, copier: &mut Option<HostCopier>) -> Result<(), CheckpointError> {
+        let name = &self.layout.name;
         for memory in &mut self.memory {
-            let live = memory.bytes();
-            let failed = |source| {
-                let file = self.layout.name.clone();
-                CheckpointError::Memory { file, bytes: live.len() as u64, source }
-            };
+            let Memory::Live(tensor) = memory else { continue };
+            if host::is_host(tensor) && !all {
+                continue;
+            }
+            let bytes = tensor.numel() * size_of::<f32>();
+            let failed = |source| CheckpointError::Memory { file: name.clone(), bytes: bytes as u64, source };
             // A mapping of no bytes is an error.
-            let mut pages = MmapMut::map_anon(live.len().max(1)).map_err(failed)?;
+            let mut pages = MmapMut::map_anon(bytes.max(1)).map_err(failed)?;
             #[cfg(target_os = "linux")]
             // Fewer page faults; without it the copy only takes longer.
             let _ = pages.advise(memmap2::Advice::HugePage);
-            pages[..live.len()].copy_from_slice(live);
-            *memory = Memory::Copy(pages, live.len());
+            match tensor.device() {
+                Device::Cuda(ordinal) => copy_from_gpu(ordinal, tensor, &mut pages[..bytes], copier)
+                    .map_err(|source| CheckpointError::Gpu { file: name.clone(), source })?,
+                _ => pages[..bytes].copy_from_slice(host::bytes(tensor)),
+            }
+            *memory = Memory::Copy(pages, bytes);
         }
         Ok(())
     }
@@ -166,6 +175,19 @@ impl Source {
         out.file.sync_all()?;
         let xxh3_128 = format!("{:032x}", out.hash.digest128());
         Ok(FileEntry { name: self.layout.name.clone(), bytes: out.bytes, xxh3_128 })
+    }
+}
+
+/// The optimizer's step, which this thread's caller has put on libtorch's stream, comes before the copy there.
+fn copy_from_gpu(
+    ordinal: usize,
+    tensor: &Tensor,
+    out: &mut [u8],
+    copier: &mut Option<HostCopier>,
+) -> Result<(), CudaError> {
+    match copier {
+        Some(copier) => copier.copy(tensor, out),
+        None => copier.insert(HostCopier::new(&Gpu::open(ordinal)?)?).copy(tensor, out),
     }
 }
 

@@ -40,17 +40,25 @@ pub(super) struct Stock {
 }
 
 impl Spool {
+    /// Where the spool of the run at `run` is, below `base` (`checkpoint.spool_dir`) or the user's cache folder.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NoCacheFolder`].
+    pub fn folder_of(base: Option<&str>, run: &str) -> Result<PathBuf, CheckpointError> {
+        let base = match base {
+            Some(base) => PathBuf::from(base),
+            None => cache_folder()?.join("arinar/spool"),
+        };
+        Ok(base.join(format!("{:016x}", xxh3_64(run.trim_end_matches('/').as_bytes()))))
+    }
+
     /// The spool of the run at `run`, below `base` (`checkpoint.spool_dir`) or the user's cache folder. It may hold
     /// `limit` bytes.
     ///
     /// # Errors
     /// When there is no such folder and none can be made.
     pub fn open(base: Option<&str>, limit: Option<u64>, run: &str) -> Result<Self, CheckpointError> {
-        let base = match base {
-            Some(base) => PathBuf::from(base),
-            None => cache_folder()?.join("arinar/spool"),
-        };
-        let path = base.join(format!("{:016x}", xxh3_64(run.trim_end_matches('/').as_bytes())));
+        let path = Self::folder_of(base, run)?;
         std::fs::create_dir_all(&path).map_err(|error| disk_error(&path, error))?;
         let store = Arc::new(Store::open(&path.display().to_string())?);
         Ok(Self { store, path, limit })

@@ -1,7 +1,9 @@
 //! What ranks do together: sums, broadcasts, and agreeing on how things went.
 
 mod mpi;
+pub mod nccl;
 mod single;
+mod start;
 
 use std::ops::Range;
 
@@ -9,8 +11,10 @@ use tch::Tensor;
 
 use crate::exit::{self, Stop};
 
-pub use mpi::{Launch, MpiCollective};
+pub use mpi::{Launch, MpiCollective, library_version};
+pub use nccl::NcclCollective;
 pub use single::Single;
+pub use start::start;
 
 /// A collective call that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +22,10 @@ pub enum CollectiveError {
     /// MPI did not start.
     #[error("MPI does not start on this machine; check the Open MPI installation (ops/bootstrap.sh)")]
     Start,
-    /// Only contiguous float32 tensors in host memory travel through MPI.
-    #[error("a {kind:?} tensor on {device:?} cannot be reduced over MPI; it must be contiguous float32 in host memory")]
+    /// Only contiguous float32 tensors travel: in host memory through MPI, in that of the rank's GPU through NCCL.
+    #[error(
+        "a {kind:?} tensor on {device:?} cannot be reduced: it must be contiguous float32 where this rank computes"
+    )]
     Layout {
         /// Its element type.
         kind: tch::Kind,
@@ -32,6 +38,20 @@ pub enum CollectiveError {
         /// Its length.
         bytes: usize,
     },
+    /// NCCL is not installed.
+    #[error("libnccl.so is not found; run ops/bootstrap.sh --cuda, or set train.device=cpu")]
+    NcclMissing,
+    /// NCCL reports an error, a peer's end among them. The communicator is aborted; the other ranks cannot be told.
+    #[error("NCCL, while {during}: {what}; NCCL_DEBUG=INFO tells more")]
+    Nccl {
+        /// What was going on.
+        during: &'static str,
+        /// NCCL's words.
+        what: String,
+    },
+    /// CUDA reports an error.
+    #[error("{0}")]
+    Cuda(String),
 }
 
 /// How [`Collective::all_reduce_scalars`] combines.
@@ -52,6 +72,9 @@ pub trait Collective {
 
     /// Number of ranks.
     fn world(&self) -> usize;
+
+    /// The libraries that carry it, with their versions.
+    fn describe(&self) -> String;
 
     /// Returns when every rank has called it.
     ///
@@ -83,28 +106,24 @@ pub trait Collective {
     /// # Errors
     /// [`CollectiveError::TooLong`].
     fn broadcast_bytes(&self, bytes: Vec<u8>, root: usize) -> Result<Vec<u8>, CollectiveError>;
+
+    /// Gives every rank the whole of a flat tensor of which rank i holds the valid `ranges[i]`.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Layout`].
+    fn all_gather(&self, flat: &mut Tensor, ranges: &[Range<usize>]) -> Result<(), CollectiveError> {
+        for (root, range) in ranges.iter().enumerate() {
+            let mut part = flat.narrow(0, range.start as i64, range.len() as i64);
+            self.broadcast(&mut part, root)?;
+        }
+        Ok(())
+    }
 }
 
 impl From<CollectiveError> for Stop {
     fn from(error: CollectiveError) -> Self {
         Self::failure(error)
     }
-}
-
-/// Gives every rank the whole of a flat tensor of which rank i holds the valid `ranges[i]`.
-///
-/// # Errors
-/// [`CollectiveError::Layout`].
-pub fn all_gather(
-    collective: &dyn Collective,
-    flat: &Tensor,
-    ranges: impl IntoIterator<Item = Range<usize>>,
-) -> Result<(), CollectiveError> {
-    for (root, range) in ranges.into_iter().enumerate() {
-        let mut part = flat.narrow(0, range.start as i64, range.len() as i64);
-        collective.broadcast(&mut part, root)?;
-    }
-    Ok(())
 }
 
 /// Every rank's bytes, by rank.
@@ -162,22 +181,24 @@ pub fn require_equal(collective: &dyn Collective, facts: &[(&str, String)]) -> R
     Ok(())
 }
 
-/// What every implementation must do; run on one rank here and under mpirun by
-/// `tests/trainer_collective.rs`.
+/// What every implementation must do; run on one rank here, and under mpirun over MPI (`tests/trainer_ranks.rs`) and
+/// over NCCL's stand-in (`tests/trainer_nccl.rs`). `device` is where its tensors lie.
 ///
 /// # Errors
 /// A sentence saying what does not hold.
-pub fn conformance(collective: &dyn Collective) -> Result<(), String> {
+pub fn conformance(collective: &dyn Collective, device: tch::Device) -> Result<(), String> {
     let (rank, world) = (collective.rank(), collective.world());
     let told = |error: CollectiveError| error.to_string();
     // Longer than a bucket and no multiple of anything.
     let len = 3_000_017_i64;
-    let options = (tch::Kind::Float, tch::Device::Cpu);
-    let mut flat = Tensor::arange(len, options) + rank as f64;
-    let expected = Tensor::arange(len, options) * world as f64 + (world * (world - 1) / 2) as f64;
+    let options = (tch::Kind::Float, device);
+    // Whole numbers so small that their sums are exact, in whatever order.
+    let numbers = Tensor::arange(len, options).remainder(1000.0) + 1.0;
+    let mut flat = &numbers + rank as f64;
+    let expected = &numbers * world as f64 + (world * (world - 1) / 2) as f64;
     collective.all_reduce_sum(&mut flat).map_err(told)?;
-    let error = (&flat - &expected).abs().max().double_value(&[]);
-    if error > 1e-6 * len as f64 * world as f64 {
+    if flat != expected {
+        let error = (&flat - &expected).abs().max().double_value(&[]);
         return Err(format!("all_reduce_sum is off by {error}"));
     }
     for root in 0..world {
@@ -191,8 +212,9 @@ pub fn conformance(collective: &dyn Collective) -> Result<(), String> {
             return Err(format!("broadcast_bytes from {root} did not arrive"));
         }
     }
-    let mine = Tensor::full([2 * world as i64], rank as f64, options);
-    all_gather(collective, &mine, (0..world).map(|rank| 2 * rank..2 * rank + 2)).map_err(told)?;
+    let mut mine = Tensor::full([2 * world as i64], rank as f64, options);
+    let parts: Vec<Range<usize>> = (0..world).map(|rank| 2 * rank..2 * rank + 2).collect();
+    collective.all_gather(&mut mine, &parts).map_err(told)?;
     if mine != Tensor::arange(2 * world as i64, options).floor_divide_scalar(2) {
         return Err("all_gather did not arrive".to_owned());
     }

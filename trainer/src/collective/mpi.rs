@@ -56,6 +56,13 @@ impl Launch {
     }
 }
 
+/// Name and version of the MPI library, as "Open MPI v4.1.4"; it need not be started.
+pub fn library_version() -> String {
+    let version = mpi::environment::library_version().unwrap_or_default();
+    // Its other parts say who built it.
+    version.split(',').next().unwrap_or_default().trim_end_matches('\0').to_owned()
+}
+
 /// All ranks of an MPI job. Dropping it ends MPI, which waits for every rank.
 pub struct MpiCollective {
     world: SimpleCommunicator,
@@ -95,6 +102,10 @@ impl Collective for MpiCollective {
 
     fn world(&self) -> usize {
         self.world.size() as usize
+    }
+
+    fn describe(&self) -> String {
+        library_version()
     }
 
     fn barrier(&self) -> Result<(), CollectiveError> {

@@ -16,6 +16,10 @@ impl Collective for Single {
         1
     }
 
+    fn describe(&self) -> String {
+        "none (one rank)".to_owned()
+    }
+
     fn barrier(&self) -> Result<(), CollectiveError> {
         Ok(())
     }
@@ -44,6 +48,6 @@ mod tests {
 
     #[test]
     fn conforms() {
-        super::super::conformance(&Single).unwrap();
+        super::super::conformance(&Single, tch::Device::Cpu).unwrap();
     }
 }

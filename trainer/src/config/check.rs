@@ -3,35 +3,42 @@
 use super::{ConfigError, TrainConfig};
 
 impl TrainConfig {
-    /// Checks ranges that the types do not.
+    /// Checks ranges that the types do not; the first that is wrong is the error.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        self.model.validate()?;
-        let optim = &self.optim;
-        positive("optim.lr_per_256", optim.lr_per_256)?;
-        positive("optim.grad_clip", optim.grad_clip)?;
-        positive("optim.epochs", optim.epochs)?;
-        positive("optim.eps", optim.eps)?;
-        not_negative("optim.weight_decay", optim.weight_decay)?;
-        not_negative("optim.warmup_epochs", optim.warmup_epochs)?;
-        share("optim.ema", optim.ema)?;
-        share("optim.betas", optim.betas[0])?;
-        share("optim.betas", optim.betas[1])?;
-        at_least_one("batch.global", Some(self.batch.global))?;
-        at_least_one("batch.micro", self.batch.micro)?;
-        at_least_one("checkpoint.keep_last", Some(self.checkpoint.keep_last))?;
-        at_least_one("train.threads", self.train.threads)?;
-        at_least_one("data.look_ahead", Some(self.data.look_ahead))?;
-        if let Some(epochs) = self.checkpoint.keep_every_epochs {
-            positive("checkpoint.keep_every_epochs", epochs)?;
-        }
-        Ok(())
+        self.problems().into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// How one step's samples are shared: micro-batch size and micro-batches per rank.
+    /// Every value that is out of range.
+    pub fn problems(&self) -> Vec<ConfigError> {
+        let optim = &self.optim;
+        let checks = [
+            self.model.validate().map_err(ConfigError::from),
+            positive("optim.lr_per_256", optim.lr_per_256),
+            positive("optim.grad_clip", optim.grad_clip),
+            positive("optim.epochs", optim.epochs),
+            positive("optim.eps", optim.eps),
+            not_negative("optim.weight_decay", optim.weight_decay),
+            not_negative("optim.warmup_epochs", optim.warmup_epochs),
+            share("optim.ema", optim.ema),
+            share("optim.betas", optim.betas[0]),
+            share("optim.betas", optim.betas[1]),
+            at_least_one("batch.global", Some(self.batch.global)),
+            at_least_one("batch.micro", self.batch.micro),
+            at_least_one("checkpoint.keep_last", Some(self.checkpoint.keep_last)),
+            at_least_one("train.threads", self.train.threads),
+            at_least_one("data.look_ahead", Some(self.data.look_ahead)),
+            self.checkpoint.keep_every_epochs.map_or(Ok(()), |epochs| positive("checkpoint.keep_every_epochs", epochs)),
+        ];
+        checks.into_iter().filter_map(Result::err).collect()
+    }
+
+    /// How one step's samples are shared: micro-batch size and micro-batches per rank. Where a machine is missing, so
+    /// that there are fewer ranks than the job's `full_world`, a rank takes no more samples at once than it would among
+    /// so many: what fitted into its memory still does.
     ///
     /// # Errors
     /// A global batch the ranks cannot share evenly; the message names the nearest that they can.
-    pub fn share_batch(&self, ranks: usize) -> Result<BatchShare, ConfigError> {
+    pub fn share_batch(&self, ranks: usize, full_world: usize) -> Result<BatchShare, ConfigError> {
         let global = self.batch.global;
         if !global.is_multiple_of(ranks) {
             let above = global.next_multiple_of(ranks);
@@ -43,7 +50,7 @@ impl TrainConfig {
             });
         }
         let per_rank = global / ranks;
-        let most = self.batch.micro.unwrap_or(per_rank).min(per_rank);
+        let most = self.batch.micro.unwrap_or(global.div_ceil(full_world.max(ranks))).min(per_rank);
         // The largest divisor of a rank's share that is not above the wish.
         let micro = (1..=most).rev().find(|size| per_rank.is_multiple_of(*size)).unwrap_or(1);
         Ok(BatchShare { micro, accumulation: per_rank / micro })

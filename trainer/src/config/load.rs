@@ -11,10 +11,20 @@ use super::{ConfigError, TrainConfig, error::suggestion};
 /// # Errors
 /// Anything wrong with it, one line, with the cure.
 pub fn load(name: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
+    let config = read(name, overrides)?;
+    config.check()?;
+    Ok(config)
+}
+
+/// The same without the check of values, for whoever wants to hear of all of them: see [`TrainConfig::problems`].
+///
+/// # Errors
+/// What does not parse into a configuration.
+pub fn read(name: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
     let path = find(name)?;
     let text =
         std::fs::read_to_string(&path).map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
-    parse(&text, &path.display().to_string(), overrides)
+    parse_unchecked(&text, &path.display().to_string(), overrides)
 }
 
 /// The same from text; `file` names it in messages.
@@ -22,12 +32,16 @@ pub fn load(name: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str, file: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
+    let config = parse_unchecked(text, file, overrides)?;
+    config.check()?;
+    Ok(config)
+}
+
+fn parse_unchecked(text: &str, file: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
     let options = serde_saphyr::options! { with_snippet: false };
     let written: TrainConfig =
         serde_saphyr::from_str_with_options(text, options).map_err(|error| syntax_error(file, &error))?;
-    let config = apply(written, overrides)?;
-    config.check()?;
-    Ok(config)
+    apply(written, overrides)
 }
 
 /// The file a `--config` argument means: a path, or a file of `configs/` in the current directory,

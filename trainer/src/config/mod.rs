@@ -9,15 +9,17 @@ mod load;
 mod values;
 
 use arinar_model::{
+    Precision,
     config::ModelConfig,
+    device::DeviceChoice,
     schedule::{LearningRate, LrSchedule, lr_at},
 };
 use serde::{Deserialize, Serialize};
 
 pub use check::BatchShare;
 pub use error::ConfigError;
-pub use load::{find, load, parse};
-pub use values::{ByteSize, Every, LogFormat, NonFinite, Precision, Resume, Timeout};
+pub use load::{find, load, parse, read};
+pub use values::{ByteSize, Every, LogFormat, NonFinite, Resume, Timeout};
 
 /// One experiment. Serialises back to the same shape, defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -180,6 +182,8 @@ pub struct EvalConfig {
 pub struct LoopConfig {
     /// Ends the training after this many steps in all; null for `optim.epochs`.
     pub max_steps: Option<u64>,
+    /// `auto` for GPUs where there are any, `cpu`, or `cuda`.
+    pub device: DeviceChoice,
     /// libtorch threads of each rank; null for the machine's cores divided by its ranks.
     pub threads: Option<usize>,
     /// What to do when a loss or gradient is not finite.
@@ -190,7 +194,7 @@ pub struct LoopConfig {
 
 impl Default for LoopConfig {
     fn default() -> Self {
-        Self { max_steps: None, threads: None, non_finite: NonFinite::Stop, max_skips: 10 }
+        Self { max_steps: None, device: DeviceChoice::Auto, threads: None, non_finite: NonFinite::Stop, max_skips: 10 }
     }
 }
 

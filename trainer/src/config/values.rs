@@ -191,17 +191,6 @@ as_text!(ByteSize);
 as_text!(Resume);
 as_text!(Timeout);
 
-/// Number format of the forward and backward pass; weights and gradients are float32 always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// float32.
-    #[default]
-    Fp32,
-    /// bfloat16 where the device has it.
-    Bf16,
-}
-
 /// What to do when a loss or a gradient is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,0 +1,215 @@
+//! What a trainer tells its launcher, how it ends without one, and where its time went. The launcher is a listener of
+//! this test's; the trainer and mpirun are the real ones.
+#![allow(clippy::unwrap_used)]
+
+mod trainer_support;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use arinar_heartbeat::{BEAT_EVERY, Beat, Launcher, Message};
+use arinar_trainer::{checkpoint, exit};
+use rustix::process::{Pid, Signal, kill_process};
+use trainer_support::{Ended, Lab};
+
+/// Nobody waits for a test longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where a trainer connects to.
+struct Listener(TcpListener);
+
+impl Listener {
+    fn start() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    fn environment(&self, attempt: u32) -> (&'static str, String) {
+        let launcher = Launcher {
+            addresses: vec![self.0.local_addr().unwrap()],
+            token: "token".into(),
+            attempt,
+            full_world: 2,
+            silence_secs: 20.0,
+            grace_secs: 60.0,
+        };
+        (Launcher::VARIABLE, launcher.text())
+    }
+
+    /// Answers a rank and collects what it says until it hangs up.
+    fn hear(&self) -> std::thread::JoinHandle<Vec<Message>> {
+        let (stream, _) = self.0.accept().unwrap();
+        std::thread::spawn(move || {
+            let mut answers = stream.try_clone().unwrap();
+            BufReader::new(stream)
+                .lines()
+                .map_while(Result::ok)
+                .map(|line| {
+                    // The rank may have gone since it said this.
+                    let _ = answers.write_all(b"\n");
+                    Message::parse(&line).unwrap()
+                })
+                .collect()
+        })
+    }
+
+    fn stream(&self) -> (TcpStream, BufReader<TcpStream>) {
+        let (stream, _) = self.0.accept().unwrap();
+        (stream.try_clone().unwrap(), BufReader::new(stream))
+    }
+}
+
+fn beats(messages: &[Message]) -> Vec<&Beat> {
+    messages.iter().filter_map(|message| if let Message::Beat(beat) = message { Some(beat) } else { None }).collect()
+}
+
+fn start(lab: &Lab, ranks: usize, listener: &Listener, attempt: u32, overrides: &[&str]) -> Child {
+    let (name, value) = listener.environment(attempt);
+    let mut command = lab.command(ranks, overrides);
+    command.env(name, value).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn ranks_tell_how_far_they_are_and_how_they_end() {
+    let (lab, listener) = (Lab::new(), Listener::start());
+    let began = Instant::now();
+    let job = start(&lab, 2, &listener, 1, &["train.max_steps=40"]);
+    let ranks = [listener.hear(), listener.hear()];
+    let ended = Ended::of(job.wait_with_output().unwrap()).succeeded();
+    let wall = began.elapsed().as_secs_f64();
+    let mut seen = Vec::new();
+    for messages in ranks.map(|rank| rank.join().unwrap()) {
+        let Message::Hello(hello) = &messages[0] else { panic!("{messages:?}") };
+        assert_eq!((hello.token.as_str(), hello.world), ("token", 2));
+        seen.push(hello.rank);
+        let Some(Message::Farewell(farewell)) = messages.last() else { panic!("{messages:?}") };
+        assert_eq!((farewell.code, &farewell.reason), (exit::DONE, &None));
+        let beats = beats(&messages);
+        assert!(beats.windows(2).all(|pair| pair[0].step <= pair[1].step && pair[0].marks <= pair[1].marks));
+        let total = beats.last().unwrap().seconds.total();
+        assert!(total > 0.0 && total < wall, "{total} of {wall}");
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1]);
+    assert!(ended.stdout.contains("time: ") && ended.stdout.contains("% compute"), "{}", ended.stdout);
+    // Every step is charged whole: its parts add up to no less than the step took.
+    let curve = |tag: &str| lab.curve("logs", tag).values().sum::<f32>();
+    let parts: f32 = ["compute_time", "data_wait", "all_reduce_time", "checkpoint_stall"].into_iter().map(curve).sum();
+    let steps = curve("step_time");
+    assert!(parts >= 0.99 * steps && parts < wall as f32, "{parts} and {steps}");
+    assert_eq!(lab.curve("logs", "slowest_rank").len(), 40);
+}
+
+#[test]
+fn ranks_end_when_their_launcher_has() {
+    let (lab, listener) = (Lab::new(), Listener::start());
+    let mut job = start(&lab, 2, &listener, 1, &["train.max_steps=1000000"]);
+    let ranks = [listener.stream(), listener.stream()];
+    for (mut answers, said) in ranks {
+        let stepped = said.lines().map_while(Result::ok).find(|line| {
+            let _ = answers.write_all(b"\n");
+            matches!(Message::parse(line).unwrap(), Message::Beat(beat) if beat.step > 0)
+        });
+        assert!(stepped.is_some());
+    }
+    // Both connections are closed now.
+    let began = Instant::now();
+    while job.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < PATIENCE, "the job goes on without its launcher");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ended = Ended::of(job.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(i32::from(exit::FAILED)), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the launcher is gone"), "{}", ended.stderr);
+}
+
+#[test]
+fn what_a_killed_run_did_after_its_checkpoint_is_lost_work() {
+    let (lab, listener) = (Lab::new(), Listener::start());
+    let mut job = start(&lab, 0, &listener, 1, &["train.max_steps=1000000", "checkpoint.every=10 steps"]);
+    let rank = listener.hear();
+    let began = Instant::now();
+    let ledger = lab.path("logs/ledger.json");
+    // It is written each second: after the second time there is a second of work that may be lost.
+    let note = || std::fs::read_to_string(&ledger).unwrap_or_default();
+    let first = loop {
+        let text = note();
+        if !text.is_empty() && !lab.checkpoints("run").is_empty() {
+            break text;
+        }
+        assert!(began.elapsed() < PATIENCE);
+        std::thread::sleep(BEAT_EVERY / 10);
+    };
+    while note() == first {
+        assert!(began.elapsed() < PATIENCE);
+        std::thread::sleep(BEAT_EVERY / 10);
+    }
+    kill_process(Pid::from_child(&job), Signal::KILL).unwrap();
+    job.wait().unwrap();
+    rank.join().unwrap();
+    let newest = lab.checkpoints("run").pop().unwrap();
+    let step: u64 = newest.strip_prefix("step-").unwrap().parse().unwrap();
+    let more = format!("train.max_steps={}", step + 3);
+    let again = start(&lab, 0, &listener, 2, &[&more]);
+    let messages = listener.hear();
+    let ended = Ended::of(again.wait_with_output().unwrap()).succeeded();
+    let messages = messages.join().unwrap();
+    let last = lab.curve("logs", "lost_work_total");
+    let lost = last.values().last().unwrap();
+    assert!(*lost >= 0.0 && f64::from(*lost) < began.elapsed().as_secs_f64(), "{lost}");
+    assert!(ended.stdout.contains("lost work"), "{}", ended.stdout);
+    // The whole of both starts: what the first noted is in the second's sums.
+    let state: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(lab.path(&format!("run/step-{:08}/state.json", step + 3))).unwrap())
+            .unwrap();
+    let seconds: arinar_heartbeat::Seconds = serde_json::from_value(state["seconds"].clone()).unwrap();
+    let noted: serde_json::Value = serde_json::from_str(&first).unwrap();
+    let noted: arinar_heartbeat::Seconds = serde_json::from_value(noted["seconds"].clone()).unwrap();
+    assert!(seconds.total() > noted.total(), "{seconds:?} {noted:?}");
+    let planned = beats(&messages).into_iter().find(|beat| beat.total_steps > 0);
+    assert!(planned.is_none_or(|beat| beat.saved_step >= step));
+    checkpoint::load_ema(lab.path("run").to_str().unwrap()).unwrap();
+}
+
+#[test]
+fn a_signal_before_the_first_step_ends_with_75() {
+    let (lab, listener) = (Lab::new(), Listener::start());
+    for signal in [Signal::TERM, Signal::USR1] {
+        let job = start(&lab, 0, &listener, 1, &[]);
+        // The first beat comes before anything of the start-up is done.
+        let (mut answers, mut said) = listener.stream();
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("hello"), "{line}");
+        kill_process(Pid::from_child(&job), signal).unwrap();
+        let _ = answers.write_all(b"\n");
+        let mut last = String::new();
+        for line in said.lines().map_while(Result::ok) {
+            let _ = answers.write_all(b"\n");
+            last = line;
+        }
+        let ended = Ended::of(job.wait_with_output().unwrap());
+        assert_eq!(ended.code, Some(i32::from(exit::PREEMPTED)), "{}", ended.stderr);
+        let Message::Farewell(farewell) = Message::parse(&last).unwrap() else { panic!("{last}") };
+        assert_eq!(farewell.code, exit::PREEMPTED);
+        assert!(ended.stderr.contains("stopped by a signal"), "{}", ended.stderr);
+    }
+    // And the run is as good as before.
+    lab.train(0, &["train.max_steps=2"]).succeeded();
+}
+
+#[test]
+fn a_configuration_is_printed_with_its_defaults() {
+    let lab = Lab::new();
+    let mut command = lab.command(0, &[]);
+    let ended = Ended::of(command.arg("--print-config").output().unwrap()).succeeded();
+    let config: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(config["batch"]["global"], 8);
+    assert_eq!(config["checkpoint"]["keep_last"], 3);
+    let ended = lab.train(0, &["batch.globl=3"]);
+    assert_eq!(ended.code, Some(i32::from(exit::CONFIGURATION)));
+}

@@ -1,0 +1,267 @@
+//! `--plan`: what a run will need and how long it will take, before it starts.
+
+mod checkpoints;
+mod egress;
+mod eta;
+mod gpus;
+mod memory;
+mod rehearsal;
+mod report;
+
+use std::time::Instant;
+
+use arinar_model::{flops::Flops, precision::Precision};
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_128;
+
+pub use checkpoints::{Checkpoints, checkpoint_bytes};
+pub use egress::{Egress, Reading};
+pub use eta::{Eta, Pace, Sample, extrapolate};
+pub use gpus::{GPUS, Gpu, OnGpus, UTILISATION, published_utilisation};
+pub use memory::{EXACTNESS, Memory, largest_micro};
+pub use rehearsal::{Rehearsal, rehearse};
+
+use crate::{
+    collective::{Collective, Reduction, agree, require_equal},
+    config::{BatchShare, ConfigError, EvalConfig, LogFormat, TrainConfig},
+    exit::Stop,
+    run::{Placement, facts},
+    source::{Data, data_error},
+    train::Plan,
+};
+
+/// Steps in which an evaluation samples a picture, as `arinar-sample` does unless told otherwise.
+const SAMPLING_STEPS: i64 = 64;
+
+/// Everything there is to say. In JSON as it stands here.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// `run.name`.
+    pub run: String,
+    /// Number of ranks.
+    pub ranks: usize,
+    /// Machines they are on.
+    pub machines: usize,
+    /// libtorch threads of each rank.
+    pub threads: usize,
+    /// Number format.
+    pub precision: Precision,
+    /// The model's size and work.
+    pub model: ModelFigures,
+    /// Length of the run.
+    pub length: Length,
+    /// Bytes of a rank.
+    pub memory_per_rank: Memory,
+    /// Bytes of one checkpoint.
+    pub checkpoint_bytes: u64,
+    /// What is fetched from the store of the dataset; null for a synthetic one.
+    pub egress: Option<Egress>,
+    /// The measured steps; null where memory is too small for them.
+    pub rehearsal: Option<Rehearsal>,
+    /// The run at the pace of the rehearsal.
+    pub here: Option<Here>,
+    /// The run on as many GPUs as there are ranks: an estimate, no GPU has run this.
+    pub gpus: Vec<OnGpus>,
+    /// The share of a GPU's peak rate that is assumed.
+    pub gpu_utilisation: f64,
+}
+
+/// Parameters and operations of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ModelFigures {
+    /// Trainable parameters of the outer layer.
+    pub outer_parameters: i64,
+    /// Trainable parameters of the inner layer.
+    pub head_parameters: i64,
+    /// Tokens of a picture.
+    pub tokens: i64,
+    /// Of them masked, on average.
+    pub masked_tokens: f64,
+    /// Operations of one picture in training, forward and backward.
+    pub training_flops: Flops,
+    /// Operations of a step.
+    pub step_flops: f64,
+}
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Length {
+    /// Samples of an epoch.
+    pub samples: u64,
+    /// Steps of an epoch.
+    pub steps_per_epoch: f64,
+    /// Steps of the run.
+    pub steps: u64,
+    /// Epochs of the run.
+    pub epochs: f64,
+    /// Pictures of a step.
+    pub global_batch: usize,
+    /// Of them on one rank at once.
+    pub micro_batch: usize,
+    /// Micro-batches of a rank one after the other.
+    pub accumulation: usize,
+}
+
+/// The run on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Here {
+    /// Pictures a second on all ranks.
+    pub images_per_second: f64,
+    /// Operations a second on all ranks.
+    pub flops_per_second: f64,
+    /// Seconds.
+    pub eta: Eta,
+    /// Checkpoints at this pace.
+    pub checkpoints: Checkpoints,
+}
+
+/// Rehearses, and prints the forecast on rank 0. All ranks call it together; nothing is written anywhere.
+///
+/// # Errors
+/// A configuration or dataset that does not do, or a failure of the rehearsal.
+pub fn plan(
+    collective: &dyn Collective,
+    placement: &Placement,
+    config: Result<TrainConfig, ConfigError>,
+) -> Result<(), Stop> {
+    let config = agree(collective, config.map_err(Stop::configuration))?;
+    require_equal(collective, &facts(&config)?)?;
+    let batch = config.share_batch(collective.world(), placement.full_world(collective.world()));
+    let batch = agree(collective, batch.map_err(Stop::configuration))?;
+    let data = if collective.rank() == 0 { Data::open(&config).map(Some) } else { Ok(None) };
+    let data = agree(collective, data)?;
+    let mut leads = [f64::from(u8::from(placement.role(collective).leads))];
+    collective.all_reduce_scalars(&mut leads, Reduction::Sum)?;
+    let process = crate::memory::resident();
+    let rehearsal = rehearse(collective, placement, &config, batch)?;
+    let Some(data) = data else { return agree(collective, Ok(())) };
+    let setting = Setting {
+        config: &config,
+        batch,
+        ranks: collective.world(),
+        machines: leads[0] as usize,
+        threads: config.train.threads.unwrap_or(placement.threads),
+        process,
+    };
+    let forecast = agree(collective, setting.forecast(&data, rehearsal))?;
+    match config.log.format {
+        LogFormat::Text => println!("{}", forecast.text()),
+        LogFormat::Json => println!("{}", serde_json::to_string(&forecast).map_err(Stop::failure)?),
+    }
+    Ok(())
+}
+
+/// What the figures follow from.
+struct Setting<'a> {
+    config: &'a TrainConfig,
+    batch: BatchShare,
+    ranks: usize,
+    machines: usize,
+    threads: usize,
+    process: u64,
+}
+
+impl Setting<'_> {
+    fn forecast(&self, data: &Data, rehearsal: Option<Rehearsal>) -> Result<Forecast, Stop> {
+        let (config, model) = (self.config, &self.config.model);
+        let plan = Plan::new(config, data.samples());
+        let training_flops = model.training_flops();
+        let global_batch = config.batch.global;
+        let length = Length {
+            samples: plan.samples,
+            steps_per_epoch: plan.samples as f64 / global_batch as f64,
+            steps: plan.total_steps,
+            epochs: plan.epoch(plan.total_steps, global_batch),
+            global_batch,
+            micro_batch: self.batch.micro,
+            accumulation: self.batch.accumulation,
+        };
+        let memory = Memory::of_rank(config, self.ranks, self.batch, self.process);
+        Ok(Forecast {
+            run: config.run.name.clone(),
+            ranks: self.ranks,
+            machines: self.machines,
+            threads: self.threads,
+            precision: config.precision,
+            model: ModelFigures {
+                outer_parameters: model.outer_parameter_count(),
+                head_parameters: model.head_parameter_count(),
+                tokens: model.sequence_length(),
+                masked_tokens: model.mean_masked(),
+                training_flops,
+                step_flops: training_flops.total() * global_batch as f64,
+            },
+            length,
+            memory_per_rank: memory,
+            checkpoint_bytes: checkpoint_bytes(model),
+            egress: self.egress(data, length.epochs)?,
+            rehearsal,
+            here: rehearsal.map(|rehearsal| self.here(&plan, rehearsal.step_seconds)),
+            gpus: GPUS.iter().map(|gpu| self.on_gpus(gpu, &plan, &memory)).collect(),
+            gpu_utilisation: UTILISATION,
+        })
+    }
+
+    fn egress(&self, data: &Data, epochs: f64) -> Result<Option<Egress>, Stop> {
+        let Data::Encoded(dataset) = data else { return Ok(None) };
+        let reading = Reading {
+            cached: dataset.is_cached(),
+            cache_limit: self.config.data.cache_limit.map(|limit| limit.0),
+            window: self.config.data.shuffle_window,
+            seed: self.config.seed,
+            epochs,
+            machines: self.machines as u64,
+        };
+        Egress::of_run(&dataset.manifest, &reading).map(Some).map_err(data_error)
+    }
+
+    fn here(&self, plan: &Plan, step_seconds: f64) -> Here {
+        let images_per_second = self.config.batch.global as f64 / step_seconds;
+        let checkpoints = Checkpoints::of_run(self.config, plan, step_seconds);
+        let of_rank = checkpoints.bytes as f64 / self.ranks as f64;
+        let eta = Eta {
+            steps: plan.total_steps as f64 * step_seconds,
+            checkpoints: checkpoints.saved as f64 * of_rank / copy_rate(),
+            evaluations: self.evaluated_images(plan) * self.sampling_share() / images_per_second,
+        };
+        let flops_per_second = images_per_second * self.config.model.training_flops().total();
+        Here { images_per_second, flops_per_second, eta, checkpoints }
+    }
+
+    fn evaluated_images(&self, plan: &Plan) -> f64 {
+        let epochs = plan.epoch(plan.total_steps, self.config.batch.global);
+        let images = |eval: &EvalConfig| (epochs / eval.every_epochs).floor() * eval.num_images as f64;
+        self.config.eval.as_ref().map_or(0.0, images)
+    }
+
+    /// What sampling a picture costs, in pictures trained.
+    fn sampling_share(&self) -> f64 {
+        let model = &self.config.model;
+        let guided = self.config.eval.as_ref().is_some_and(|eval| eval.guidance_scale != 1.0);
+        let steps = SAMPLING_STEPS.min(model.sequence_length());
+        model.sampling_flops(steps, guided) / model.training_flops().total()
+    }
+
+    fn on_gpus(&self, gpu: &Gpu, plan: &Plan, memory: &Memory) -> OnGpus {
+        let flops = self.config.model.training_flops().total();
+        let images_per_second = gpu.images_per_second(self.config.precision, self.ranks, flops);
+        let step_seconds = self.config.batch.global as f64 / images_per_second;
+        OnGpus {
+            gpu: gpu.name,
+            images_per_second,
+            seconds: plan.total_steps as f64 * step_seconds,
+            // What the process itself holds, and a checkpoint's copy, are in the host's memory.
+            fits: gpu.fits(memory.while_training() - memory.process),
+            checkpoint_bytes: Checkpoints::of_run(self.config, plan, step_seconds).written_bytes,
+        }
+    }
+}
+
+/// Bytes a second at which memory is copied and hashed here, as a checkpoint does.
+fn copy_rate() -> f64 {
+    let source = vec![1_u8; 32 << 20];
+    let began = Instant::now();
+    let copy = source.clone();
+    std::hint::black_box(xxh3_128(&copy));
+    copy.len() as f64 / began.elapsed().as_secs_f64().max(1e-9)
+}

@@ -1,0 +1,305 @@
+//! `--check`: everything that would end a run, at once or after hours, found in seconds. Nothing is left behind, and
+//! nobody who runs is disturbed.
+
+mod finding;
+mod machine;
+mod places;
+mod resume;
+mod software;
+mod stores;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use arinar_data::{dataset::default_cache, store::Store};
+use arinar_model::device::DeviceChoice;
+use indicatif::DecimalBytes;
+use serde::{Deserialize, Serialize};
+
+pub use finding::{Finding, Verdict};
+
+use crate::{
+    checkpoint::{Role, Spool},
+    collective::{Collective, agree, gather},
+    config::{ConfigError, LogFormat, TrainConfig},
+    estimate::{Checkpoints, checkpoint_bytes},
+    exit::Stop,
+    run::{Placement, facts},
+    train::Plan,
+};
+
+use machine::Crowd;
+use places::Place;
+use stores::Data;
+
+/// By more than this clocks of two machines must not differ, in seconds: stores refuse signatures by a wrong clock.
+const CLOCK_TOLERANCE: u64 = 60;
+/// Small files beside checkpoints: curves and logs.
+const LOGS: u64 = 200_000_000;
+
+/// What one rank has found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Witness {
+    rank: usize,
+    host: String,
+    /// Seconds since 1970 by its clock.
+    clock: u64,
+    /// Program and configuration, as they must be the same on all ranks.
+    facts: Vec<(String, String)>,
+    findings: Vec<Finding>,
+}
+
+/// Looks at everything, and prints it on rank 0. All ranks call it together, with their own reading of the
+/// configuration, the values of which need not have been checked.
+///
+/// # Errors
+/// [`Stop::Configuration`] when something must be changed; it has been told.
+pub fn check(
+    collective: &dyn Collective,
+    placement: &Placement,
+    config: Result<TrainConfig, ConfigError>,
+    format: Option<LogFormat>,
+) -> Result<(), Stop> {
+    let told_as = config.as_ref().map_or(LogFormat::Text, |config| config.log.format);
+    let witness = Witness::look(collective, placement, config);
+    let mine = serde_json::to_vec(&witness).map_err(Stop::failure)?;
+    let witnesses = gather(collective, &mine)?;
+    if collective.rank() != 0 {
+        return agree(collective, Ok(()));
+    }
+    let read = |bytes: &Vec<u8>| serde_json::from_slice(bytes).map_err(Stop::failure);
+    let witnesses: Result<Vec<Witness>, Stop> = witnesses.iter().map(read).collect();
+    let told = witnesses.and_then(|witnesses| tell(&merge(&witnesses), format.unwrap_or(told_as)));
+    agree(collective, told)
+}
+
+/// Every line, and how it ends.
+fn tell(findings: &[Finding], format: LogFormat) -> Result<(), Stop> {
+    for finding in findings {
+        println!("{}", finding.line(format));
+    }
+    match findings.iter().filter(|finding| finding.verdict == Verdict::Problem).count() {
+        0 => Ok(()),
+        1 => Err(Stop::Configuration("the check found 1 problem, see its line".to_owned())),
+        problems => Err(Stop::Configuration(format!("the check found {problems} problems, see their lines"))),
+    }
+}
+
+/// All of rank 0's findings, and what is different or wrong elsewhere.
+fn merge(witnesses: &[Witness]) -> Vec<Finding> {
+    let Some((first, others)) = witnesses.split_first() else { return Vec::new() };
+    let mut findings = first.findings.clone();
+    for other in others {
+        let (rank, host) = (other.rank, &other.host);
+        let elsewhere =
+            other.findings.iter().filter(|finding| finding.verdict != Verdict::Ok && !first.findings.contains(finding));
+        findings.extend(
+            elsewhere
+                .map(|finding| Finding { said: format!("rank {rank} on {host}: {}", finding.said), ..finding.clone() }),
+        );
+        let differ = other.facts.iter().zip(&first.facts).filter(|(theirs, ours)| theirs != ours);
+        findings.extend(differ.map(|((name, theirs), (_, ours))| {
+            let cure = "start every rank with the same program and configuration";
+            Finding::problem("ranks", format!("rank {rank} on {host} has {name} {theirs}, rank 0 has {ours}; {cure}"))
+        }));
+        if other.clock.abs_diff(first.clock) > CLOCK_TOLERANCE {
+            let (off, ours) = (other.clock.abs_diff(first.clock), &first.host);
+            let cure = "set the clocks (NTP): stores refuse requests by a wrong one";
+            findings.push(Finding::problem("clock", format!("those of {host} and {ours} are {off} s apart; {cure}")));
+        }
+    }
+    let mut hosts: Vec<&str> = witnesses.iter().map(|witness| witness.host.as_str()).collect();
+    hosts.sort_unstable();
+    hosts.dedup();
+    findings.push(Finding::ok("ranks", format!("{} looked, on {}", witnesses.len(), hosts.join(", "))));
+    findings
+}
+
+impl Witness {
+    fn look(collective: &dyn Collective, placement: &Placement, config: Result<TrainConfig, ConfigError>) -> Self {
+        let role = placement.role(collective);
+        let read = config.as_ref().ok().and_then(|config| facts(config).ok());
+        let facts = read.map(|facts| facts.map(|(name, value)| (name.to_owned(), value)).to_vec());
+        // A clock is read when all ranks are here, so that those of all can be compared.
+        let _ = collective.barrier();
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let choice = config.as_ref().map_or(DeviceChoice::Auto, |config| config.train.device);
+        let mut findings = Look { role, placement }.findings(config);
+        if role.leads {
+            findings.extend(software::look(choice));
+        }
+        findings.push(software::collectives(collective, placement.device));
+        Self {
+            rank: collective.rank(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            clock,
+            facts: facts.unwrap_or_default(),
+            findings,
+        }
+    }
+}
+
+/// One rank looks.
+struct Look<'a> {
+    role: Role,
+    placement: &'a Placement,
+}
+
+impl Look<'_> {
+    fn findings(&self, config: Result<TrainConfig, ConfigError>) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        match config {
+            Err(problem) => findings.push(Finding::problem("configuration", problem)),
+            Ok(config) => self.configured(&config, &mut findings),
+        }
+        if self.role.leads {
+            findings.extend(machine::shared_memory(self.role.ranks_here, software::gpus() > 0));
+        }
+        findings
+    }
+
+    /// What depends on the configuration. One rank of each machine looks at what the machine's ranks share.
+    fn configured(&self, config: &TrainConfig, findings: &mut Vec<Finding>) {
+        let problems = config.problems();
+        let sound = problems.is_empty();
+        findings.extend(problems.iter().map(|problem| Finding::problem("configuration", problem)));
+        let batch = config.share_batch(self.role.world, self.placement.full_world(self.role.world));
+        match &batch {
+            Ok(batch) if sound => {
+                let (global, ranks) = (config.batch.global, self.role.world);
+                let told = format!(
+                    "{}; batch {global} = {ranks} rank(s) x {} micro-batch(es) of {}",
+                    config.run.name, batch.accumulation, batch.micro
+                );
+                findings.push(Finding::ok("configuration", told));
+            }
+            Ok(_) => {}
+            Err(problem) => findings.push(Finding::problem("configuration", problem)),
+        }
+        if !self.role.leads {
+            return;
+        }
+        let (data, found) = stores::dataset(config, sound);
+        findings.extend(found);
+        self.run_folder(config, sound, data.as_ref(), findings);
+        if let Some(data) = &data {
+            findings.extend(self.cache(config, data));
+            findings.push(machine::open_files(data.window(config).0));
+        }
+        let threads = config.train.threads.unwrap_or(self.placement.threads);
+        findings.push(machine::cores(self.role.ranks_here, threads));
+        if sound {
+            findings.push(model(config));
+        }
+        if let (true, Ok(batch)) = (sound, batch) {
+            let crowd = Crowd { world: self.role.world, here: self.role.ranks_here, batch };
+            findings.push(machine::memory(config, crowd));
+        }
+    }
+
+    /// The store of the checkpoints, the disk they need, and what lies there already.
+    fn run_folder(&self, config: &TrainConfig, sound: bool, data: Option<&Data>, findings: &mut Vec<Finding>) {
+        if self.role.rank == 0 {
+            findings.push(log_folder(config).look());
+        }
+        let store = match stores::open(&config.run.dir) {
+            Ok(store) => store,
+            Err(problem) => return findings.push(Finding::problem("run.dir", problem)),
+        };
+        let usable = stores::run_folder(&store);
+        // What cannot be used at all is said once.
+        let usable_at_all = usable.verdict != Verdict::Problem;
+        findings.push(usable);
+        if self.role.rank == 0 && usable_at_all {
+            findings.push(stores::lease(&store));
+            if sound {
+                findings.extend(resume::resume(config, &store, data));
+            }
+        }
+        if sound && usable_at_all {
+            findings.extend(self.checkpoint_disk(config, &store, data));
+        }
+    }
+
+    /// Room for checkpoints: for all that are kept where they stay, for some on their way to a bucket.
+    fn checkpoint_disk(&self, config: &TrainConfig, store: &Store, data: Option<&Data>) -> Option<Finding> {
+        if let Some(path) = store.local_path("") {
+            // How many are kept depends on steps alone, but for the pace, which hardly matters.
+            let plan = Plan::new(config, data?.samples());
+            let needed = Checkpoints::of_run(config, &plan, 1.0).most_bytes;
+            return Some(Place { key: "run.dir", path, needed, purpose: "its checkpoints" }.look());
+        }
+        let here = checkpoint_bytes(&config.model) / self.role.world as u64 * self.role.ranks_here as u64;
+        let spool = &config.checkpoint;
+        if let Some(limit) = spool.spool_limit.filter(|limit| limit.0 < here) {
+            let told =
+                format!("{limit} bytes are less than one checkpoint, which has {here} on this machine; raise it");
+            return Some(Finding::problem("checkpoint.spool_limit", told));
+        }
+        Some(match Spool::folder_of(spool.spool_dir.as_deref(), store.url()) {
+            // One that is sent, and one that is written meanwhile.
+            Ok(path) => {
+                Place { key: "checkpoint.spool_dir", path, needed: 2 * here, purpose: "two checkpoints" }.look()
+            }
+            Err(problem) => Finding::problem("checkpoint.spool_dir", problem),
+        })
+    }
+
+    /// Room for the shards that are copied.
+    fn cache(&self, config: &TrainConfig, data: &Data) -> Option<Finding> {
+        let Data::Encoded { cached: true, .. } = data else { return None };
+        let path = config.data.cache_dir.as_ref().map_or_else(default_cache, PathBuf::from);
+        let needed = data.window(config).1;
+        Some(Place { key: "data.cache_dir", path, needed, purpose: "the shards of two windows" }.look())
+    }
+}
+
+/// What the model comes to.
+fn model(config: &TrainConfig) -> Finding {
+    let millions = config.model.parameter_count() as f64 / 1e6;
+    let tera = config.model.training_flops().total() * config.batch.global as f64 / 1e12;
+    let checkpoint = DecimalBytes(checkpoint_bytes(&config.model));
+    Finding::ok("model", format!("{millions:.1}M parameters, {tera:.3} TFLOP a step, checkpoints of {checkpoint}"))
+}
+
+fn log_folder(config: &TrainConfig) -> Place {
+    Place { key: "run.log_dir", path: Path::new(&config.run.log_dir).to_path_buf(), needed: LOGS, purpose: "curves" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn witness(rank: usize, host: &str, findings: Vec<Finding>) -> Witness {
+        let facts = vec![("configuration hash".to_owned(), "a".to_owned())];
+        Witness { rank, host: host.to_owned(), clock: 1000, facts, findings }
+    }
+
+    #[test]
+    fn other_machines_tell_what_is_wrong_with_them_alone() {
+        let shared = Finding::problem("data.url", "gone");
+        let own = Finding::problem("data.cache_dir", "full");
+        let mut late = witness(2, "c", vec![]);
+        late.clock = 2000;
+        late.facts[0].1 = "b".to_owned();
+        let merged = merge(&[
+            witness(0, "a", vec![shared.clone(), Finding::ok("memory", "much")]),
+            witness(1, "b", vec![shared.clone(), own, Finding::ok("memory", "little")]),
+            late,
+        ]);
+        let said: Vec<&str> = merged.iter().map(|finding| finding.said.as_str()).collect();
+        assert_eq!(said[..3], ["gone", "much", "rank 1 on b: full"]);
+        assert!(said[3].starts_with("rank 2 on c has configuration hash b, rank 0 has a"), "{said:?}");
+        assert!(said[4].starts_with("those of c and a are 1000 s apart"), "{said:?}");
+        assert_eq!(said[5..], ["3 looked, on a, b, c"]);
+    }
+
+    #[test]
+    fn a_problem_is_the_end() {
+        assert!(tell(&[Finding::ok("a", "b"), Finding::note("c", "d")], LogFormat::Text).is_ok());
+        let stop = tell(&[Finding::problem("a", "b")], LogFormat::Text);
+        assert!(matches!(stop, Err(Stop::Configuration(_))));
+    }
+}

@@ -1,0 +1,176 @@
+//! The stores of a run: can it read its dataset, and put, get and delete in its folder?
+
+use std::time::Instant;
+
+use arinar_data::{
+    cache::{choose_window, needed_bytes},
+    error::DataError,
+    manifest::Manifest,
+    store::{
+        PATIENCE_VARIABLE, Store, StoreError,
+        cloud::Environment,
+        lease::{Lease, LeaseError},
+    },
+    verify::verify_smallest,
+};
+use indicatif::DecimalBytes;
+
+use super::{
+    finding::Finding,
+    places::{nearest_folder, try_writing},
+};
+use crate::{
+    config::TrainConfig,
+    source::{misfits, synthetic_samples},
+};
+
+/// Seconds for which a store that fails is asked again, unless the user has said otherwise: whoever checks waits.
+const PATIENCE: &str = "10";
+
+/// Opens a store for a check.
+///
+/// # Errors
+/// A URL or credentials that cannot be used.
+pub fn open(url: &str) -> Result<Store, StoreError> {
+    Store::open_with(url, &Environment::of_process().with_default(PATIENCE_VARIABLE, PATIENCE))
+}
+
+/// The dataset of a run, as far as it could be read.
+pub enum Data {
+    /// Noise, of which an epoch has so many samples.
+    Synthetic(u64),
+    /// An encoded dataset.
+    Encoded {
+        /// Its manifest.
+        manifest: Box<Manifest>,
+        /// Its shards are copied to a cache before they are read.
+        cached: bool,
+    },
+}
+
+impl Data {
+    /// Samples of an epoch.
+    pub fn samples(&self) -> u64 {
+        match self {
+            Self::Synthetic(samples) => *samples,
+            Self::Encoded { manifest, .. } => manifest.num_samples,
+        }
+    }
+
+    /// Shards that are open at once, and bytes that the cache must hold for them.
+    pub fn window(&self, config: &TrainConfig) -> (u64, u64) {
+        let Self::Encoded { manifest, cached } = self else { return (0, 0) };
+        let window = choose_window(manifest, limit(config, *cached), config.data.shuffle_window).unwrap_or(0);
+        let shards = manifest.shards.len() as u64;
+        let open = if window == 0 { shards } else { shards.min(window.saturating_mul(2)) };
+        (open, if *cached { needed_bytes(manifest, window) } else { 0 })
+    }
+}
+
+fn limit(config: &TrainConfig, cached: bool) -> Option<u64> {
+    config.data.cache_limit.map(|limit| limit.0).filter(|_| cached)
+}
+
+/// Opens the dataset and reads one shard of it. Where the configuration's model is not `sound`, it is not compared.
+pub fn dataset(config: &TrainConfig, sound: bool) -> (Option<Data>, Vec<Finding>) {
+    const WHAT: &str = "data.url";
+    let url = &config.data.url;
+    match synthetic_samples(url) {
+        Some(Ok(samples)) => {
+            let finding = Finding::note(WHAT, format!("{samples} samples of noise: nothing is learnt from them"));
+            return (Some(Data::Synthetic(samples)), vec![finding]);
+        }
+        Some(Err(stop)) => return (None, vec![Finding::problem(WHAT, stop)]),
+        None => {}
+    }
+    let opened = open(url).map_err(DataError::from).and_then(|store| Ok((Manifest::read(&store)?, store)));
+    let (manifest, store) = match opened {
+        Ok(opened) => opened,
+        Err(problem) => return (None, vec![Finding::problem(WHAT, problem)]),
+    };
+    let mut findings = Vec::new();
+    let problems = if sound { misfits(&manifest, store.url(), &config.model) } else { Vec::new() };
+    if problems.is_empty() {
+        let (samples, shards) = (manifest.num_samples, manifest.shards.len());
+        let told = format!("{}: {samples} samples in {shards} shards, {} classes", store.url(), manifest.classes.len());
+        findings.push(Finding::ok(WHAT, told));
+    }
+    findings.extend(problems.iter().map(|problem| Finding::problem(WHAT, problem)));
+    findings.push(read_shard(&store, &manifest));
+    let cached = config.data.cache_dir.is_some() || !store.is_local();
+    let window = choose_window(&manifest, limit(config, cached), config.data.shuffle_window);
+    findings.extend(window.err().map(|problem| Finding::problem("data.cache_limit", problem)));
+    (Some(Data::Encoded { manifest: Box::new(manifest), cached }), findings)
+}
+
+fn read_shard(store: &Store, manifest: &Manifest) -> Finding {
+    let began = Instant::now();
+    match verify_smallest(store, manifest) {
+        Ok(shard) => {
+            let seconds = began.elapsed().as_secs_f64();
+            let rate = DecimalBytes((shard.bytes as f64 / seconds.max(1e-6)) as u64);
+            let (name, bytes) = (&shard.name, DecimalBytes(shard.bytes));
+            Finding::ok("a shard", format!("{name} is sound; its {bytes} were read and verified at {rate}/s"))
+        }
+        Err(problem) => Finding::problem("a shard", problem),
+    }
+}
+
+/// Lists the run's folder, and puts, gets and deletes a small object there. Where a local folder is not there, the nearest is tried
+/// instead, and none is made.
+pub fn run_folder(store: &Store) -> Finding {
+    const WHAT: &str = "run.dir";
+    let url = store.url();
+    if let Some(path) = store.local_path("").filter(|path| !path.is_dir()) {
+        let tried = nearest_folder(&path).and_then(|folder| {
+            try_writing(&folder).map_err(|error| format!("no file can be written in {} ({error})", folder.display()))
+        });
+        return match tried {
+            Ok(()) => Finding::ok(WHAT, format!("{url} will be made")),
+            Err(problem) => Finding::problem(WHAT, format!("{url}: {problem}; set run.dir to another place")),
+        };
+    }
+    match put_get_delete(store) {
+        Ok(()) => Finding::ok(WHAT, format!("{url}: list, put, get and delete work")),
+        Err(problem) => Finding::problem(WHAT, problem),
+    }
+}
+
+/// Whether another job writes there.
+pub fn lease(store: &Store) -> Finding {
+    const WHAT: &str = "lease";
+    match Lease::look(store) {
+        Ok(()) => Finding::ok(WHAT, format!("nobody else writes to {}", store.url())),
+        Err(LeaseError::Store(problem)) => Finding::problem(WHAT, problem),
+        Err(held) => Finding::problem(WHAT, held),
+    }
+}
+
+fn put_get_delete(store: &Store) -> Result<(), StoreError> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let letters: String = host.chars().filter(char::is_ascii_alphanumeric).collect();
+    // A run lists its checkpoints first; and where there is no bucket, some stores would make one to put into.
+    store.list("")?;
+    let probe = Probe { store, name: format!("check-{letters}-{}.tmp", std::process::id()) };
+    let contents = probe.name.clone().into_bytes();
+    store.put(&probe.name, contents.clone())?;
+    let found = store.get(&probe.name)?;
+    if found != contents {
+        let (url, bytes) = (store.url_of(&probe.name), found.len() as u64);
+        return Err(StoreError::Size { url, expected: contents.len() as u64, found: bytes });
+    }
+    store.delete(&probe.name)
+}
+
+/// An object that is gone in the end, whatever fails in between.
+struct Probe<'a> {
+    store: &'a Store,
+    name: String,
+}
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        // If it cannot be deleted, that has been said already.
+        let _ = self.store.delete(&self.name);
+    }
+}
