@@ -3,7 +3,7 @@
 
 PREFIX   ?= $(HOME)/.local
 CARGO    ?= cargo
-BINARIES := arinar-data arinar-trainer arinar-sample
+BINARIES := arinar-data arinar-trainer arinar-sample arinar-launcher
 ENV      := . ops/env.sh &&
 
 .DEFAULT_GOAL := help
@@ -53,11 +53,11 @@ check: bootstrap-tests
 	echo "== cargo doc"
 	$(ENV) RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	echo "== shellcheck"
-	shellcheck ops/*.sh tests/ops/*.sh .ci/run
+	shellcheck ops/*.sh ops/slurm/*.sbatch tests/ops/*.sh .ci/run
 
 bench: build
 	echo "== bench"
-	$(ENV) $(CARGO) bench --locked --workspace --bench arinar_b --bench records --bench checkpoint --bench cold_store
+	$(ENV) $(CARGO) bench --locked --workspace --bench arinar_b --bench records --bench checkpoint --bench cold_store --bench launcher
 
 clean:
 	$(CARGO) clean --quiet

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The alarms do what they say (promtool), and the dashboard asks for what a launcher's /metrics has: a real Prometheus scrapes
+# one that trains.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. ops/env.sh
+home=${ARINAR_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/arinar}
+export PATH=$PWD/target/release:$PATH:$home/prometheus/usr/bin
+
+promtool check rules ops/grafana/alerts.yaml >/dev/null
+promtool test rules tests/ops/alerts_test.yaml >/dev/null
+python3 -B tests/ops/dashboard.py

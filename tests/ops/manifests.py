@@ -1,0 +1,110 @@
+"""Checks ops/kubernetes: schemas, what refers to what inside a pod, and the launcher's arguments by the launcher itself."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+FOLDER = Path("ops/kubernetes")
+SCHEMA = yaml.safe_load(Path("tests/ops/mpijob_schema.yaml").read_text())
+KUBERNETES = "1.30"
+
+
+def duration_secs(text):
+    """`150s` or `3m` in seconds."""
+    return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
+
+
+def option(arguments, name):
+    """The value of `--name=value`."""
+    values = [argument.split("=", 1)[1] for argument in arguments if argument.startswith(f"--{name}=")]
+    return values[0] if values else sys.exit(f"manifests: the launcher's arguments lack --{name}=")
+
+
+def validate(kind, version, name, body):
+    """Against Kubernetes' schema of this kind; unknown fields are errors."""
+    whole = {"apiVersion": version, "kind": kind, "metadata": {"name": name}} | body
+    kubernetes_validate.validate(whole, KUBERNETES, strict=True)
+
+
+def pod_problems(name, spec):
+    """What a schema does not see: names that refer to something."""
+    for container in spec["containers"]:
+        ports = {port["name"] for port in container.get("ports", [])}
+        probe = container.get("readinessProbe", {})
+        port = (probe.get("httpGet") or probe.get("tcpSocket") or {}).get("port")
+        if port not in ports:
+            yield f"{name}: the readiness probe asks port {port}, and the container has {sorted(ports)}"
+        mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+        if mounted != (volumes := {volume["name"] for volume in spec.get("volumes", [])}):
+            yield f"{name}: mounts {sorted(mounted)}, and the volumes are {sorted(volumes)}"
+
+
+def launcher_problems(job):
+    """What the launcher and the rest of the job must agree in."""
+    replicas = job["spec"]["mpiReplicaSpecs"]
+    pod, workers = replicas["Launcher"]["template"]["spec"], replicas["Worker"]
+    container = pod["containers"][0]
+    arguments = container["args"]
+    slots = job["spec"]["slotsPerWorker"]
+    if slots != workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]:
+        yield "slotsPerWorker is not the number of GPUs of a worker"
+    if int(option(arguments, "min-ranks")) > slots * workers["replicas"]:
+        yield "--min-ranks is more than all ranks"
+    for name, period in [("launcher", pod), ("worker", workers["template"]["spec"])]:
+        if period["terminationGracePeriodSeconds"] <= duration_secs(option(arguments, "grace")):
+            yield f"the {name}'s terminationGracePeriodSeconds leave no time for --grace"
+    if option(arguments, "status-port") != f"0.0.0.0:{container['ports'][0]['containerPort']}":
+        yield "--status-port is not the port of the container"
+    yield from refused(container["command"] + arguments, slots * workers["replicas"])
+
+
+def refused(command, slots):
+    """What the real launcher says against this command, started nowhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        hosts = Path(folder) / "hosts"
+        hosts.write_text(f"localhost slots={slots}\n")
+        places = {"--hostfile": f"--hostfile={hosts}", "--set=run.log_dir": f"--set=run.log_dir={folder}/logs"}
+        replaced = [next((new for old, new in places.items() if word.startswith(old)), word) for word in command]
+        done = subprocess.run(replaced + ["--dry-run"], capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode != 0 or f"-n {slots} " not in done.stdout:
+            yield f"arinar-launcher ends with {done.returncode}: {done.stderr.strip() or done.stdout}"
+
+
+def monitor_problems(monitor, job):
+    """The PodMonitor must find the launcher's pod, whose role the operator writes into a label."""
+    pod = job["spec"]["mpiReplicaSpecs"]["Launcher"]["template"]
+    labels = pod["metadata"]["labels"] | {"training.kubeflow.org/job-role": "launcher"}
+    if not monitor["spec"]["selector"]["matchLabels"].items() <= labels.items():
+        yield "the PodMonitor does not find the launcher"
+    ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    if not {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= ports:
+        yield "the PodMonitor asks a port that the launcher does not have"
+
+
+def main():
+    """Ends with what is wrong, if anything is."""
+    claim, job = yaml.safe_load_all((FOLDER / "mpijob.yaml").read_text())
+    monitor = yaml.safe_load((FOLDER / "podmonitor.yaml").read_text())
+    problems = []
+    try:
+        kubernetes_validate.validate(claim, KUBERNETES, strict=True)
+        jsonschema.validate(job, SCHEMA)
+        for role, replica in job["spec"]["mpiReplicaSpecs"].items():
+            template = replica["template"]
+            validate("Pod", "v1", role.lower(), {"metadata": template["metadata"], "spec": template["spec"]})
+            problems += pod_problems(role, template["spec"])
+    except (jsonschema.ValidationError, kubernetes_validate.ValidationError) as error:
+        problems.append(f"{'.'.join(map(str, error.path))}: {error.message}")
+    else:
+        problems += list(launcher_problems(job)) + list(monitor_problems(monitor, job))
+    for problem in problems:
+        print(f"manifests: {problem}", file=sys.stderr)
+    return bool(problems)
+
+
+sys.exit(main())
