@@ -151,13 +151,13 @@ fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// A file that TensorBoard reads after all earlier ones: it sorts them by name. A restart within
-/// the same second gets a later number.
+/// A file that TensorBoard reads after all earlier ones: it sorts them by name. The nanoseconds tell starts on different
+/// machines apart, whose files may be copied to one folder of a store; within one folder the number does.
 fn new_file(folder: &Path) -> io::Result<(PathBuf, File)> {
-    let seconds = now().as_secs();
+    let now = now();
     let mut number = 0;
     loop {
-        let name = format!("events.out.tfevents.{seconds:010}.{number:04}.arinar");
+        let name = format!("events.out.tfevents.{:010}.{:09}.{number}.arinar", now.as_secs(), now.subsec_nanos());
         let path = folder.join(name);
         match File::create_new(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
