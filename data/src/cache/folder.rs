@@ -24,7 +24,8 @@ pub(super) struct CachedFile {
     pub(super) modified: SystemTime,
 }
 
-/// All files of all datasets. One that vanishes meanwhile is left out.
+/// All files of all datasets. One that vanishes meanwhile is left out, and so is what is no file: a copy is one, whatever
+/// else somebody keeps in the folder.
 pub(super) fn files(folder: &Path) -> io::Result<Vec<CachedFile>> {
     let mut found = Vec::new();
     for dataset in present(std::fs::read_dir(folder))? {
@@ -33,7 +34,7 @@ pub(super) fn files(folder: &Path) -> io::Result<Vec<CachedFile>> {
         }
         let dataset_id = dataset.file_name().to_string_lossy().into_owned();
         for file in present(std::fs::read_dir(dataset.path()))? {
-            let Ok(facts) = file.metadata() else { continue };
+            let Some(facts) = file.metadata().ok().filter(std::fs::Metadata::is_file) else { continue };
             let name = file.file_name().to_string_lossy().into_owned();
             let modified = facts.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             let (path, dataset_id) = (file.path(), dataset_id.clone());
@@ -89,4 +90,28 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_are_copies() {
+        let root = tempfile::tempdir().unwrap();
+        for folder in ["dataset", "spool/step-00000007", "empty"] {
+            std::fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
+        for file in ["beside", "dataset/b.part", "dataset/a", "spool/step-00000007/model"] {
+            std::fs::write(root.path().join(file), file).unwrap();
+        }
+        std::os::unix::fs::symlink(root.path().join("beside"), root.path().join("dataset/link")).unwrap();
+        std::os::unix::fs::symlink(root.path().join("dataset"), root.path().join("another")).unwrap();
+        let found = files(root.path()).unwrap();
+        let names: Vec<(&str, &str, u64)> =
+            found.iter().map(|file| (file.dataset_id.as_str(), file.name.as_str(), file.bytes)).collect();
+        assert_eq!(names, [("dataset", "a", 9), ("dataset", "b.part", 14)]);
+        assert!(files(&root.path().join("nowhere")).unwrap().is_empty());
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use configparser::ini::{Ini, IniDefault};
@@ -82,8 +82,12 @@ impl Files {
         Ok(found)
     }
 
-    fn modified(&self) -> [Option<SystemTime>; 2] {
-        [&self.credentials, &self.config].map(|file| std::fs::metadata(file.as_ref()?).ok()?.modified().ok())
+    /// When they were changed; `None` if that is so short ago that another change might have the same time.
+    fn modified(&self) -> Option<Times> {
+        let times =
+            [&self.credentials, &self.config].map(|file| std::fs::metadata(file.as_ref()?).ok()?.modified().ok());
+        let is_old = |time: &SystemTime| time.elapsed().is_ok_and(|age| age > SAME_TIME);
+        times.iter().flatten().all(is_old).then_some(times)
     }
 
     fn names(&self) -> String {
@@ -119,12 +123,18 @@ fn parse(file: &Path) -> Result<Option<Sections>, String> {
     whole.collect::<Result<_, _>>().map(Some)
 }
 
+/// Of the credentials and the configuration, where they are.
+type Times = [Option<SystemTime>; 2];
+
+/// Clocks of file systems stand still for some milliseconds, on others for up to two seconds.
+const SAME_TIME: Duration = Duration::from_secs(3);
+
 /// Keys of a profile file. The files are read again when they change, so that keys can be renewed under a running
 /// program.
 pub(super) struct FileCredentials {
     name: String,
     files: Files,
-    known: Mutex<([Option<SystemTime>; 2], Arc<AwsCredential>)>,
+    known: Mutex<(Option<Times>, Arc<AwsCredential>)>,
 }
 
 impl std::fmt::Debug for FileCredentials {
@@ -143,15 +153,15 @@ impl FileCredentials {
                  eval \"$(aws configure export-credentials --profile {name} --format env)\""
             ));
         }
-        let modified = files.modified();
         let Some(credential) = credential(&name, &settings)? else { return Ok(None) };
-        Ok(Some(Self { name, files, known: Mutex::new((modified, Arc::new(credential))) }))
+        // The files may have changed since the settings were read.
+        Ok(Some(Self { name, files, known: Mutex::new((None, Arc::new(credential))) }))
     }
 
     fn current(&self) -> Arc<AwsCredential> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let modified = self.files.modified();
-        if modified != known.0 {
+        if modified.is_none() || modified != known.0 {
             // A file that is being written may be half there; the keys that were good go on until it is whole.
             let settings = self.files.read(&self.name).ok().flatten().unwrap_or_default();
             if let Ok(Some(credential)) = credential(&self.name, &settings) {
