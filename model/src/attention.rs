@@ -4,13 +4,22 @@
 
 use tch::{Device, Kind, Tensor};
 
+/// Sequences up to this length are short: their table of weights costs less than what fused kernels do around it.
+const SHORT: i64 = 32;
+
 /// What each query makes of the values; `causal` hides from query i the keys after i.
 ///
 /// # Shapes
 /// `query` [..., N, C], `key` and `value` [..., M, C]; returns [..., N, C].
 pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, scale: f64, causal: bool) -> Tensor {
-    // libtorch's fused kernel for CPUs takes two to four times as long in bfloat16 as its matrix products.
-    if query.kind() == Kind::BFloat16 && query.device() == Device::Cpu {
+    let plain = match query.device() {
+        // libtorch's fused kernel for CPUs takes two to four times as long in bfloat16 as its matrix products.
+        Device::Cpu => query.kind() == Kind::BFloat16,
+        // The head has many thousand sequences of 16: fused kernels for GPUs count them with 32 bits, pad each to a
+        // tile of 64 or 128, and FlashAttention's backward pass addresses wrong memory past 21,845 of them.
+        _ => key.size()[key.dim() - 2] <= SHORT,
+    };
+    if plain {
         return weights(query, key, scale, causal).matmul(value);
     }
     Tensor::scaled_dot_product_attention(query, key, value, None::<&Tensor>, 0.0, causal, scale, false)

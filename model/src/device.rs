@@ -12,6 +12,10 @@ use thiserror::Error;
 const DRIVER: &str = "libcuda.so.1";
 /// libtorch's kernels for GPUs. The programs' rpath names its folder.
 const LIBTORCH_CUDA: &str = "libtorch_cuda.so";
+/// A folder for each GPU that the kernel's driver drives.
+const KERNEL_DRIVER: &str = "/proc/driver/nvidia/gpus";
+/// The GPUs that CUDA shows to a process; empty or -1 for none.
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 /// How loading it went.
 static LOADED: OnceLock<Result<(), DeviceError>> = OnceLock::new();
 
@@ -27,6 +31,12 @@ pub enum DeviceError {
         /// What the dynamic linker says.
         reason: String,
     },
+    /// The machine has GPUs and libtorch finds none of them: training on the CPU is not what was meant.
+    #[error(
+        "this machine has an NVIDIA GPU, but libtorch cannot use it: is the driver too old for CUDA 13 (nvidia-smi shows \
+         its version), or CUDA_VISIBLE_DEVICES wrong? Mend that, or ask for the device cpu"
+    )]
+    Unusable,
     /// A GPU is asked for and there is none.
     #[error("no GPU is found on this machine; check the driver with nvidia-smi, or ask for the device cpu")]
     NoGpu,
@@ -76,11 +86,12 @@ impl DeviceChoice {
     /// [`DeviceError`].
     pub fn device(self, local_rank: usize) -> Result<Device, DeviceError> {
         let gpus = if self == Self::Cpu { 0 } else { gpus()? };
-        self.among(gpus, local_rank)
+        self.among(gpus, has_hidden_gpus, local_rank)
     }
 
-    fn among(self, gpus: usize, local_rank: usize) -> Result<Device, DeviceError> {
+    fn among(self, gpus: usize, has_hidden: impl Fn() -> bool, local_rank: usize) -> Result<Device, DeviceError> {
         match (self, gpus) {
+            (Self::Auto, 0) if has_hidden() => Err(DeviceError::Unusable),
             (Self::Cpu, _) | (Self::Auto, 0) => Ok(Device::Cpu),
             (Self::Cuda, 0) => Err(DeviceError::NoGpu),
             _ => Ok(Device::Cuda(local_rank % gpus)),
@@ -97,6 +108,12 @@ pub fn gpus() -> Result<usize, DeviceError> {
         load_libtorch_cuda()?;
     }
     Ok(usize::try_from(tch::Cuda::device_count()).unwrap_or(0))
+}
+
+/// True where the kernel's driver has GPUs that nobody hides from this process.
+fn has_hidden_gpus() -> bool {
+    let hidden = std::env::var(VISIBLE).is_ok_and(|shown| shown.is_empty() || shown.starts_with("-1"));
+    !hidden && std::fs::read_dir(KERNEL_DRIVER).is_ok_and(|mut gpus| gpus.next().is_some())
 }
 
 /// True where NVIDIA's driver is installed.
@@ -136,6 +153,8 @@ mod tests {
     #[test]
     fn each_process_has_a_gpu_of_its_own_where_there_are_enough() {
         use DeviceChoice::{Auto, Cpu, Cuda};
+        assert_eq!(Auto.among(0, || true, 0), Err(DeviceError::Unusable));
+        assert_eq!(Cpu.among(0, || true, 0), Ok(Device::Cpu));
         for (choice, gpus, local_rank, expected) in [
             (Auto, 0, 3, Ok(Device::Cpu)),
             (Auto, 4, 3, Ok(Device::Cuda(3))),
@@ -144,7 +163,7 @@ mod tests {
             (Cuda, 4, 0, Ok(Device::Cuda(0))),
             (Cuda, 0, 0, Err(DeviceError::NoGpu)),
         ] {
-            assert_eq!(choice.among(gpus, local_rank), expected, "{choice} {gpus} {local_rank}");
+            assert_eq!(choice.among(gpus, || false, local_rank), expected, "{choice} {gpus} {local_rank}");
         }
     }
 

@@ -43,6 +43,10 @@ pub enum Event {
     },
     /// A collective was called.
     Call(Call),
+    /// A CUDA event marks all that is on a stream.
+    Record(Mark),
+    /// A stream waits for what an event marks.
+    Wait(Mark),
     /// The communicator has failed.
     Error {
         /// The value of `ncclResult_t`.
@@ -52,6 +56,15 @@ pub enum Event {
     Abort,
     /// The communicator was destroyed.
     Destroy,
+}
+
+/// An event and a stream.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct Mark {
+    /// The event's handle.
+    pub mark: u64,
+    /// The stream's handle; 0 is the default stream.
+    pub stream: u64,
 }
 
 /// A collective.

@@ -51,6 +51,7 @@ fn start_demo(folder: &Path, precision: &str) -> Child {
         format!("precision={precision}"),
         format!("train.max_steps={STEPS}"),
         "train.threads=1".to_owned(),
+        "train.device=cpu".to_owned(),
     ] {
         command.arg("--set").arg(value);
     }

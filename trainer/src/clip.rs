@@ -6,12 +6,14 @@ use crate::host;
 
 /// Elements per partial sum: the norm is the same for any number of threads.
 const CHUNK: usize = 1 << 16;
+/// Elsewhere than in host memory: libtorch makes a copy of a piece in float64 before it sums it.
+const PIECE: i64 = 1 << 24;
 
 /// The Euclidean norm of a flat gradient tensor, summed in float64; NaN or infinite exactly when
 /// some element is.
 pub fn grad_norm(gradients: &Tensor) -> f64 {
     if !host::is_host(gradients) {
-        return gradients.norm_scalaropt_dtype(2, Kind::Double).double_value(&[]);
+        return norm_in_pieces(gradients);
     }
     let elements = host::slice(gradients);
     let mut partial = vec![0.0; elements.len().div_ceil(CHUNK)];
@@ -29,6 +31,12 @@ pub fn grad_norm(gradients: &Tensor) -> f64 {
         }
     });
     partial.iter().sum::<f64>().sqrt()
+}
+
+fn norm_in_pieces(gradients: &Tensor) -> f64 {
+    let norms: Vec<Tensor> =
+        gradients.split(PIECE, 0).iter().map(|piece| piece.norm_scalaropt_dtype(2, Kind::Double)).collect();
+    Tensor::stack(&norms, 0).norm().double_value(&[])
 }
 
 /// One partial sum per chunk.
@@ -71,6 +79,10 @@ mod tests {
             let norm = grad_norm(&gradients);
             assert!((norm - expected).abs() <= 1e-12 * expected, "{len}: {norm} {expected}");
         }
+        // As on a GPU, in more than one piece.
+        let gradients = Tensor::arange(PIECE + 5, (Kind::Float, Device::Cpu)).sin();
+        let (norm, expected) = (norm_in_pieces(&gradients), grad_norm(&gradients));
+        assert!((norm - expected).abs() <= 1e-12 * expected, "{norm} {expected}");
     }
 
     #[test]

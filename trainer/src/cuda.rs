@@ -5,7 +5,10 @@
 //! stands for "all that libtorch has been asked to do". Contexts here are the device's primary one, which libtorch
 //! uses, too.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use arinar_model::device;
 use cudarc::driver::{
@@ -13,7 +16,9 @@ use cudarc::driver::{
     result::{self, memcpy_dtoh_async},
     sys,
 };
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+
+use crate::collective::nccl::HOST_STAND_IN;
 
 /// Bytes of each of the two pinned buffers: large enough for the bus's full speed, small beside a model.
 const STAGE: usize = 32 << 20;
@@ -30,15 +35,18 @@ pub enum CudaError {
     /// There is no driver.
     #[error("libcuda.so is not found: this machine has no NVIDIA driver")]
     NoDriver,
-    /// Only contiguous float32 tensors are copied as they lie.
-    #[error("a {0:?} tensor that is not contiguous float32 cannot be copied as it lies in memory")]
-    Layout(Kind),
+    /// Only contiguous float32 tensors of the copier's own GPU are copied as they lie.
+    #[error("a {0:?} tensor on {1:?} cannot be copied as it lies: it must be contiguous float32 of this GPU")]
+    Layout(Kind, Device),
 }
 
 /// Errors unless the driver library can be loaded; cudarc would panic.
 fn require_driver() -> Result<(), CudaError> {
-    // SAFETY: loads the driver library, whose initialisers only prepare itself.
-    if unsafe { sys::is_culib_present() } { Ok(()) } else { Err(CudaError::NoDriver) }
+    static PRESENT: OnceLock<bool> = OnceLock::new();
+    // SAFETY: loads the driver library, whose initialisers only prepare itself, and unloads it; asked once, so that it is
+    // never unloaded while cudarc, which then loads it for good, uses it.
+    let present = *PRESENT.get_or_init(|| unsafe { sys::is_culib_present() });
+    if present { Ok(()) } else { Err(CudaError::NoDriver) }
 }
 
 /// A GPU as this process sees it.
@@ -63,6 +71,16 @@ impl Gpu {
     /// [`CudaError`].
     pub fn name(&self) -> Result<String, CudaError> {
         Ok(self.context.name()?)
+    }
+
+    /// Bytes of its memory that are free, and all that it has. They are asked for on its primary context, which takes
+    /// some itself.
+    ///
+    /// # Errors
+    /// [`CudaError`].
+    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+        let (free, all) = self.context.mem_get_info()?;
+        Ok((free as u64, all as u64))
     }
 
     /// Makes it the calling thread's, for C libraries that take the current one.
@@ -206,10 +224,16 @@ impl HostCopier {
     /// [`CudaError`].
     pub fn copy(&mut self, tensor: &Tensor, out: &mut [u8]) -> Result<(), CudaError> {
         let bytes = tensor.numel() * size_of::<f32>();
-        if tensor.kind() != Kind::Float || !tensor.is_contiguous() || bytes != out.len() {
-            return Err(CudaError::Layout(tensor.kind()));
+        let context = self.stream.own.context();
+        let here = match tensor.device() {
+            Device::Cuda(ordinal) => ordinal == context.ordinal(),
+            // The stand-in's memory is the host's.
+            _ => std::env::var_os(HOST_STAND_IN).is_some(),
+        };
+        if !here || tensor.kind() != Kind::Float || !tensor.is_contiguous() || bytes != out.len() {
+            return Err(CudaError::Layout(tensor.kind(), tensor.device()));
         }
-        self.stream.own.context().bind_to_thread()?;
+        context.bind_to_thread()?;
         self.stream.after_libtorch()?;
         let copied = self.copy_in_stages(tensor.data_ptr() as sys::CUdeviceptr, out);
         // Also after an error nothing may be under way into the buffers.

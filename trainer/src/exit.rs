@@ -33,6 +33,10 @@ pub enum Stop {
     /// Anything else; exit code 1.
     #[error("{0}")]
     Failure(String),
+    /// NCCL or CUDA reports an error: other ranks may wait for this one within NCCL, where nothing reaches them. The
+    /// process ends at once ([`Stop::end_at_once`]), whereupon mpirun ends theirs; exit code 1.
+    #[error("{0}")]
+    Broken(String),
     /// A signal asked for it and a checkpoint is saved; exit code 75.
     #[error("stopped by a signal after saving step {step}; start again to go on")]
     Preempted {
@@ -67,7 +71,7 @@ impl Stop {
     pub fn code(&self) -> u8 {
         match self {
             Self::Configuration(_) => CONFIGURATION,
-            Self::Failure(_) => FAILED,
+            Self::Failure(_) | Self::Broken(_) => FAILED,
             Self::Preempted { .. } | Self::NotBegun => PREEMPTED,
             Self::Elsewhere { code, .. } => *code,
         }
@@ -78,11 +82,19 @@ impl Stop {
         let reason = self.reason(rank);
         match (&reason, self) {
             (None, _) => {}
-            (Some(reason), Self::Configuration(_) | Self::Failure(_)) => eprintln!("{program}: error: {reason}"),
+            (Some(reason), Self::Configuration(_) | Self::Failure(_) | Self::Broken(_)) => {
+                eprintln!("{program}: error: {reason}");
+            }
             (Some(reason), _) => eprintln!("{program}: {reason}"),
         }
         heartbeat::farewell(self.code(), reason);
         ExitCode::from(self.code())
+    }
+
+    /// As [`Stop::report`]; then the process ends, whatever its threads are waiting for.
+    pub fn end_at_once(&self, program: &str, rank: usize) -> ! {
+        self.report(program, rank);
+        at_once(self.code())
     }
 
     /// Why, in one line, if this rank is the one that tells.
@@ -91,17 +103,26 @@ impl Stop {
             Self::Elsewhere { .. } => None,
             Self::Preempted { .. } | Self::NotBegun => (rank == 0).then(|| self.to_string()),
             // What is wrong may quote a file.
-            Self::Configuration(_) | Self::Failure(_) => Some(one_line(&self.to_string())),
+            Self::Configuration(_) | Self::Failure(_) | Self::Broken(_) => Some(one_line(&self.to_string())),
         }
     }
+}
+
+/// How libtorch, CUDA and C++ say that memory is used up, the last where there is not even enough to say so.
+const OUT_OF_MEMORY: [&str; 5] =
+    ["can't allocate memory", "out of memory", "bad_alloc", "bad alloc", "<error computing error::what()>"];
+
+/// Whether an error's text says that memory is used up.
+pub fn is_out_of_memory(told: &str) -> bool {
+    let lower = told.to_lowercase();
+    OUT_OF_MEMORY.iter().any(|words| lower.contains(words))
 }
 
 /// One line for a panic. libtorch's own message is in its first line; most of the rest are addresses.
 pub fn panic_reason(rank: usize, beat: &Beat, told: &str, place: Option<&str>) -> String {
     let (step, phase) = (beat.step + 1, beat.phase.name().replace('_', " "));
     let where_ = format!("rank {rank} in step {step} ({phase})");
-    let lower = told.to_lowercase();
-    if ["can't allocate memory", "out of memory", "bad_alloc", "bad alloc"].iter().any(|text| lower.contains(text)) {
+    if is_out_of_memory(told) {
         let held = indicatif::DecimalBytes(beat.resident_bytes);
         return format!(
             "{where_} is out of memory while it holds {held}; lower batch.micro (the global batch stays, micro-batches \

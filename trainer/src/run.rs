@@ -12,7 +12,7 @@ use crate::{
     checkpoint::{self, DatasetFacts, FORMAT_VERSION, Found, Home, Place, RestoreInto, Retention, Role, Saver, State},
     collective::{Collective, Launch, agree, require_equal},
     config::{self, ConfigError, LogFormat, Resume, TrainConfig},
-    cuda::Gpu,
+    cuda::{self, Gpu},
     ema::Ema,
     exit::{Preemption, Stop},
     import::{ImportInto, import},
@@ -154,6 +154,10 @@ pub fn run(
     let mut training = assemble(collective, &config, placement, model, home.saver()?, logs, beginning);
     allocator::keep_freed_memory();
     let result = training.run();
+    if let Err(stop @ Stop::Broken(_)) = &result {
+        // The end in order waits for threads, and they for the network; peers within NCCL wait for the end.
+        stop.end_at_once("arinar-trainer", share.rank);
+    }
     if matches!(result, Ok(()) | Err(Stop::Preempted { .. })) {
         training.logs.summary(&training.vitals.ledger.read().seconds);
     }
@@ -389,7 +393,11 @@ impl Intro<'_> {
 
 fn device_line(device: Device, precision: Precision) -> String {
     let device = match device {
-        Device::Cuda(ordinal) => format!("device: GPU {ordinal}{}", gpu_name(ordinal)),
+        Device::Cuda(ordinal) => {
+            let (name, runtime, driver) = (gpu_name(ordinal), cuda::runtime_version(), cuda::driver_version());
+            let version = |version: Option<String>| version.unwrap_or_else(|| "unknown".to_owned());
+            format!("device: GPU {ordinal}{name}, CUDA {}, driver's {}", version(runtime), version(driver))
+        }
         _ => "device: CPU".to_owned(),
     };
     format!("{device}, precision {}", precision.name())

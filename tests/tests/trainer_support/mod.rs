@@ -162,7 +162,7 @@ optim: {lr_per_256: 0.08, betas: [0.9, 0.95], weight_decay: 0.02, grad_clip: 3.0
 batch: {global: 8}
 precision: fp32
 checkpoint: {every: 30min, keep_last: 3, keep_every_epochs: null, resume: auto}
-train: {max_steps: 20, threads: 1}
+train: {max_steps: 20, threads: 1, device: cpu}
 log: {every: 1, format: text}
 ";
 

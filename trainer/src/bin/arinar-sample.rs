@@ -70,8 +70,8 @@ struct Cli {
     #[arg(long, default_value_t, value_name = "DEVICE")]
     device: DeviceChoice,
     /// CPU threads [default: all cores]
-    #[arg(long)]
-    threads: Option<i32>,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
 }
 
 /// Name of the picture with a row per class.
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<(), Stop> {
     if let Some(threads) = cli.threads {
-        tch::set_num_threads(threads);
+        tch::set_num_threads(threads.into());
     }
     let run = load_ema(&cli.run)?;
     for warning in &run.warnings {

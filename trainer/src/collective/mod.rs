@@ -41,6 +41,15 @@ pub enum CollectiveError {
     /// NCCL is not installed.
     #[error("libnccl.so is not found; run ops/bootstrap.sh --cuda, or set train.device=cpu")]
     NcclMissing,
+    /// NCCL is another one than libtorch's.
+    #[error(
+        "the NCCL that is found has version {version} and is too old (2.14 at least); take its folder out of \
+         LD_LIBRARY_PATH, so that libtorch's is found"
+    )]
+    NcclTooOld {
+        /// As NCCL writes it.
+        version: i32,
+    },
     /// NCCL reports an error, a peer's end among them. The communicator is aborted; the other ranks cannot be told.
     #[error("NCCL, while {during}: {what}; NCCL_DEBUG=INFO tells more")]
     Nccl {
@@ -122,7 +131,10 @@ pub trait Collective {
 
 impl From<CollectiveError> for Stop {
     fn from(error: CollectiveError) -> Self {
-        Self::failure(error)
+        match error {
+            CollectiveError::Nccl { .. } | CollectiveError::Cuda(_) => Self::Broken(error.to_string()),
+            other => Self::failure(other),
+        }
     }
 }
 
@@ -190,7 +202,7 @@ pub fn conformance(collective: &dyn Collective, device: tch::Device) -> Result<(
     let (rank, world) = (collective.rank(), collective.world());
     let told = |error: CollectiveError| error.to_string();
     // Longer than a bucket and no multiple of anything.
-    let len = 3_000_017_i64;
+    let len = (1_i64 << 24) + 17;
     let options = (tch::Kind::Float, device);
     // Whole numbers so small that their sums are exact, in whatever order.
     let numbers = Tensor::arange(len, options).remainder(1000.0) + 1.0;

@@ -49,11 +49,27 @@ impl Launch {
                 rank: number("SLURM_PROCID")?,
                 world: number("SLURM_NTASKS")?,
                 local_rank: number("SLURM_LOCALID")?,
-                local_world: number("SLURM_NTASKS_PER_NODE").unwrap_or(1),
+                local_world: tasks_of_node(&std::env::var("SLURM_STEP_TASKS_PER_NODE").ok()?, number("SLURM_NODEID")?)?,
             })
         };
         open_mpi().or_else(slurm)
     }
+}
+
+/// Tasks on one node of a list as Slurm writes it, from the first on: `4(x2),3` is 4, 4, 3.
+fn tasks_of_node(list: &str, node: usize) -> Option<usize> {
+    let mut before = 0;
+    for entry in list.split(',') {
+        let (tasks, nodes) = match entry.split_once("(x") {
+            Some((tasks, nodes)) => (tasks, nodes.strip_suffix(')')?.parse().ok()?),
+            None => (entry, 1),
+        };
+        before += nodes;
+        if node < before {
+            return tasks.parse().ok();
+        }
+    }
+    None
 }
 
 /// Name and version of the MPI library, as "Open MPI v4.1.4"; it need not be started.
@@ -160,5 +176,21 @@ impl Collective for MpiCollective {
             self.root(root).broadcast_into(bytes.as_mut_slice());
         }
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tasks_of_node;
+
+    #[test]
+    fn slurm_lists_are_read() {
+        let tasks = |list| (0..4).map(|node| tasks_of_node(list, node)).collect::<Vec<_>>();
+        assert_eq!(tasks("8"), [Some(8), None, None, None]);
+        assert_eq!(tasks("4(x2),3"), [Some(4), Some(4), Some(3), None]);
+        assert_eq!(tasks("2,4(x3)"), [Some(2), Some(4), Some(4), Some(4)]);
+        for damaged in ["", "x", "2(x", "2(xa)", "(x2)"] {
+            assert_eq!(tasks_of_node(damaged, 0), None, "{damaged}");
+        }
     }
 }

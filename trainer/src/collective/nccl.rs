@@ -75,8 +75,12 @@ impl NcclCollective {
     /// # Errors
     /// NCCL or CUDA is missing or refuses, versions differ, two ranks have one GPU; all ranks end together.
     pub fn start(mpi: MpiCollective, device: Device) -> Result<Self, Stop> {
-        let ordinal = if let Device::Cuda(ordinal) = device { ordinal } else { 0 };
-        let prepared = agree(&mpi, prepare(ordinal).map_err(Stop::configuration))?;
+        let ordinal = match device {
+            Device::Cuda(ordinal) => Ok(ordinal),
+            _ if std::env::var_os(HOST_STAND_IN).is_some() => Ok(0),
+            _ => Err(CollectiveError::Layout { kind: Kind::Float, device }),
+        };
+        let prepared = agree(&mpi, ordinal.and_then(prepare).map_err(Stop::configuration))?;
         require_equal(&mpi, &[("NCCL", prepared.version.clone())])?;
         if device != Device::Cpu {
             require_distinct(&mpi, &prepared.place)?;
@@ -142,12 +146,16 @@ impl Memory {
 }
 
 fn prepare(ordinal: usize) -> Result<Prepared, CollectiveError> {
+    communicator::require_calls()?;
     let version = version()?;
     let gpu = Gpu::open(ordinal)?;
     let stream = gpu.stream()?;
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    // Two machines may have one name, as containers do.
+    let start = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let start = start.split('-').next().unwrap_or_default().trim_end();
     let address = cuda::bus_address(ordinal).unwrap_or_else(|| ordinal.to_string());
-    Ok(Prepared { version, gpu, stream, place: format!("GPU {address} of {host}") })
+    Ok(Prepared { version, gpu, stream, place: format!("GPU {address} of {host} ({start})") })
 }
 
 /// NCCL takes one rank per GPU.

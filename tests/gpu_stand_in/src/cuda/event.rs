@@ -11,7 +11,7 @@ use super::{
     result::CudaResult::{self, *},
     stream::usable,
 };
-use crate::{completion::Completion, lock};
+use crate::{completion::Completion, lock, nccl::call_log::note_event};
 
 /// `CU_EVENT_DISABLE_TIMING`.
 const WITHOUT_TIME: c_uint = 2;
@@ -55,10 +55,11 @@ extern "C" fn cuEventDestroy_v2(handle: usize) -> CudaResult {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuEventRecord(handle: usize, stream: usize) -> CudaResult {
-    code(usable(stream).and_then(|stream| {
+extern "C" fn cuEventRecord(handle: usize, number: usize) -> CudaResult {
+    code(usable(number).and_then(|stream| {
         let mark = Arc::new(Completion::default());
         lock(&EVENTS).known.get_mut(&handle).ok_or(InvalidHandle)?.mark = Some(Arc::clone(&mark));
+        note_event("record", handle, number);
         stream.mark(move || mark.complete());
         Ok(())
     }))
@@ -83,9 +84,10 @@ extern "C" fn cuEventSynchronize(handle: usize) -> CudaResult {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuStreamWaitEvent(stream: usize, handle: usize, _flags: c_uint) -> CudaResult {
-    code(usable(stream).and_then(|stream| {
+extern "C" fn cuStreamWaitEvent(number: usize, handle: usize, _flags: c_uint) -> CudaResult {
+    code(usable(number).and_then(|stream| {
         if let Some(mark) = find(handle)?.mark {
+            note_event("wait", handle, number);
             stream.wait(mark);
         }
         Ok(())

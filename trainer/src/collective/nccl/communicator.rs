@@ -9,6 +9,7 @@ use std::{
     ffi::{CStr, c_char, c_int, c_void},
     mem::size_of,
     ptr,
+    sync::OnceLock,
 };
 
 use cudarc::{
@@ -25,6 +26,9 @@ use crate::{
 const CONFIG_MAGIC: u32 = 0xcafe_beef;
 /// Of `nccl.h`: "take the default".
 const UNDEFINED: c_int = c_int::MIN;
+
+/// Non-blocking communicators came with NCCL 2.14.
+const OLDEST: c_int = 21_400;
 
 /// A member of a group of ranks.
 pub(super) struct Communicator {
@@ -56,8 +60,19 @@ pub(super) fn unique_id() -> Result<Vec<u8>, CollectiveError> {
 
 /// cudarc panics where the library is missing.
 fn require_library() -> Result<(), CollectiveError> {
-    // SAFETY: loads NCCL, whose initialisers read the environment alone.
-    if unsafe { sys::is_culib_present() } { Ok(()) } else { Err(CollectiveError::NcclMissing) }
+    static PRESENT: OnceLock<bool> = OnceLock::new();
+    // SAFETY: loads NCCL, whose initialisers read the environment alone, and unloads it; asked once, so that it is never
+    // unloaded while cudarc, which then loads it for good, uses it.
+    let present = *PRESENT.get_or_init(|| unsafe { sys::is_culib_present() });
+    if present { Ok(()) } else { Err(CollectiveError::NcclMissing) }
+}
+
+/// cudarc panics where the library lacks a call, as one does that is found before libtorch's and is much older.
+pub(super) fn require_calls() -> Result<(), CollectiveError> {
+    match version()? {
+        version if version >= OLDEST => Ok(()),
+        version => Err(CollectiveError::NcclTooOld { version }),
+    }
 }
 
 impl Communicator {
