@@ -37,7 +37,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", requires = "hostfile")]
     pub min_ranks: Option<usize>,
     /// From the signal that ends the job to SIGKILL: the time there is for a checkpoint
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
     pub grace: Duration,
     /// Serves /status (JSON) and /metrics (Prometheus) there; the address is 127.0.0.1 unless given
     #[arg(long, value_name = "[ADDRESS:]PORT")]
@@ -61,18 +61,21 @@ pub struct Arguments {
     #[arg(long, value_name = "TIMES", default_value_t = 20.0, value_parser = factor)]
     pub hang_factor: f64,
     /// ... and for at least so long
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
     pub hang_floor: Duration,
-    /// Longest time without a move while ranks start, wait for a checkpoint, or finish
-    #[arg(long, value_name = "TIME", default_value = "30m", value_parser = humantime::parse_duration)]
+    /// Longest time without a move while ranks start, wait for a checkpoint, or finish; and for a lost host to come back
+    #[arg(long, value_name = "TIME", default_value = "30m", value_parser = time)]
     pub start_up_limit: Duration,
     /// A rank that sends nothing for so long is stopped or cut off; one that hears nothing for so long ends itself
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = silence)]
     pub silence_limit: Duration,
     /// Given to the trainer as they are
     #[arg(last = true, value_name = "TRAINER ARGUMENTS")]
     pub trainer_arguments: Vec<String>,
 }
+
+const LONGEST_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
+const SHORTEST_SILENCE: Duration = Duration::from_secs(1);
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -149,6 +152,17 @@ pub enum LogFormat {
     Json,
 }
 
+fn time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    // What is added to it must not overflow.
+    if time <= LONGEST_TIME { Ok(time) } else { Err("it is at most a year".to_owned()) }
+}
+
+fn silence(text: &str) -> Result<Duration, String> {
+    // A few beats must fit.
+    time(text).and_then(|time| if time >= SHORTEST_SILENCE { Ok(time) } else { Err("it is at least 1s".to_owned()) })
+}
+
 fn factor(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(factor) if (1.0..=1e6).contains(&factor) => Ok(factor),
@@ -209,6 +223,8 @@ mod tests {
             "--config x --nproc 0",
             "--config x --nproc many",
             "--config x --grace 5",
+            "--config x --grace 18446744073709551615s",
+            "--config x --silence-limit 100ms",
             "--config x --status-port localhost:9400",
             "--config x --hang-factor 0",
             "--config x --min-ranks 2",

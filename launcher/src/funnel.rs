@@ -68,6 +68,14 @@ impl<T: Send + 'static> Funnel<T> {
         }
     }
 
+    /// Hands on an item that must not be lost: where there is no room now, it follows later. Within tokio alone.
+    pub fn insist(&self, item: T) {
+        if let Err(mpsc::error::TrySendError::Full(item)) = self.items.try_send(item) {
+            let funnel = self.clone();
+            tokio::spawn(async move { funnel.put(item).await });
+        }
+    }
+
     /// Hands on an item if there is room.
     pub fn offer(&self, item: T) {
         let _ = self.items.try_send(item);

@@ -36,6 +36,8 @@ pub struct RankView {
 pub struct Limits {
     /// Without a move, while all ranks are in a step.
     pub step: Duration,
+    /// The same, if it is longer, while any rank waits for data: the store may be out of reach for a while.
+    pub data: Duration,
     /// Without a move, while any rank starts, waits for a checkpoint, or finishes.
     pub slow: Duration,
     /// Without a word.
@@ -43,6 +45,9 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Waiting for data takes so many times as long as a store is asked: what came before the outage was slow, too.
+    pub const STORE_MARGIN: f64 = 1.5;
+
     /// The limit of a step, learned from those that went well; before the first, all the time that a start may take.
     pub fn of_step(usual: Option<Duration>, factor: f64, floor: Duration, slow: Duration) -> Duration {
         usual.map_or(slow, |usual| floor.max(Duration::from_secs_f64((usual.as_secs_f64() * factor).min(1e8))))
@@ -95,7 +100,12 @@ pub fn judge(ranks: &[RankView], limits: &Limits) -> Option<Hang> {
     let still = living.iter().map(|rank| rank.still).min()?;
     let unheard = named(&|rank| rank.place.is_none());
     let in_step = unheard.is_empty() && living.iter().all(|rank| rank.phase.is_step());
-    let limit = if in_step { limits.step } else { limits.slow };
+    let waits_for_data = living.iter().any(|rank| rank.phase == Phase::DataWait);
+    let limit = match (in_step, waits_for_data) {
+        (false, _) => limits.slow,
+        (true, true) => limits.step.max(limits.data),
+        (true, false) => limits.step,
+    };
     if still <= limit {
         return None;
     }
@@ -170,8 +180,12 @@ fn seconds(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { step: Duration::from_secs(10), slow: Duration::from_secs(100), silence: Duration::from_secs(5) };
+    const LIMITS: Limits = Limits {
+        step: Duration::from_secs(10),
+        data: Duration::from_secs(30),
+        slow: Duration::from_secs(100),
+        silence: Duration::from_secs(5),
+    };
 
     fn rank(rank: usize, step: u64, phase: Phase, still: u64) -> RankView {
         RankView {
@@ -225,6 +239,13 @@ mod tests {
         // Its neighbour's last word came a little later.
         ranks[0].silent = Duration::from_millis(4700);
         assert_eq!(blamed(&ranks), Some((vec![0, 1], Sign::Silent)));
+    }
+
+    #[test]
+    fn a_store_has_its_time() {
+        let waiting = |still| [rank(0, 7, Phase::AllReduce, still), rank(1, 7, Phase::DataWait, still)];
+        assert_eq!(blamed(&waiting(30)), None);
+        assert_eq!(blamed(&waiting(31)), Some((vec![1], Sign::Still)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::process::Command;
 
-use crate::exit::Stop;
+use crate::{exit::Stop, processes};
 
 /// A host that does not answer for so long is taken as lost.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -111,7 +111,8 @@ impl RemoteShell {
             if crate::programs::on_path(program).is_some() {
                 if program.rsplit('/').next() == Some("ssh") {
                     // Nobody is there to type a password.
-                    words.extend(["-o", "BatchMode=yes"].map(str::to_owned));
+                    let connect = format!("ConnectTimeout={}", PROBE_TIMEOUT.as_secs());
+                    words.extend(["-o", "BatchMode=yes", "-o", &connect].map(str::to_owned));
                 }
                 return Ok(Self(words));
             }
@@ -126,6 +127,7 @@ impl RemoteShell {
         let mut command = Command::new(&self.0[0]);
         command.args(&self.0[1..]).args([host, "true"]).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
+        processes::tie_to_this_thread(command.as_std_mut());
         let output = match tokio::time::timeout(PROBE_TIMEOUT, command.output()).await {
             Err(_) => return Err(format!("no answer in {} s", PROBE_TIMEOUT.as_secs())),
             Ok(Err(error)) => return Err(format!("{}: {error}", self.0[0])),

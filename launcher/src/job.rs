@@ -57,6 +57,8 @@ pub struct Surroundings<'a> {
     pub record: &'a mut Record,
     /// What the page shows.
     pub shared: &'a Shared,
+    /// How long a rank asks a store that does not answer.
+    pub store_patience: Duration,
 }
 
 /// How it ended.
@@ -197,8 +199,10 @@ impl Job<'_, '_> {
 
     /// What ranks said before they ended may still be on its way.
     async fn hear_the_rest(&mut self) {
-        while self.ranks.views(Instant::now()).iter().any(|rank| rank.place.is_some() && !rank.ended) {
-            match tokio::time::timeout(LAST_WORDS, self.around.events.recv()).await {
+        // One that goes on talking is on another machine, and will be hung up on.
+        let until = tokio::time::Instant::now() + LAST_WORDS;
+        while self.ranks.iter().any(|rank| rank.hello.is_some() && !rank.has_ended()) {
+            match tokio::time::timeout_at(until, self.around.events.recv()).await {
                 Ok(Some(event)) => self.hear(event),
                 _ => break,
             }
@@ -222,14 +226,17 @@ impl Job<'_, '_> {
         if let Word::Beat(beat) = &event.word
             && event.rank == 0
         {
-            let life = self.around.record.life();
-            self.around.record.split.note(beat, life);
+            self.around.record.split.note(beat);
             self.around.record.steps.note(beat);
         }
         match self.ranks.hear(event.rank, event.word, Instant::now()) {
             Some(News::Complete) => {
                 let count = self.ranks.world();
                 self.say(Level::Info, format!("all {count} ranks have reported"));
+                if self.asked {
+                    // The request may have come before there was a rank to pass it on to.
+                    processes::signal(self.pid, Signal::USR1);
+                }
             }
             Some(News::Lost(rank)) => {
                 self.lost = Some(rank);
@@ -244,6 +251,10 @@ impl Job<'_, '_> {
                 self.end_by(self.around.arguments.grace);
             }
             _ => {}
+        }
+        if self.ranks.all_ended() {
+            // What is left is mpirun's farewell, which may hang as well.
+            self.end_by(self.around.arguments.grace);
         }
     }
 
@@ -264,12 +275,15 @@ impl Job<'_, '_> {
             self.say(Level::Warning, "a second SIGINT: the job is ended at once");
             self.overdue = true;
             self.terminate();
-        } else if !self.asked {
-            let time = humantime::format_duration(grace);
-            self.say(Level::Info, format!("{interrupt}: the job saves a checkpoint and ends, within {time}"));
-            // mpirun passes it on to all ranks, on all machines; of SIGTERM it would make SIGKILL.
+        } else {
+            // mpirun passes it on to all ranks, on all machines; of SIGTERM it would make SIGKILL. To those that know it
+            // already it is nothing new.
             processes::signal(self.pid, Signal::USR1);
-            self.ending = Ending::Until(Instant::now() + grace);
+            if !self.asked {
+                let time = humantime::format_duration(grace);
+                self.say(Level::Info, format!("{interrupt}: the job saves a checkpoint and ends, within {time}"));
+                self.ending = Ending::Until(Instant::now() + grace);
+            }
         }
         self.asked = true;
     }
@@ -305,7 +319,7 @@ impl Job<'_, '_> {
         let now = Instant::now();
         let pause = now - self.looked;
         if pause > OVERSLEPT {
-            self.ranks.excuse(pause);
+            self.ranks.excuse(pause, now);
         }
         self.looked = now;
         if self.ending == Ending::No {
@@ -316,10 +330,13 @@ impl Job<'_, '_> {
 
     fn judge(&mut self, now: Instant) {
         let arguments = self.around.arguments;
-        let usual = self.around.record.steps.usual().and_then(|secs| Duration::try_from_secs_f64(secs).ok());
+        // The first step of a start waits for shards that may have to be fetched.
+        let usual = self.around.record.steps.usual().filter(|_| self.ranks.have_stepped());
+        let usual = usual.and_then(|secs| Duration::try_from_secs_f64(secs).ok());
         let slow = arguments.start_up_limit;
         let limits = Limits {
             step: Limits::of_step(usual, arguments.hang_factor, arguments.hang_floor, slow),
+            data: self.around.store_patience.mul_f64(Limits::STORE_MARGIN),
             slow,
             silence: arguments.silence_limit,
         };
@@ -348,8 +365,9 @@ impl Job<'_, '_> {
         let traces = Traces { hang: self.hang.as_deref(), ranks: &self.ranks, lost: self.lost, status, said };
         let hung = self.hang.is_some();
         let (mut code, mut reason) = (traces.code(), traces.reason());
-        if hung && code == exit::DONE {
-            code = exit::FAILED;
+        if hung && code != exit::CONFIGURATION {
+            // Whatever its ranks said while they were ended: it is started again, unless it was to end.
+            code = if self.asked { exit::PREEMPTED } else { exit::FAILED };
         }
         if self.asked && !matches!(code, exit::DONE | exit::PREEMPTED | exit::CONFIGURATION) {
             let saved = self.ranks.iter().map(|rank| rank.beat.saved_step).max().unwrap_or(0);
@@ -363,8 +381,7 @@ impl Job<'_, '_> {
         }
         let (resumed, reached) = (self.ranks.resumed(), self.ranks.reached());
         let record = &mut *self.around.record;
-        let life = record.life();
-        record.split.next_start(life);
+        record.split.next_start();
         if reached > 0 {
             record.first_step.get_or_insert(resumed);
         }

@@ -121,9 +121,17 @@ impl Output {
     pub fn say(&self, level: Level, text: impl Into<String>) {
         let text = text.into();
         if let Some(files) = &self.files {
-            files.offer(("launcher".to_owned(), format!("{} {}: {text}", now(), level.name())));
+            files.insist(("launcher".to_owned(), format!("{} {}: {text}", now(), level.name())));
         }
-        self.terminal.offer(Shown::Own(level, text));
+        self.terminal.insist(Shown::Own(level, text));
+    }
+
+    /// As [`Output::say`]; waits until there is room for it.
+    pub async fn say_at_last(&self, level: Level, text: String) {
+        if let Some(files) = &self.files {
+            files.put(("launcher".to_owned(), format!("{} {}: {text}", now(), level.name()))).await;
+        }
+        self.terminal.put(Shown::Own(level, text)).await;
     }
 
     /// A rank, or mpirun where there is none, has written a line.

@@ -62,6 +62,16 @@ pub fn metrics(status: &Status) -> String {
         ("images_per_second", "Images trained per second of late", status.images_per_second),
         ("step_seconds", "Wall time of a step of late", status.step_seconds),
         ("eta_seconds", "Time until the last step", status.eta_seconds),
+        (
+            "store_reachable",
+            "1 while the run's remote store can be reached",
+            f64::from(u8::from(status.store_reachable)),
+        ),
+        (
+            "checkpoint_backlog_bytes",
+            "Bytes of checkpoints that still lack in the run's remote store",
+            status.checkpoint_backlog_bytes as f64,
+        ),
         ("attempt", "Which start of the job this is", f64::from(status.attempt)),
         ("goodput_ratio", "Share of the launcher's life in which ranks computed", status.goodput_ratio),
         ("ranks", "Ranks of this start", status.ranks as f64),
@@ -76,9 +86,10 @@ pub fn metrics(status: &Status) -> String {
         restarts.get_or_create(&vec![("reason", (*reason).to_owned())]).inc_by(*count);
     }
     registry.register("restarts", "Restarts of the job", restarts);
-    let time = Family::<Labels, Sum>::default();
+    // No counter: work that is lost moves from one part to another.
+    let time = Family::<Labels, Number>::default();
     for (part, seconds) in &status.time_seconds {
-        time.get_or_create(&vec![("part", (*part).to_owned())]).inc_by(*seconds);
+        time.get_or_create(&vec![("part", (*part).to_owned())]).set(*seconds);
     }
     registry.register("time_seconds", "Where the launcher's life went", time);
     add_ranks(&mut registry, status);

@@ -1,14 +1,22 @@
 //! What the launcher must know of the run before it starts: asked of the trainer, which checks the configuration.
 
 use std::{
+    io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use crate::{
-    arguments::{Arguments, RankCount},
-    exit::Stop,
+    arguments::{Arguments, LogFormat, RankCount},
+    exit::{self, Stop},
+    processes,
 };
+
+/// How a line begins in which the trainer says why it ends.
+const OWN_ERROR: &str = "arinar-trainer: error: ";
+/// The same of a wrong argument; lines about how to use it follow.
+const ARGUMENT_ERROR: &str = "error: ";
 
 /// The few values of the configuration that concern the launcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,34 +32,29 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Runs `arinar-trainer --config X --print-config`.
+    /// Runs `arinar-trainer --config X --print-config`. Where the trainer is asked a question and the configuration is
+    /// wrong, this process becomes the trainer: it finds all that is wrong, and tells it in lines of its own.
     ///
     /// # Errors
     /// What the trainer finds wrong, in its words and with its code; or that it does not answer.
     pub fn ask(trainer: &Path, arguments: &Arguments) -> Result<Self, Stop> {
-        let mut command = Command::new(trainer);
         let told = trainer_arguments(arguments);
-        command.args(told.iter().filter(|word| !is_question(word))).arg("--print-config");
-        // Inside another mpirun, say Slurm's, this one is no rank.
-        for (name, _) in std::env::vars_os() {
-            if ["OMPI_COMM_", "PMIX_", "PMI_"].iter().any(|start| name.to_string_lossy().starts_with(start)) {
-                command.env_remove(name);
-            }
-        }
-        let output = command.stdin(Stdio::null()).output().map_err(|error| {
-            Stop::configuration(format!(
-                "{} cannot be run ({error}); name the trainer with --trainer",
-                trainer.display()
-            ))
-        })?;
+        let mut command = alone(trainer);
+        command.args(told.iter().filter(|word| !is_question(word))).arg("--print-config").stdin(Stdio::null());
+        processes::tie_to_this_thread(&mut command);
+        let output = command.output().map_err(|error| cannot_be_run(trainer, &error))?;
         if output.status.success() {
             return Self::read(&output.stdout)
                 .map_err(|told| Stop::configuration(format!("{} --print-config: {told}", trainer.display())));
         }
-        let told = String::from_utf8_lossy(&output.stderr);
-        let line = told.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
         let code = output.status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0);
-        Err(Stop { code: code.unwrap_or(crate::exit::FAILED), line: line.to_owned() })
+        let line = reason(&String::from_utf8_lossy(&output.stderr));
+        let stop = Stop { code: code.unwrap_or(exit::FAILED), line };
+        let asks = !arguments.dry_run && told.iter().any(|word| is_question(word));
+        if asks && stop.code == exit::CONFIGURATION && stop.line.starts_with(OWN_ERROR) {
+            return Err(cannot_be_run(trainer, &alone(trainer).args(told).exec()));
+        }
+        Err(stop)
     }
 
     fn read(json: &[u8]) -> Result<Self, String> {
@@ -66,6 +69,32 @@ impl Plan {
             global_batch: global_batch.ok_or("batch.global is missing")?,
             cpu: ["/device", "/train/device"].iter().any(|path| text(path) == Some("cpu")),
         })
+    }
+}
+
+/// The trainer as a process by itself: inside another mpirun, say Slurm's, this one is no rank.
+fn alone(trainer: &Path) -> Command {
+    let mut command = Command::new(trainer);
+    for (name, _) in std::env::vars_os() {
+        if ["OMPI_COMM_", "PMIX_", "PMI_"].iter().any(|start| name.to_string_lossy().starts_with(start)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn cannot_be_run(trainer: &Path, error: &io::Error) -> Stop {
+    Stop::configuration(format!("{} cannot be run ({error}); name the trainer with --trainer", trainer.display()))
+}
+
+/// The one line of what the trainer has written that says why it ended.
+fn reason(stderr: &str) -> String {
+    let mut lines = stderr.lines().filter(|line| !line.trim().is_empty());
+    let told = lines.clone().find(|line| line.starts_with(OWN_ERROR) || line.starts_with(ARGUMENT_ERROR));
+    match told.map(|line| (line, line.strip_prefix(ARGUMENT_ERROR))) {
+        Some((_, Some(told))) => format!("arinar-trainer: {told} (arinar-trainer --help explains)"),
+        Some((line, None)) => line.to_owned(),
+        None => lines.next_back().unwrap_or("it says nothing").to_owned(),
     }
 }
 
@@ -84,6 +113,9 @@ pub fn trainer_arguments(arguments: &Arguments) -> Vec<String> {
         told.extend(["--set".to_owned(), value.clone()]);
     }
     told.extend(arguments.trainer_arguments.iter().cloned());
+    if arguments.log_format == LogFormat::Json && !told.iter().any(|word| word.starts_with("--log-format")) {
+        told.extend(["--log-format", "json"].map(str::to_owned));
+    }
     told
 }
 
@@ -127,6 +159,32 @@ mod tests {
         assert_eq!(told, Stop::configuration("batch.global 32 is not divisible by --nproc 3; use 2 or 4"));
         let told = choose_ranks(RankCount::Exactly(64), 4, 32).unwrap_err();
         assert_eq!(told.line, "batch.global 32 is not divisible by --nproc 64; use 32");
+    }
+
+    #[test]
+    fn of_all_that_the_trainer_says_the_reason_is_taken() {
+        let argument = "error: unexpected argument '--chek' found\n\n  tip: a similar argument exists: '--check'\n\n\
+                        Usage: arinar-trainer --check\n\nFor more information, try '--help'.\n";
+        let told = "arinar-trainer: unexpected argument '--chek' found (arinar-trainer --help explains)";
+        assert_eq!(reason(argument), told);
+        let own = "arinar-trainer: error: optim.ema: 2 is not within [0, 1)";
+        for said in [own.to_owned(), format!("a warning\n{own}\n"), format!("{own}\nand more\n")] {
+            assert_eq!(reason(&said), own);
+        }
+        assert_eq!(reason("a library is missing\n\n"), "a library is missing");
+        assert_eq!(reason(" \n"), "it says nothing");
+    }
+
+    #[test]
+    fn ranks_write_as_the_launcher_does() {
+        let told = |line: &str| {
+            let words = line.split(' ').map(Into::into);
+            trainer_arguments(&Arguments::read(words).unwrap()).join(" ")
+        };
+        let line = "arinar-launcher --config a --set b=1 --log-format json";
+        assert_eq!(told(line), "--config a --set b=1 --log-format json");
+        let line = "arinar-launcher --config a --log-format json -- --check --log-format=text";
+        assert_eq!(told(line), "--config a --check --log-format=text");
     }
 
     #[test]

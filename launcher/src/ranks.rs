@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::{Beat, Farewell, Hello, Phase};
+use arinar_heartbeat::{Beat, Farewell, Hello};
 
 use crate::{exit, hang::RankView, server::Word};
 
@@ -22,6 +22,13 @@ pub struct Rank {
     pub lost: bool,
     heard: Instant,
     moved: Instant,
+}
+
+impl Rank {
+    /// In order or not.
+    pub fn has_ended(&self) -> bool {
+        self.lost || self.farewell.is_some()
+    }
 }
 
 /// All ranks of one start of the job.
@@ -80,8 +87,8 @@ impl Ranks {
                 if beat.marks != speaker.beat.marks || beat.step != speaker.beat.step {
                     speaker.moved = now;
                 }
-                if beat.phase == Phase::StartUp {
-                    self.resumed = self.resumed.max(beat.step);
+                if beat.total_steps > 0 {
+                    self.resumed = self.resumed.max(beat.first_step);
                 }
                 speaker.beat = beat;
             }
@@ -103,11 +110,21 @@ impl Ranks {
     }
 
     /// The launcher itself stood still for so long (it was stopped, or its machine slept): no rank is to blame for it.
-    pub fn excuse(&mut self, pause: Duration) {
+    pub fn excuse(&mut self, pause: Duration, now: Instant) {
         for rank in &mut self.ranks {
-            rank.heard += pause;
-            rank.moved += pause;
+            rank.heard = now.min(rank.heard + pause);
+            rank.moved = now.min(rank.moved + pause);
         }
+    }
+
+    /// Every rank has ended, in order or not.
+    pub fn all_ended(&self) -> bool {
+        self.ranks.iter().all(Rank::has_ended)
+    }
+
+    /// Some rank has trained a step of this start.
+    pub fn have_stepped(&self) -> bool {
+        self.ranks.iter().any(|rank| rank.beat.step_seconds > 0.0)
     }
 
     /// What the watch judges.
@@ -119,7 +136,7 @@ impl Ranks {
             phase: rank.beat.phase,
             silent: now.saturating_duration_since(rank.heard),
             still: now.saturating_duration_since(rank.moved),
-            ended: rank.lost || rank.farewell.is_some(),
+            ended: rank.has_ended(),
             resident_bytes: rank.beat.resident_bytes,
         };
         self.ranks.iter().enumerate().map(view).collect()
@@ -190,6 +207,8 @@ impl StepTimes {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use arinar_heartbeat::Phase;
+
     use super::*;
 
     fn hello(rank: usize) -> Word {
@@ -203,14 +222,17 @@ mod tests {
         let mut ranks = Ranks::new(2, start);
         assert_eq!(ranks.hear(1, hello(1), later(1)), None);
         assert_eq!(ranks.hear(0, hello(0), later(1)), Some(News::Complete));
-        let beat = |step, marks, phase| Word::Beat(Beat { step, marks, phase, ..Beat::default() });
+        let beat = |step, marks, phase| {
+            Word::Beat(Beat { step, first_step: 10, total_steps: 90, marks, phase, ..Beat::default() })
+        };
         ranks.hear(1, beat(10, 1, Phase::StartUp), later(2));
         ranks.hear(1, beat(10, 2, Phase::Compute), later(3));
         ranks.hear(1, beat(10, 2, Phase::Compute), later(5));
         let view = ranks.views(later(6)).remove(1);
         assert_eq!((view.silent.as_secs(), view.still.as_secs(), view.ended), (1, 3, false));
         assert_eq!((ranks.resumed(), ranks.reached()), (10, 10));
-        ranks.excuse(Duration::from_secs(1));
+        assert!(!ranks.all_ended() && !ranks.have_stepped());
+        ranks.excuse(Duration::from_secs(1), later(6));
         assert_eq!(ranks.views(later(6))[1].still.as_secs(), 2);
         assert_eq!(ranks.hear(1, Word::Closed, later(6)), Some(News::Lost(1)));
         assert_eq!(ranks.describe(1), "rank 1 (node, pid 7; compute of step 10, 0 MiB)");
@@ -220,7 +242,7 @@ mod tests {
         let farewell = Farewell { code: 0, reason: None };
         assert_eq!(ranks.hear(0, Word::Farewell(farewell), later(1)), Some(News::Farewell(0)));
         assert_eq!(ranks.hear(0, Word::Closed, later(1)), None);
-        assert!(ranks.views(later(1))[0].ended);
+        assert!(ranks.views(later(1))[0].ended && ranks.all_ended());
         assert_eq!(ranks.hear(9, Word::Closed, later(1)), None);
     }
 

@@ -34,10 +34,13 @@ impl Traces<'_> {
             return exit::PREEMPTED;
         }
         let told: Vec<u8> = self.ranks.iter().filter_map(|rank| Some(rank.farewell.as_ref()?.code)).collect();
+        let all = |wanted| told.len() == self.ranks.world() && told.iter().all(|&code| code == wanted);
         if told.contains(&exit::CONFIGURATION) {
             exit::CONFIGURATION
-        } else if told.len() == self.ranks.world() && told.iter().all(|&code| code == exit::PREEMPTED) {
+        } else if all(exit::PREEMPTED) {
             exit::PREEMPTED
+        } else if all(exit::DONE) {
+            exit::DONE
         } else {
             code
         }
@@ -74,13 +77,20 @@ impl Traces<'_> {
             };
             return format!("{} died without a word{signal}", self.ranks.describe(lost));
         }
-        match (self.code(), self.said.iter().find(|line| line.chars().any(char::is_alphabetic))) {
+        match (self.code(), self.first_paragraph()) {
             (code @ 129..=192, _) => format!("a rank was killed by {}", signal_in_words(i32::from(code) - 128)),
-            (code, Some(line)) if self.ranks.iter().all(|rank| rank.hello.is_none()) => {
-                format!("the job ended with exit code {code} before any rank reported; mpirun: {}", line.trim())
+            (code, Some(told)) if self.ranks.iter().all(|rank| rank.hello.is_none()) => {
+                format!("the job ended with exit code {code} before any rank reported; mpirun: {told}")
             }
             (code, _) => format!("the job ended with exit code {code}"),
         }
+    }
+
+    /// The first thing that mpirun said, in one line: it breaks its lines.
+    fn first_paragraph(&self) -> Option<String> {
+        let says = |line: &&String| line.chars().any(char::is_alphabetic);
+        let lines = self.said.iter().skip_while(|line| !says(line)).take_while(says).map(|line| line.trim());
+        Some(lines.collect::<Vec<_>>().join(" ")).filter(|told| !told.is_empty())
     }
 
     /// mpirun's own exit code, as a shell would give it.
@@ -179,6 +189,11 @@ mod tests {
         assert_eq!(traces(&told, 1 << 8, &[]).reason(), "rank 1: disk full");
         assert!(traces(&calm, 9, &[]).reason().starts_with("mpirun was killed by SIGKILL"));
         assert_eq!(traces(&calm, 3 << 8, &[]).reason(), "the job ended with exit code 3");
+        let nobody = Ranks::new(2, Instant::now());
+        let said = ["-----", "mpirun was unable to launch x as it could not", "  access it:", "", "Node: a"];
+        let said = said.map(str::to_owned);
+        let told = traces(&nobody, 1 << 8, &said).reason();
+        assert!(told.ends_with("mpirun: mpirun was unable to launch x as it could not access it:"), "{told}");
     }
 
     #[test]
@@ -206,6 +221,7 @@ mod tests {
         assert_eq!(traces(&ranks(&[(75, None), (75, None)]), 143 << 8, &[]).code(), 75);
         assert_eq!(traces(&ranks(&[(75, None)]), 143 << 8, &[]).code(), 143);
         assert_eq!(traces(&ranks(&[(78, None)]), 143 << 8, &[]).code(), 78);
+        assert_eq!(traces(&ranks(&[(0, None), (0, None)]), 143 << 8, &[]).code(), 0);
         assert_eq!(Traces { status: None, ..traces(&calm, 0, &[]) }.code(), 1);
     }
 }

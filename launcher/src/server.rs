@@ -15,7 +15,7 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
 };
 
 /// Whoever connects has so long for the hello.
@@ -62,6 +62,8 @@ struct Guests {
 #[derive(Debug)]
 pub struct Server {
     guests: Arc<Mutex<Guests>>,
+    /// The start whose ranks are listened to.
+    attempt: watch::Sender<u32>,
     /// Its port.
     pub port: u16,
 }
@@ -76,13 +78,21 @@ impl Server {
         let port = listener.local_addr()?.port();
         let (events, received) = mpsc::channel(QUEUE);
         let guests = Arc::new(Mutex::new(Guests::default()));
-        tokio::spawn(accept(listener, Arc::clone(&guests), events));
-        Ok((Self { guests, port }, received))
+        let (attempt, changes) = watch::channel(0);
+        tokio::spawn(accept(listener, Arc::clone(&guests), changes, events));
+        Ok((Self { guests, attempt, port }, received))
     }
 
-    /// From now on ranks of this start are let in, and none of earlier ones.
+    /// From now on ranks of this start are let in, and those of earlier ones are hung up on.
     pub fn expect(&self, token: &str, attempt: u32, world: usize) {
         *lock(&self.guests) = Guests { token: token.to_owned(), attempt, world, known: BTreeSet::new() };
+        self.attempt.send_replace(attempt);
+    }
+
+    /// Hangs up on all ranks: one that outlives its job, on a machine that nobody sees, ends itself then.
+    pub fn dismiss(&self) {
+        *lock(&self.guests) = Guests::default();
+        self.attempt.send_replace(0);
     }
 }
 
@@ -91,18 +101,23 @@ fn lock(guests: &Mutex<Guests>) -> MutexGuard<'_, Guests> {
     guests.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn accept(listener: TcpListener, guests: Arc<Mutex<Guests>>, events: mpsc::Sender<Event>) {
+async fn accept(
+    listener: TcpListener,
+    guests: Arc<Mutex<Guests>>,
+    attempt: watch::Receiver<u32>,
+    events: mpsc::Sender<Event>,
+) {
     let room = Arc::new(Semaphore::new(STRANGERS));
     loop {
         let Ok(turn) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (guests, events) = (Arc::clone(&guests), events.clone());
+                let (guests, attempt, events) = (Arc::clone(&guests), attempt.clone(), events.clone());
                 tokio::spawn(async move {
                     let welcomed = tokio::time::timeout(HELLO_TIMEOUT, welcome(stream, &guests)).await;
                     drop(turn);
                     if let Ok(Some(guest)) = welcomed {
-                        guest.listen(&events).await;
+                        guest.listen(attempt, &events).await;
                     }
                 });
             }
@@ -132,14 +147,18 @@ async fn welcome(stream: TcpStream, guests: &Mutex<Guests>) -> Option<Guest> {
 }
 
 impl Guest {
-    /// Passes on all that the rank says, and answers, until the connection ends.
-    async fn listen(self, events: &mpsc::Sender<Event>) {
+    /// Passes on all that the rank says, and answers, until the connection ends or another start is `wanted`.
+    async fn listen(self, mut wanted: watch::Receiver<u32>, events: &mpsc::Sender<Event>) {
         let Self { attempt, hello, mut reader, writer } = self;
         let rank = hello.rank;
         let answers = tokio::spawn(answer(writer));
         let mut word = Word::Hello(hello);
         while events.send(Event { attempt, rank, word }).await.is_ok() {
-            word = match read_message(&mut reader).await {
+            let message = tokio::select! {
+                message = read_message(&mut reader) => message,
+                _ = wanted.wait_for(|wanted| *wanted != attempt) => None,
+            };
+            word = match message {
                 Some(Message::Beat(beat)) => Word::Beat(beat),
                 Some(Message::Farewell(farewell)) => Word::Farewell(farewell),
                 Some(Message::Hello(_)) | None => break,
@@ -218,6 +237,27 @@ mod tests {
         assert_eq!(beat.step, 9);
         rank.write_all(b"garbage\n").await.unwrap();
         assert_eq!(events.recv().await.unwrap(), Event { attempt: 3, rank: 1, word: Word::Closed });
+    }
+
+    #[tokio::test]
+    async fn ranks_of_an_ended_job_are_hung_up_on() {
+        let (server, mut events) = Server::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        for attempt in [1, 2] {
+            server.expect("secret", attempt, 2);
+            let mut rank = connect(server.port).await;
+            rank.write_all(hello(1, "secret").line().as_bytes()).await.unwrap();
+            assert!(matches!(events.recv().await.unwrap().word, Word::Hello(_)));
+            if attempt == 1 {
+                server.dismiss()
+            } else {
+                server.expect("other", 3, 2)
+            }
+            let mut answers = Vec::new();
+            rank.read_to_end(&mut answers).await.unwrap();
+            assert_eq!(events.recv().await.unwrap(), Event { attempt, rank: 1, word: Word::Closed });
+        }
+        server.dismiss();
+        hung_up_on(server.port, hello(0, "").line().as_bytes()).await;
     }
 
     #[tokio::test]

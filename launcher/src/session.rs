@@ -32,23 +32,19 @@ impl Session {
     /// Removes them; nothing may run any more. mpirun that ends by itself has done so already.
     pub fn remove(&self) {
         let user = rustix::process::getuid().as_raw();
-        let mut jobs = self.remove_folder(&std::env::temp_dir(), user);
+        let mut jobs = self.remove_folder(&std::env::temp_dir(), &session_folder(user));
         jobs.extend(self.job);
         remove_memory(Path::new(SHARED_MEMORY), user, &jobs);
     }
 
     /// Returns the numbers of mpirun's jobs.
-    fn remove_folder(&self, temporary: &Path, user: u32) -> BTreeSet<u32> {
-        let mut found = BTreeSet::new();
-        for (path, name) in entries(temporary) {
-            if name.starts_with("ompi.") && name.ends_with(&format!(".{user}")) {
-                let ours = path.join(format!("pid.{}", self.mpirun));
-                found.extend(jobs(&ours));
-                let _ = std::fs::remove_dir_all(ours);
-                // Where it was the last one.
-                let _ = std::fs::remove_dir(path);
-            }
-        }
+    fn remove_folder(&self, temporary: &Path, name: &str) -> BTreeSet<u32> {
+        let folder = temporary.join(name);
+        let ours = folder.join(format!("pid.{}", self.mpirun));
+        let found = jobs(&ours);
+        let _ = std::fs::remove_dir_all(ours);
+        // Where it was the last one.
+        let _ = std::fs::remove_dir(folder);
         found
     }
 }
@@ -69,13 +65,17 @@ fn jobs(folder: &Path) -> BTreeSet<u32> {
     files.filter_map(|(_, name)| name.split_once("seg-")?.1.split('-').next()?.parse().ok()).collect()
 }
 
+/// What the folder of a user's mpiruns on this machine is called: /tmp may be that of several machines.
+fn session_folder(user: u32) -> String {
+    format!("ompi.{}.{user}", rustix::system::uname().nodename().to_string_lossy())
+}
+
 /// Removes what this user's mpiruns on this machine that live no more have left. One whose launcher is killed does not
 /// always come to it.
 pub fn remove_leftovers() {
     let lives = |pid: &str| pid.parse().is_ok_and(processes::lives);
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let user = rustix::process::getuid().as_raw();
-    let jobs = remove_dead(&std::env::temp_dir().join(format!("ompi.{host}.{user}")), lives);
+    let jobs = remove_dead(&std::env::temp_dir().join(session_folder(user)), lives);
     remove_memory(Path::new(SHARED_MEMORY), user, &jobs);
 }
 
@@ -121,7 +121,7 @@ mod tests {
         std::fs::create_dir_all(folder.path().join("ompi.a.0/pid.55")).unwrap();
         let session = Session { mpirun: 5, job: job(b"A=1\0PMIX_NAMESPACE=975306753\0B=2") };
         remove_memory(folder.path(), 0, &session.job.into_iter().collect());
-        session.remove_folder(folder.path(), 0);
+        session.remove_folder(folder.path(), "ompi.a.0");
         let mut left: Vec<String> = entries(folder.path()).into_iter().map(|(_, name)| name).collect();
         left.sort();
         assert_eq!(left, ["ompi.a.0", others[1], names[2], others[0]]);

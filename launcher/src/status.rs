@@ -71,7 +71,7 @@ pub struct RankStatus {
     pub heartbeat_age_seconds: f64,
     /// Physical memory it holds.
     pub resident_bytes: u64,
-    /// Seconds that it computed or waited for data, over the run.
+    /// Seconds that it computed or waited for data, since this start.
     pub busy_seconds: f64,
 }
 
@@ -92,7 +92,7 @@ pub struct Status {
     pub total_steps: u64,
     /// Step of the newest checkpoint.
     pub saved_step: u64,
-    /// Loss of the newest step.
+    /// Loss of the newest step; none before the first, and where it is not finite.
     pub train_loss: Option<f64>,
     /// Of late.
     pub images_per_second: f64,
@@ -106,6 +106,10 @@ pub struct Status {
     pub wall_seconds: f64,
     /// Its parts.
     pub time_seconds: BTreeMap<&'static str, f64>,
+    /// False while a rank cannot reach the run's remote store.
+    pub store_reachable: bool,
+    /// Bytes of checkpoints that still lack there.
+    pub checkpoint_backlog_bytes: u64,
     /// Ranks of this start.
     pub ranks: usize,
     /// Ranks when all machines are there.
@@ -136,7 +140,7 @@ impl Record {
             began: Instant::now(),
             restarts: Cause::ALL.map(|cause| (cause, 0)).into(),
             steps: StepTimes::default(),
-            split: TimeSplit::new(),
+            split: TimeSplit::default(),
             first_step: None,
         }
     }
@@ -157,8 +161,12 @@ impl Record {
             status.step = ranks.reached();
             status.total_steps = newest(|beat| beat.total_steps);
             status.saved_step = newest(|beat| beat.saved_step);
-            status.train_loss = beats().find_map(|beat| beat.loss).or(status.train_loss);
+            if let Some(beat) = beats().find(|beat| beat.step_seconds > 0.0) {
+                status.train_loss = beat.loss;
+            }
         }
+        status.store_reachable = !beats().any(|beat| beat.store_unreachable);
+        status.checkpoint_backlog_bytes = newest(|beat| beat.checkpoint_backlog_bytes);
         let global_batch = newest(|beat| beat.global_batch) as f64;
         status.step_seconds = self.steps.mean().unwrap_or(0.0);
         status.images_per_second = if status.step_seconds > 0.0 { global_batch / status.step_seconds } else { 0.0 };

@@ -1,17 +1,19 @@
 //! The launcher from start to end: plan, start, watch, start again.
 
 use std::{
+    io::Write,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::process::CommandExt,
     path::Path,
     sync::PoisonError,
+    time::{Duration, Instant},
 };
 
 use arinar_heartbeat::Launcher;
 use tokio::sync::mpsc;
 
 use crate::{
-    arguments::{Arguments, LogFormat, RankCount},
+    arguments::{Arguments, RankCount},
     command::{self, JobCommand},
     exit::{self, Stop},
     hosts::{self, Host, Unreachable},
@@ -29,6 +31,12 @@ use crate::{
     slots::Slots,
     status::{Cause, Record, State},
 };
+
+/// Pause before hosts that are lost are asked again; it doubles, up to the longest.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
+/// Seconds for which a rank asks a store that does not answer (docs/storage.md), and how many where it is not set.
+const STORE_PATIENCE: (&str, f64) = ("ARINAR_STORE_PATIENCE", 60.0);
 
 /// What does not change from start to start.
 struct Setting {
@@ -53,7 +61,11 @@ struct Placement {
 pub async fn supervise(arguments: Arguments) -> u8 {
     let (mut output, mut rest) = match Output::start(arguments.log_format) {
         Ok(started) => started,
-        Err(_) => return exit::FAILED,
+        Err(error) => {
+            // There is no thread to write it.
+            let _ = writeln!(std::io::stderr(), "arinar-launcher: error: no thread can be started: {error}");
+            return exit::FAILED;
+        }
     };
     let ended = run(arguments, &mut output, &mut rest).await;
     output.status(String::new());
@@ -62,7 +74,7 @@ pub async fn supervise(arguments: Arguments) -> u8 {
         Err(stop) => {
             // The trainer's own line says whose it is.
             let line = stop.line.strip_prefix("arinar-trainer: error: ").unwrap_or(&stop.line).to_owned();
-            output.say(if stop.code == exit::PREEMPTED { Level::Info } else { Level::Error }, line);
+            output.say_at_last(if stop.code == exit::PREEMPTED { Level::Info } else { Level::Error }, line).await;
             // Any code of a rank but the known ones means the same.
             if matches!(stop.code, exit::PREEMPTED | exit::CONFIGURATION) { stop.code } else { exit::FAILED }
         }
@@ -78,7 +90,8 @@ async fn run(arguments: Arguments, output: &mut Output, rest: &mut Rest) -> Resu
     let interrupts = Interrupts::watch().map_err(failed("signals cannot be watched"))?;
     let setting = Setting::find(arguments)?;
     if setting.arguments.dry_run {
-        print!("{}", setting.dry_run());
+        // Whoever reads it may have seen enough.
+        let _ = std::io::stdout().write_all(setting.dry_run().as_bytes());
         return Ok(());
     }
     if setting.asks() {
@@ -134,12 +147,7 @@ impl Setting {
                 "--min-ranks is a number from 1 to the {full_world} ranks of the job"
             )));
         }
-        let mut trainer_arguments = plan::trainer_arguments(&arguments);
-        if arguments.log_format == LogFormat::Json
-            && !trainer_arguments.iter().any(|word| word.starts_with("--log-format"))
-        {
-            trainer_arguments.extend(["--log-format", "json"].map(str::to_owned));
-        }
+        let trainer_arguments = plan::trainer_arguments(&arguments);
         Ok(Self { arguments, programs, plan, slots, hosts, full_world, trainer_arguments })
     }
 
@@ -253,6 +261,13 @@ fn variables() -> impl Iterator<Item = String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }
 
+/// Ranks say what is wrong with the variable.
+fn store_patience() -> Duration {
+    let (name, default) = STORE_PATIENCE;
+    let seconds = std::env::var(name).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(default);
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs_f64(default))
+}
+
 /// A run under way.
 struct Run {
     setting: Setting,
@@ -268,21 +283,18 @@ struct Run {
 
 impl Run {
     async fn go_on(&mut self) -> Result<(), Stop> {
-        let mut cause = Cause::Crash;
+        let (mut cause, mut ranks) = (Cause::Crash, self.setting.full_world);
         loop {
-            let (outcome, hung) = match self.placement().await? {
-                Ok(placement) => {
-                    let fewer = placement.ranks < self.setting.full_world;
-                    self.count_restart(if fewer { Cause::HostLost } else { cause });
-                    let ended = self.start(&placement).await?;
-                    (ended.outcome, ended.hung)
-                }
-                // A wrong name is told at once; that a host is lost later may pass.
-                Err(stop) if self.attempt == 0 => return Err(stop),
+            let placement = self.wait_for_hosts().await?;
+            let fewer = placement.ranks < ranks;
+            ranks = placement.ranks;
+            self.count_restart(if fewer { Cause::HostLost } else { cause });
+            let (outcome, hung) = match self.start(&placement).await {
+                Ok(ended) => (ended.outcome, ended.hung),
+                Err(stop) if self.attempt == 1 => return Err(stop),
+                // It could be started once: what is short now, memory or processes, may be there again soon.
                 Err(stop) => {
-                    self.count_restart(Cause::HostLost);
-                    let Stop { code, line: reason } = stop;
-                    (Outcome { code, reason, resumed: 0, reached: 0, asked: false }, false)
+                    (Outcome { code: stop.code, reason: stop.line, resumed: 0, reached: 0, asked: false }, false)
                 }
             };
             cause = if hung { Cause::Hang } else { Cause::Crash };
@@ -291,6 +303,28 @@ impl Run {
                 Decision::Stop(stop) => return Err(stop),
                 Decision::Restart { pause } => self.pause(&outcome, pause).await?,
             }
+        }
+    }
+
+    /// Where to start. A host that is lost in mid-run may come back: it is asked for as long as a start may take.
+    async fn wait_for_hosts(&mut self) -> Result<Placement, Stop> {
+        let limit = self.setting.arguments.start_up_limit;
+        let (began, mut pause) = (Instant::now(), FIRST_LOOK);
+        loop {
+            let stop = match self.placement().await? {
+                Ok(placement) => return Ok(placement),
+                Err(stop) => stop,
+            };
+            // A wrong name is told at once.
+            if self.attempt == 0 || began.elapsed() >= limit {
+                return Err(stop);
+            }
+            if pause == FIRST_LOOK {
+                let limit = humantime::format_duration(limit);
+                self.output.say(Level::Warning, format!("{stop}; asking again for {limit} (--start-up-limit)"));
+            }
+            self.rest(pause).await?;
+            pause = (2 * pause).min(LONGEST_LOOK);
         }
     }
 
@@ -357,12 +391,15 @@ impl Run {
             interrupts: &mut self.interrupts,
             record: &mut self.record,
             shared: &self.shared,
+            store_patience: store_patience(),
         };
         let mpirun: &Path = &self.setting.programs.mpirun;
-        job::run(&mut around, mpirun, &arguments, &launcher, placement.ranks).await
+        let ended = job::run(&mut around, mpirun, &arguments, &launcher, placement.ranks).await;
+        self.server.dismiss();
+        ended
     }
 
-    async fn pause(&mut self, outcome: &Outcome, pause: std::time::Duration) -> Result<(), Stop> {
+    async fn pause(&mut self, outcome: &Outcome, pause: Duration) -> Result<(), Stop> {
         self.output.say(
             Level::Warning,
             format!(
@@ -373,6 +410,11 @@ impl Run {
                 outcome.reached
             ),
         );
+        self.rest(pause).await
+    }
+
+    /// Waits without a job.
+    async fn rest(&mut self, time: Duration) -> Result<(), Stop> {
         {
             let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
             status.state = State::Waiting;
@@ -380,7 +422,7 @@ impl Run {
             self.output.status(status.line());
         }
         tokio::select! {
-            () = tokio::time::sleep(pause) => Ok(()),
+            () = tokio::time::sleep(time) => Ok(()),
             interrupt = self.interrupts.next() => Err(ended_while_waiting(&interrupt.to_string())),
         }
     }

@@ -51,8 +51,13 @@ impl Tags {
                 }
                 Tag::None => {
                     // Up to the next line's end, or to what may be a tag.
-                    let plain = 1 + rest[1..].iter().position(|byte| *byte == b'[').unwrap_or(rest.len() - 1);
-                    let end = rest.iter().position(|byte| *byte == b'\n').map_or(plain, |end| plain.min(end + 1));
+                    let end = rest[1..].iter().position(|byte| matches!(byte, b'[' | b'\n'));
+                    let end = match (rest[0], end) {
+                        (b'\n', _) => 1,
+                        (_, Some(end)) if rest[1 + end] == b'\n' => end + 2,
+                        (_, Some(end)) => end + 1,
+                        (_, None) => rest.len(),
+                    };
                     self.add(&rest[..end], &mut lines);
                     at += end;
                 }

@@ -13,7 +13,7 @@ use launcher_support::{Said, Stage, program, signal, until};
 use rustix::process::Signal;
 
 /// Every metric that the dashboards use, and its labels.
-const METRICS: [&str; 28] = [
+const METRICS: [&str; 31] = [
     "arinar_step ",
     "arinar_total_steps ",
     "arinar_saved_step ",
@@ -21,18 +21,20 @@ const METRICS: [&str; 28] = [
     "arinar_images_per_second ",
     "arinar_step_seconds ",
     "arinar_eta_seconds ",
+    "arinar_store_reachable 1",
+    "arinar_checkpoint_backlog_bytes 0",
     "arinar_attempt ",
     "arinar_restarts_total{reason=\"crash\"} ",
     "arinar_restarts_total{reason=\"hang\"} ",
     "arinar_restarts_total{reason=\"host_lost\"} ",
     "arinar_goodput_ratio ",
-    "arinar_time_seconds_total{part=\"compute\"} ",
-    "arinar_time_seconds_total{part=\"all_reduce\"} ",
-    "arinar_time_seconds_total{part=\"data_wait\"} ",
-    "arinar_time_seconds_total{part=\"checkpoint\"} ",
-    "arinar_time_seconds_total{part=\"start_up\"} ",
-    "arinar_time_seconds_total{part=\"lost_work\"} ",
-    "arinar_time_seconds_total{part=\"down\"} ",
+    "arinar_time_seconds{part=\"compute\"} ",
+    "arinar_time_seconds{part=\"all_reduce\"} ",
+    "arinar_time_seconds{part=\"data_wait\"} ",
+    "arinar_time_seconds{part=\"checkpoint\"} ",
+    "arinar_time_seconds{part=\"start_up\"} ",
+    "arinar_time_seconds{part=\"lost_work\"} ",
+    "arinar_time_seconds{part=\"down\"} ",
     "arinar_ranks ",
     "arinar_full_ranks ",
     "arinar_rank_step{rank=\"0\",host=\"stand-in\"} ",
@@ -42,6 +44,7 @@ const METRICS: [&str; 28] = [
     "arinar_rank_step{rank=\"1\",host=\"stand-in\"} ",
     "# TYPE arinar_restarts counter",
     "# TYPE arinar_step gauge",
+    "# TYPE arinar_time_seconds gauge",
 ];
 
 /// One line, with this part, and this code.
@@ -80,7 +83,7 @@ fn a_dry_run_with_hosts_names_them() {
     let hosts = stage.path("hosts");
     std::fs::write(&hosts, "a slots=2 # first\nb slots=3\n").unwrap();
     let mut command = stage.command(&["--dry-run", "--hostfile"]);
-    let said = Said::of(command.arg(&hosts).env("AWS_REGION", "x").output().unwrap()).ended(0);
+    let said = Said::by(command.arg(&hosts).env("AWS_REGION", "x")).ended(0);
     assert!(said.stdout.contains("-n 4 --host a:2,b:2 "), "{}", said.stdout);
     assert!(said.stdout.contains(" -x AWS_REGION "), "{}", said.stdout);
     assert!(said.stdout.contains("#   rank 3: b"), "{}", said.stdout);
@@ -94,7 +97,7 @@ fn what_is_wrong_is_one_line() {
     one_line(stage.run(&["--mpirun", "/nowhere/mpirun"]), 78, "/nowhere/mpirun");
     one_line(stage.run(&["--mpirun", "true"]), 78, "is not Open MPI's mpirun");
     one_line(stage.run(&["--trainer", "/nowhere/trainer"]), 78, "--trainer");
-    let without = Said::of(stage.command(&[]).env("PATH", "/nowhere").output().unwrap());
+    let without = Said::by(stage.command(&[]).env("PATH", "/nowhere"));
     one_line(without, 78, "mpirun is not on the PATH; install Open MPI");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
@@ -119,7 +122,7 @@ fn an_unreachable_host_is_named() {
     std::fs::set_permissions(&agent, mode).unwrap();
     let run = |more: &[&str]| {
         let mut command = stage.command(&["--hostfile", &hosts]);
-        Said::of(command.args(more).env("OMPI_MCA_plm_rsh_agent", &agent).output().unwrap())
+        Said::by(command.args(more).env("OMPI_MCA_plm_rsh_agent", &agent))
     };
     run(&[]).ended(1).says("cannot reach node-b (node-b: no route)").says("--min-ranks");
     // With two ranks the run goes on, on the host that is left.

@@ -85,15 +85,44 @@ fn some_codes_are_final_and_restarts_can_be_bounded() {
 #[test]
 fn a_stopped_rank_is_named_ended_and_the_job_restarted() {
     let stage = script(r#"{"attempt": 1, "rank": 1, "step": 12, "act": "stop"}"#);
-    let said = stage.run(&two(&["--silence-limit", "2s"])).ended(0).says("everyone waits for rank 1, which is silent");
+    let said = stage.run(&two(&["--silence-limit", "4s"])).ended(0).says("everyone waits for rank 1, which is silent");
     said.says("last known: compute of step 11").says("restarts: 1 by hang");
 }
 
 #[test]
 fn a_rank_that_does_not_move_is_named() {
     let stage = script(r#"{"attempt": 1, "rank": 0, "step": 12, "act": "hang"}"#);
-    let said = stage.run(&two(&["--hang-floor", "2s"])).ended(0).says("everyone waits for rank 0, which does not move");
+    let said = stage.run(&two(&["--hang-floor", "4s"])).ended(0).says("everyone waits for rank 0, which does not move");
     said.says("last known: compute of step 11").says("restarts: 1 by hang");
+}
+
+#[test]
+fn the_first_step_of_a_restart_has_the_time_of_a_start() {
+    let stage = script(
+        r#"{"attempt": 1, "rank": 1, "step": 12, "act": "kill"}, {"attempt": 2, "rank": 0, "step": 11, "act": "pause 6000"}"#,
+    );
+    stage.run(&two(&["--hang-floor", "4s"])).ended(0).says("(to 30 of 30), restarts: 1 by crash,");
+}
+
+#[test]
+fn ranks_that_take_leave_and_stay_are_ended() {
+    let stage = script(
+        r#"{"attempt": 0, "rank": 0, "step": 12, "act": "linger"}, {"attempt": 0, "rank": 1, "step": 12, "act": "linger"}"#,
+    );
+    stage.run(&two(&["--grace", "1s"])).ended(0).says("has not ended within 1s").says("no restart");
+}
+
+#[test]
+fn a_signal_before_there_are_ranks_is_passed_on_to_them() {
+    for asked in [Signal::TERM, Signal::USR1] {
+        let stage = Stage::new(LONG);
+        let running = stage.start(&two(&["--grace", "30s"]));
+        // mpirun may not have begun any rank yet, or some and not all.
+        running.mpirun();
+        signal(running.pid(), asked);
+        let said = running.wait().ended(75).says("no restart");
+        assert!(!said.stderr.contains("has not ended within"), "{}", said.stderr);
+    }
 }
 
 #[test]

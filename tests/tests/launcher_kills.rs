@@ -10,10 +10,10 @@ use std::{
     collections::BTreeSet,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    process::Stdio,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use arinar_trainer::checkpoint::step_of;
 use launcher_support::{Process, Running, lives, signal, until, within};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -114,9 +114,11 @@ fn whoever_is_killed_the_run_comes_to_the_same_end() {
 
 /// Kills over one run of the demo.
 const KILLS: usize = 50;
-/// Six epochs of 1,906 pictures at 32 a step, rounded up: more steps than pass between so many kills.
-const STEPS: u64 = 358;
-const EPOCHS: u64 = 6;
+/// Steps that follow when there were enough of them.
+const MORE_STEPS: u64 = 40;
+/// Pictures of a step, and of an epoch.
+const BATCH: u64 = 32;
+const PICTURES: u64 = 1906;
 
 /// Kills at random moments until there were enough of them.
 struct Killer<'a> {
@@ -129,7 +131,7 @@ struct Killer<'a> {
 
 impl Killer<'_> {
     fn launch(trial: &Trial, page: SocketAddr) -> Running {
-        trial.start(&["--status-port", &page.to_string()])
+        trial.start(&["--status-port", &page.to_string(), "--set", "train.max_steps=1000000"])
     }
 
     /// The step that the launcher has heard of, if it can be asked.
@@ -190,10 +192,7 @@ fn arbitrary() -> u64 {
 
 #[test]
 fn fifty_kills_change_nothing() {
-    let steps = format!("train.max_steps={STEPS}");
-    let trial = Trial::demo(&[&steps, "checkpoint.every=2 steps"]);
-    // A job that is killed again and again leaves most of the time to the one that is not.
-    let calm = trial.undisturbed().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let trial = Trial::demo(&["checkpoint.every=2 steps", "optim.epochs=1000"]);
     let page = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let running = Killer::launch(&trial, page);
     until("the first step", || trial.lab.path("samples").exists().then_some(()));
@@ -214,13 +213,22 @@ fn fifty_kills_change_nothing() {
     let Killer { running, mut jobs, .. } = killer;
     until("the last start", || (running.below().len() >= 3).then_some(()));
     jobs.see(&running.below());
-    running.wait().ended(0).says(&format!("(to {STEPS} of {STEPS})"));
+    signal(running.pid(), Signal::TERM);
+    running.wait().ended(75);
+    let steps = step_of(trial.lab.checkpoints("run").last().unwrap()).unwrap() + MORE_STEPS;
+    let until_then = format!("train.max_steps={steps}");
+    let last = trial.start(&["--set", &until_then]);
+    until("the ranks", || (last.below().len() >= 3).then_some(()));
+    jobs.see(&last.below());
+    last.wait().ended(0).says(&format!("(to {steps} of {steps})"));
     trial.assert_nothing_is_left(&jobs);
-    Ended::of(calm.wait_with_output().unwrap()).succeeded();
+    Ended::of(trial.undisturbed().args(["--set", &until_then]).output().unwrap()).succeeded();
     trial.assert_same_end();
-    // An epoch holds each of the 1,906 pictures once.
-    let samples = trial.samples("samples");
-    for epoch in 0..EPOCHS {
-        assert_eq!(samples.values().flatten().filter(|(_, of)| *of == epoch).count(), 1906, "epoch {epoch}");
+    // A whole epoch holds each of the pictures once.
+    let (epochs, samples) = (steps * BATCH / PICTURES, trial.samples("samples"));
+    assert!(epochs >= 1, "{steps} steps");
+    for epoch in 0..epochs {
+        let seen = samples.values().flatten().filter(|(_, of)| *of == epoch).count();
+        assert_eq!(seen as u64, PICTURES, "epoch {epoch}");
     }
 }

@@ -103,7 +103,7 @@ fn while_the_run_starts() {
         run.end(running, *request).says("before the first step, so that nothing is lost; start again to go on");
         run.heal();
     }
-    Said::of(run.command().output().unwrap()).ended(0);
+    Said::by(&mut run.command()).ended(0);
     assert_eq!(run.trial.lab.checkpoints("s3/runs/tiny"), ["step-00000005"]);
 }
 
@@ -151,7 +151,7 @@ fn while_a_checkpoint_is_sent() {
         let newest = run.trial.lab.checkpoints("s3/runs/tiny");
         assert!(newest.is_empty(), "{newest:?}");
         let more = ["--set", "train.max_steps=1"];
-        Said::of(run.command().args(more).output().unwrap()).ended(0);
+        Said::by(run.command().args(more)).ended(0);
         assert!(!run.trial.lab.checkpoints("s3/runs/tiny").is_empty(), "what was left was not sent");
     }
 }
@@ -165,7 +165,7 @@ fn while_the_last_checkpoint_is_sent() {
         run.wait_for("uploading to s3://runs/tiny");
         run.end(running, *request).says("stopped by a signal after saving step 15");
         run.heal();
-        Said::of(run.command().output().unwrap()).ended(0);
+        Said::by(&mut run.command()).ended(0);
         assert_eq!(run.trial.lab.checkpoints("s3/runs/tiny"), ["step-00000015"]);
     }
 }

@@ -77,14 +77,14 @@ fn a_signal_saves_a_checkpoint_from_which_the_run_goes_on() {
     next_checkpoint(&lab, &[]);
     signal(running.pid(), Signal::TERM);
     running.wait().ended(75).says("stopped by a signal after saving step").says("no restart");
-    Said::of(launch(&lab).output().unwrap()).ended(0).says("(to 600 of 600)");
+    Said::by(&mut launch(&lab)).ended(0).says("(to 600 of 600)");
     assert_like_undisturbed(&lab);
 }
 
 #[test]
 fn a_wrong_configuration_is_one_line_and_nothing_starts() {
     let lab = Lab::new();
-    let said = Said::of(launch(&lab).args(["--set", "optim.epoch=1"]).output().unwrap()).ended(78);
+    let said = Said::by(launch(&lab).args(["--set", "optim.epoch=1"])).ended(78);
     assert_eq!(said.stderr.lines().count(), 1, "{}", said.stderr);
     said.says("optim.epoch");
     assert!(!lab.path("logs/ranks").exists());

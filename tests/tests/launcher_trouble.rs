@@ -72,7 +72,7 @@ fn on_a_small_disk(trial: &Trial, folder: &str, kilobytes: u64, arguments: &[&st
     let mut starter = Command::new("unshare");
     let script = "mount -t tmpfs -o size=$1k none \"$2\" && shift 2 && exec \"$@\"";
     starter.args(["--map-root-user", "--mount", "sh", "-c", script, "sh", &kilobytes.to_string()]).arg(place);
-    Said::of(started_by(starter, &trial.command(arguments)).output().unwrap())
+    Said::by(&mut started_by(starter, &trial.command(arguments)))
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn what_must_be_changed_is_not_tried_again() {
     trial.run(&[]).ended(0);
     let said = trial.run(&["--set", "model.outer.width=64"]).ended(78).says("no restart");
     ends_with(&said, &["rank 0: ", "model.outer.width is 32", "says 64"]);
-    let said = Said::of(trial.command(&[]).env("PATH", "/nowhere").output().unwrap()).ended(78);
+    let said = Said::by(trial.command(&[]).env("PATH", "/nowhere")).ended(78);
     assert_eq!(said.stderr.lines().count(), 1, "{}", said.stderr);
     ends_with(&said, &["mpirun is not on the PATH; install Open MPI"]);
 }
@@ -142,6 +142,6 @@ fn a_host_that_cannot_be_reached_is_named() {
     std::fs::set_permissions(&agent, PermissionsExt::from_mode(0o755)).unwrap();
     let mut command = Command::new(program("arinar-launcher"));
     command.arg("--config").arg(trial.lab.path("tiny.yaml")).arg("--hostfile").arg(hosts);
-    let said = Said::of(command.env("OMPI_MCA_plm_rsh_agent", &agent).output().unwrap()).ended(1);
+    let said = Said::by(command.env("OMPI_MCA_plm_rsh_agent", &agent)).ended(1);
     ends_with(&said, &["cannot reach node-b.invalid (ssh: Could not resolve hostname", "--hostfile", "--min-ranks"]);
 }

@@ -11,8 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::{BEAT_EVERY, Beat, Launcher, Message};
-use arinar_trainer::{checkpoint, exit};
+use arinar_heartbeat::{BEAT_EVERY, Beat, Launcher, Message, Seconds};
+use arinar_trainer::exit;
 use rustix::process::{Pid, Signal, kill_process};
 use trainer_support::{Ended, Lab};
 
@@ -24,7 +24,24 @@ struct Listener(TcpListener);
 
 impl Listener {
     fn start() -> Self {
-        Self(TcpListener::bind("127.0.0.1:0").unwrap())
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Self(listener)
+    }
+
+    /// The next rank that comes.
+    fn accept(&self) -> TcpStream {
+        let began = Instant::now();
+        loop {
+            if let Ok((stream, _)) = self.0.accept() {
+                stream.set_nonblocking(false).unwrap();
+                // A rank beats four times a second.
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                return stream;
+            }
+            assert!(began.elapsed() < PATIENCE, "no rank has come");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn environment(&self, attempt: u32) -> (&'static str, String) {
@@ -41,7 +58,7 @@ impl Listener {
 
     /// Answers a rank and collects what it says until it hangs up.
     fn hear(&self) -> std::thread::JoinHandle<Vec<Message>> {
-        let (stream, _) = self.0.accept().unwrap();
+        let stream = self.accept();
         std::thread::spawn(move || {
             let mut answers = stream.try_clone().unwrap();
             BufReader::new(stream)
@@ -57,7 +74,7 @@ impl Listener {
     }
 
     fn stream(&self) -> (TcpStream, BufReader<TcpStream>) {
-        let (stream, _) = self.0.accept().unwrap();
+        let stream = self.accept();
         (stream.try_clone().unwrap(), BufReader::new(stream))
     }
 }
@@ -127,52 +144,78 @@ fn ranks_end_when_their_launcher_has() {
     assert!(ended.stderr.contains("the launcher is gone"), "{}", ended.stderr);
 }
 
+fn seconds_in(path: std::path::PathBuf) -> Option<Seconds> {
+    let value: serde_json::Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    serde_json::from_value(value["seconds"].clone()).ok()
+}
+
 #[test]
 fn what_a_killed_run_did_after_its_checkpoint_is_lost_work() {
+    /// So much work at least is lost.
+    const LOST: f64 = 0.5;
     let (lab, listener) = (Lab::new(), Listener::start());
-    let mut job = start(&lab, 0, &listener, 1, &["train.max_steps=1000000", "checkpoint.every=10 steps"]);
+    let more =
+        ["optim.epochs=1000000", "train.max_steps=1000000", "checkpoint.every=1h", "checkpoint.keep_every_epochs=1"];
+    let mut job = start(&lab, 0, &listener, 1, &more);
     let rank = listener.hear();
+    // The first epoch's checkpoint; the others are put away.
+    let saved = lab.path("run/step-00000006");
     let began = Instant::now();
-    let ledger = lab.path("logs/ledger.json");
-    // It is written each second: after the second time there is a second of work that may be lost.
-    let note = || std::fs::read_to_string(&ledger).unwrap_or_default();
-    let first = loop {
-        let text = note();
-        if !text.is_empty() && !lab.checkpoints("run").is_empty() {
-            break text;
+    let noted = loop {
+        assert!(began.elapsed() < PATIENCE);
+        let (checkpoint, noted) = (seconds_in(saved.join("state.json")), seconds_in(lab.path("logs/ledger.json")));
+        match (checkpoint, noted) {
+            (Some(checkpoint), Some(noted)) if noted.total() > checkpoint.total() + LOST => break noted,
+            _ => std::thread::sleep(BEAT_EVERY / 10),
         }
-        assert!(began.elapsed() < PATIENCE);
-        std::thread::sleep(BEAT_EVERY / 10);
     };
-    while note() == first {
-        assert!(began.elapsed() < PATIENCE);
-        std::thread::sleep(BEAT_EVERY / 10);
-    }
     kill_process(Pid::from_child(&job), Signal::KILL).unwrap();
     job.wait().unwrap();
     rank.join().unwrap();
-    let newest = lab.checkpoints("run").pop().unwrap();
-    let step: u64 = newest.strip_prefix("step-").unwrap().parse().unwrap();
-    let more = format!("train.max_steps={}", step + 3);
-    let again = start(&lab, 0, &listener, 2, &[&more]);
+    for entry in std::fs::read_dir(lab.path("run")).unwrap() {
+        let path = entry.unwrap().path();
+        if path != saved && path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap();
+        }
+    }
+    let (checkpoint, noted_last) =
+        (seconds_in(saved.join("state.json")).unwrap(), seconds_in(lab.path("logs/ledger.json")));
+    let lost = noted_last.unwrap().total() - checkpoint.total();
+    assert!(lost > LOST && lost >= noted.total() - checkpoint.total());
+    // Long enough for beats that know it.
+    let again = start(&lab, 0, &listener, 2, &["train.max_steps=306"]);
     let messages = listener.hear();
     let ended = Ended::of(again.wait_with_output().unwrap()).succeeded();
     let messages = messages.join().unwrap();
-    let last = lab.curve("logs", "lost_work_total");
-    let lost = last.values().last().unwrap();
-    assert!(*lost >= 0.0 && f64::from(*lost) < began.elapsed().as_secs_f64(), "{lost}");
+    let told = *lab.curve("logs", "lost_work_total").values().last().unwrap();
+    assert!((f64::from(told) - lost).abs() < 1e-3 * lost, "{told} and {lost}");
     assert!(ended.stdout.contains("lost work"), "{}", ended.stdout);
-    // The whole of both starts: what the first noted is in the second's sums.
-    let state: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(lab.path(&format!("run/step-{:08}/state.json", step + 3))).unwrap())
-            .unwrap();
-    let seconds: arinar_heartbeat::Seconds = serde_json::from_value(state["seconds"].clone()).unwrap();
-    let noted: serde_json::Value = serde_json::from_str(&first).unwrap();
-    let noted: arinar_heartbeat::Seconds = serde_json::from_value(noted["seconds"].clone()).unwrap();
-    assert!(seconds.total() > noted.total(), "{seconds:?} {noted:?}");
-    let planned = beats(&messages).into_iter().find(|beat| beat.total_steps > 0);
-    assert!(planned.is_none_or(|beat| beat.saved_step >= step));
-    checkpoint::load_ema(lab.path("run").to_str().unwrap()).unwrap();
+    let last = beats(&messages).pop().unwrap().clone();
+    assert_eq!(last.first_step, 6);
+    assert!((last.earlier.lost_work - lost).abs() < 1e-6 && last.earlier.compute == checkpoint.compute, "{last:?}");
+    assert_eq!(last.seconds.lost_work, 0.0);
+    // The whole of both starts.
+    let sum = seconds_in(lab.path("run/step-00000306/state.json")).unwrap();
+    assert!(sum.total() > noted.total() && sum.lost_work > LOST, "{sum:?} {noted:?}");
+}
+
+#[test]
+fn who_resumes_is_no_straggler() {
+    let (lab, listener) = (Lab::new(), Listener::start());
+    let run = |attempt, steps: u64| {
+        let job = start(&lab, 2, &listener, attempt, &[&format!("train.max_steps={steps}")]);
+        let ranks = [listener.hear(), listener.hear()];
+        Ended::of(job.wait_with_output().unwrap()).succeeded();
+        ranks.map(|rank| beats(&rank.join().unwrap()).pop().unwrap().clone())
+    };
+    run(1, 200);
+    let [first, second] = run(2, 220);
+    assert_eq!((first.first_step, second.first_step), (200, 200));
+    // One of the two is rank 0, and tells what the start before had spent; none has spent it itself.
+    assert!(first.earlier.compute + second.earlier.compute > 4.0 * first.seconds.compute, "{first:?} {second:?}");
+    let excess = lab.curve("logs", "slowest_rank_excess");
+    let least = excess.range(201..).map(|(_, excess)| *excess).fold(f32::INFINITY, f32::min);
+    assert!(least < 0.5, "a rank seems to have worked {least} longer than the mean all along");
 }
 
 #[test]

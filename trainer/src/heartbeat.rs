@@ -76,7 +76,7 @@ pub fn farewell(code: u8, reason: Option<String>) {
     // While the stream is locked, so that no beat comes after it.
     if !line.ended.swap(true, Ordering::SeqCst) {
         // If it does not arrive, the launcher sees a rank that died: no worse than without.
-        let _ = stream.write_all(Message::Farewell(Farewell { code, reason }).line().as_bytes());
+        let _ = stream.write_all(Message::Farewell(Farewell::new(code, reason)).line().as_bytes());
     }
 }
 

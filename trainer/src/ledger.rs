@@ -29,6 +29,7 @@ struct Clock {
     since: Instant,
     marks: u64,
     seconds: Seconds,
+    earlier: Seconds,
 }
 
 /// What a ledger says at one moment.
@@ -38,14 +39,26 @@ pub struct Reading {
     pub phase: Phase,
     /// How often it has begun to do something else.
     pub marks: u64,
-    /// Where its time went, up to now.
+    /// Where its time went since it started.
     pub seconds: Seconds,
+    /// What earlier starts of the run had spent.
+    pub earlier: Seconds,
+}
+
+impl Reading {
+    /// Where the time of the whole run went.
+    pub fn run(&self) -> Seconds {
+        let mut sum = self.earlier;
+        sum += self.seconds;
+        sum
+    }
 }
 
 impl Ledger {
     /// Starts the clock, in [`Phase::StartUp`].
     pub fn start() -> Self {
-        Self(Mutex::new(Clock { phase: Phase::StartUp, since: Instant::now(), marks: 0, seconds: Seconds::default() }))
+        let (seconds, earlier) = (Seconds::default(), Seconds::default());
+        Self(Mutex::new(Clock { phase: Phase::StartUp, since: Instant::now(), marks: 0, seconds, earlier }))
     }
 
     // Nothing panics while it holds the lock; and if it did, the sums would be as good as before.
@@ -65,12 +78,12 @@ impl Ledger {
     pub fn read(&self) -> Reading {
         let mut clock = self.clock();
         clock.settle();
-        Reading { phase: clock.phase, marks: clock.marks, seconds: clock.seconds }
+        Reading { phase: clock.phase, marks: clock.marks, seconds: clock.seconds, earlier: clock.earlier }
     }
 
-    /// Adds what earlier starts of the run have spent.
+    /// Learns what earlier starts of the run have spent.
     pub fn carry_over(&self, earlier: Seconds) {
-        self.clock().seconds += earlier;
+        self.clock().earlier = earlier;
     }
 }
 

@@ -159,7 +159,7 @@ pub fn run(
         stop.end_at_once("arinar-trainer", share.rank);
     }
     if matches!(result, Ok(()) | Err(Stop::Preempted { .. })) {
-        training.logs.summary(&training.vitals.ledger.read().seconds);
+        training.logs.summary(&training.vitals.ledger.read().run());
     }
     if result.is_ok() {
         training.logs.message(&format!("done: {} steps, checkpoints in {}", training.step, config.run.dir));

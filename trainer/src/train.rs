@@ -117,8 +117,8 @@ impl Training<'_> {
             let before = self.vitals.ledger.read().seconds;
             let done = self.step(last_save, &mut skipped)?;
             self.look_after_checkpoints(&done.agreed, &mut last_save)?;
-            let run = self.vitals.ledger.read().seconds;
-            let spent = Spent { step: run - before, run, busy: &done.agreed.busy };
+            let now = self.vitals.ledger.read();
+            let spent = Spent { step: now.seconds - before, run: now.run(), busy: &done.agreed.busy };
             self.logs.step(&done.report, &spent, self.saver.upload_status());
             if done.agreed.preempted && self.step < self.plan.total_steps {
                 return self.preempted();
@@ -211,7 +211,7 @@ impl Training<'_> {
         for message in self.saver.poll() {
             self.logs.message(&message);
         }
-        self.vitals.saved(self.saver.saved_step().unwrap_or(0));
+        self.note_saving();
         if local.failure.is_none() {
             local.failure = self.saver.failure();
         }
@@ -290,7 +290,7 @@ impl Training<'_> {
             optimizer_steps: self.optimizer.steps(),
             epoch: self.plan.epoch(self.step, self.config.batch.global),
             token: self.worker.source.position(),
-            seconds: self.vitals.ledger.read().seconds,
+            seconds: self.vitals.ledger.read().run(),
             ..self.state.clone()
         };
         let tensors = Tensors {
@@ -299,7 +299,20 @@ impl Training<'_> {
             optimizer: &self.optimizer,
             buffers: &self.buffers,
         };
-        self.saver.start(self.collective, &state, &tensors, &|| self.preemption.requested())
+        // That it waits for room is no hang: it has a limit of its own.
+        let interrupted = || {
+            self.vitals.enter(self.vitals.ledger.read().phase);
+            self.preemption.requested()
+        };
+        self.saver.start(self.collective, &state, &tensors, &interrupted)
+    }
+
+    /// Says how far saving is.
+    fn note_saving(&self) {
+        self.vitals.saved(self.saver.saved_step().unwrap_or(0));
+        if let Some(status) = self.saver.upload_status() {
+            self.vitals.uploading(status);
+        }
     }
 
     /// Waits for the files of the checkpoint that is being written, if any. It becomes valid in the background.
@@ -341,9 +354,14 @@ impl Training<'_> {
     /// Waits until all checkpoints are where they belong. Returns what a remote store still lacks.
     fn settled(&mut self, timeout: Duration, interrupted: &dyn Fn() -> bool) -> Result<Option<Missing>, Stop> {
         self.committed()?;
-        let logs = &self.logs;
-        let missing = self.saver.finish(self.collective, timeout, interrupted, &mut |message| logs.message(message));
-        self.vitals.saved(self.saver.saved_step().unwrap_or(0));
+        let (logs, vitals) = (&self.logs, &self.vitals);
+        // That it waits for the store is no hang: it has a limit of its own.
+        let interrupted = || {
+            vitals.enter(Phase::Finish);
+            interrupted()
+        };
+        let missing = self.saver.finish(self.collective, timeout, &interrupted, &mut |message| logs.message(message));
+        self.note_saving();
         missing
     }
 

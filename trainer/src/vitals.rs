@@ -1,16 +1,17 @@
 //! How far this rank is, for whoever watches: written by the training thread, read by the heartbeat.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arinar_heartbeat::{Beat, Phase};
 
-use crate::{ledger::Ledger, memory};
+use crate::{checkpoint::UploadStatus, ledger::Ledger, memory};
 
 /// The live figures of one rank.
 #[derive(Debug)]
 pub struct Vitals {
     /// Where its time goes.
     pub ledger: Ledger,
+    first_step: AtomicU64,
     step: AtomicU64,
     total_steps: AtomicU64,
     saved_step: AtomicU64,
@@ -18,6 +19,8 @@ pub struct Vitals {
     // Floats, as bits.
     loss: AtomicU64,
     step_seconds: AtomicU64,
+    checkpoint_backlog_bytes: AtomicU64,
+    store_unreachable: AtomicBool,
 }
 
 impl Vitals {
@@ -25,12 +28,15 @@ impl Vitals {
     pub fn start() -> Self {
         Self {
             ledger: Ledger::start(),
+            first_step: AtomicU64::new(0),
             step: AtomicU64::new(0),
             total_steps: AtomicU64::new(0),
             saved_step: AtomicU64::new(0),
             global_batch: AtomicU64::new(0),
             loss: AtomicU64::new(f64::NAN.to_bits()),
             step_seconds: AtomicU64::new(0.0_f64.to_bits()),
+            checkpoint_backlog_bytes: AtomicU64::new(0),
+            store_unreachable: AtomicBool::new(false),
         }
     }
 
@@ -41,10 +47,12 @@ impl Vitals {
 
     /// Where the run starts from and how long it is.
     pub fn plan(&self, step: u64, total_steps: u64, global_batch: u64) {
+        self.first_step.store(step, Ordering::Relaxed);
         self.step.store(step, Ordering::Relaxed);
         self.saved_step.store(step, Ordering::Relaxed);
-        self.total_steps.store(total_steps, Ordering::Relaxed);
         self.global_batch.store(global_batch, Ordering::Relaxed);
+        // Last, so that whoever sees it sees the first step, too.
+        self.total_steps.store(total_steps, Ordering::Release);
     }
 
     /// A step is done.
@@ -59,21 +67,32 @@ impl Vitals {
         self.saved_step.fetch_max(step, Ordering::Relaxed);
     }
 
+    /// How far a remote store is behind with the checkpoints.
+    pub fn uploading(&self, status: UploadStatus) {
+        self.checkpoint_backlog_bytes.store(status.backlog_bytes, Ordering::Relaxed);
+        self.store_unreachable.store(!status.reachable, Ordering::Relaxed);
+    }
+
     /// All of it, for the launcher.
     pub fn beat(&self) -> Beat {
+        let total_steps = self.total_steps.load(Ordering::Acquire);
         let reading = self.ledger.read();
         let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
         Beat {
             step: load(&self.step),
-            total_steps: load(&self.total_steps),
+            first_step: load(&self.first_step),
+            total_steps,
             saved_step: load(&self.saved_step),
             phase: reading.phase,
             marks: reading.marks,
             seconds: reading.seconds,
+            earlier: reading.earlier,
             resident_bytes: memory::resident(),
             global_batch: load(&self.global_batch),
             loss: Some(f64::from_bits(load(&self.loss))).filter(|loss| loss.is_finite()),
             step_seconds: f64::from_bits(load(&self.step_seconds)),
+            checkpoint_backlog_bytes: load(&self.checkpoint_backlog_bytes),
+            store_unreachable: self.store_unreachable.load(Ordering::Relaxed),
         }
     }
 }

@@ -20,6 +20,9 @@ pub const BEAT_EVERY: Duration = Duration::from_millis(250);
 /// Longest line that either side reads; a longer one ends the connection.
 pub const LONGEST_LINE: usize = 16 << 10;
 
+/// A reason that is longer is cut, so that its line is not, whatever it quotes.
+const LONGEST_REASON: usize = LONGEST_LINE / 8;
+
 /// Where ranks find their launcher, and what they must know of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Launcher {
@@ -108,7 +111,9 @@ pub struct Hello {
 pub struct Beat {
     /// Steps trained.
     pub step: u64,
-    /// Steps to train in all; 0 while that is not known.
+    /// Steps that earlier starts have trained: where this one goes on.
+    pub first_step: u64,
+    /// Steps to train in all; 0 while neither that nor the first step is known.
     pub total_steps: u64,
     /// Step of the newest checkpoint that is valid; 0 for none.
     pub saved_step: u64,
@@ -116,16 +121,22 @@ pub struct Beat {
     pub phase: Phase,
     /// How often it has begun to do something else: where this does not change, nothing moves.
     pub marks: u64,
-    /// Where the run's time went, earlier starts that were resumed from included.
+    /// Where the time of this start went.
     pub seconds: Seconds,
+    /// What the earlier starts had spent that this one goes on from; rank 0 tells it, once it knows.
+    pub earlier: Seconds,
     /// Physical memory it holds, in bytes.
     pub resident_bytes: u64,
     /// Samples of a step, on all ranks.
     pub global_batch: u64,
-    /// Loss of the newest step, if it is finite.
+    /// Loss of the newest step; none before the first, and where it is not finite.
     pub loss: Option<f64>,
     /// Wall-clock seconds of the newest step; 0 before the first.
     pub step_seconds: f64,
+    /// Bytes of checkpoints that still lack in the run's remote store.
+    pub checkpoint_backlog_bytes: u64,
+    /// That store cannot be reached.
+    pub store_unreachable: bool,
 }
 
 /// How a rank ended.
@@ -135,6 +146,17 @@ pub struct Farewell {
     pub code: u8,
     /// Why, in one line, if this rank is the one that tells.
     pub reason: Option<String>,
+}
+
+impl Farewell {
+    /// With the reason cut to what a line can hold.
+    pub fn new(code: u8, mut reason: Option<String>) -> Self {
+        if let Some(reason) = reason.as_mut().filter(|reason| reason.len() > LONGEST_REASON) {
+            reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
+            reason.push_str(" ...");
+        }
+        Self { code, reason }
+    }
 }
 
 impl Message {
@@ -162,8 +184,11 @@ mod tests {
     fn messages_survive_the_wire() {
         let beat = Beat { step: 7, phase: Phase::AllReduce, loss: Some(-1.5), ..Beat::default() };
         let hello = Hello { token: "t".into(), rank: 1, world: 2, host: "a\nb".into(), pid: 9 };
-        let farewell = Farewell { code: 75, reason: Some("a \"reason\"".into()) };
-        for message in [Message::Hello(hello), Message::Beat(beat), Message::Farewell(farewell)] {
+        let farewell = Farewell::new(75, Some("a \"reason\"".into()));
+        let long = Farewell::new(1, Some("\u{1}\u{e9}".repeat(LONGEST_LINE)));
+        for message in
+            [Message::Hello(hello), Message::Beat(beat), Message::Farewell(farewell), Message::Farewell(long)]
+        {
             let line = message.line();
             assert_eq!(line.find('\n'), Some(line.len() - 1), "{line:?}");
             assert!(line.len() < LONGEST_LINE);

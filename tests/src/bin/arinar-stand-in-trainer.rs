@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::exit,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -19,6 +19,9 @@ use std::{
 use arinar_heartbeat::{BEAT_EVERY, Beat, Farewell, Hello, Launcher, Message, Phase};
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 use serde::Deserialize;
+
+/// Longer than any test.
+const HOUR: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Deserialize)]
 #[serde(default)]
@@ -42,7 +45,7 @@ struct Fault {
     attempt: u32,
     rank: usize,
     step: u64,
-    /// kill, stop, hang, flood, or `exit CODE [REASON]`.
+    /// kill, stop, hang, linger (take leave, and stay), flood, `pause MILLISECONDS`, or `exit CODE [REASON]`.
     act: String,
 }
 
@@ -130,7 +133,10 @@ impl Trainer {
         (beat.phase, beat.step, beat.global_batch) = (phase, step, 8);
         beat.total_steps = self.script.steps;
         beat.resident_bytes = 100 << 20;
-        if phase != Phase::StartUp {
+        if phase == Phase::StartUp {
+            beat.first_step = step;
+        }
+        if step > beat.first_step {
             beat.step_seconds = self.script.step_ms as f64 / 1e3;
             beat.loss = Some(1.0 / (1.0 + step as f64));
         }
@@ -178,7 +184,14 @@ impl Trainer {
                 tell_beat(&self.beat, &self.stream, self.began, self.rank);
                 let _ = kill_process(getpid(), Signal::STOP);
             }
-            ["hang"] => std::thread::sleep(Duration::from_secs(3600)),
+            ["hang"] => std::thread::sleep(HOUR),
+            ["pause", milliseconds] => {
+                std::thread::sleep(Duration::from_millis(milliseconds.parse().unwrap_or(0)));
+            }
+            ["linger"] => {
+                let _stream = self.say_farewell(0, None);
+                std::thread::sleep(HOUR);
+            }
             ["flood"] => {
                 for line in 0..2000 {
                     println!("rank {} line {line} {}", self.rank, "x".repeat(line % 300));
@@ -193,9 +206,15 @@ impl Trainer {
     }
 
     fn leave(&self, code: u8, reason: Option<String>) -> ! {
-        let mut stream = self.stream.lock().unwrap_or_else(|held| held.into_inner());
-        let _ = stream.write_all(Message::Farewell(Farewell { code, reason }).line().as_bytes());
+        let _stream = self.say_farewell(code, reason);
         exit(code.into())
+    }
+
+    /// Nothing is said after it while the stream is held.
+    fn say_farewell(&self, code: u8, reason: Option<String>) -> MutexGuard<'_, TcpStream> {
+        let mut stream = self.stream.lock().unwrap_or_else(|held| held.into_inner());
+        let _ = stream.write_all(Message::Farewell(Farewell::new(code, reason)).line().as_bytes());
+        stream
     }
 
     /// Until all ranks of this start have come to this step.

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
     sync::{OnceLock, mpsc},
     thread,
     time::{Duration, Instant},
@@ -49,7 +49,7 @@ impl Stage {
 
     /// Runs the launcher to its end.
     pub fn run(&self, arguments: &[&str]) -> Said {
-        Said::of(self.command(arguments).output().unwrap())
+        Said::by(&mut self.command(arguments))
     }
 
     /// Starts the launcher.
@@ -73,7 +73,23 @@ pub struct Said {
 }
 
 impl Said {
-    pub fn of(output: Output) -> Self {
+    /// Runs the command to its end.
+    pub fn by(command: &mut Command) -> Self {
+        Self::at_the_end_of(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Waits for the end of a launcher. One that does not come to it is killed, which no test takes for an end in order.
+    fn at_the_end_of(child: Child) -> Self {
+        let pid = child.id();
+        let (ended, watch) = mpsc::channel::<()>();
+        let watchdog = thread::spawn(move || {
+            if watch.recv_timeout(END) == Err(mpsc::RecvTimeoutError::Timeout) {
+                signal(pid, rustix::process::Signal::KILL);
+            }
+        });
+        let output = child.wait_with_output().unwrap();
+        drop(ended);
+        watchdog.join().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
@@ -134,20 +150,8 @@ impl Running {
         until("mpirun", || Some(self.below().into_iter().find(|process| process.name == "mpirun")?.pid))
     }
 
-    /// Waits for its end. A launcher that does not come to one is killed, which no test takes for an end in order.
     pub fn wait(mut self) -> Said {
-        let child = self.child.take().unwrap();
-        let pid = child.id();
-        let (ended, watch) = mpsc::channel::<()>();
-        let watchdog = thread::spawn(move || {
-            if watch.recv_timeout(END) == Err(mpsc::RecvTimeoutError::Timeout) {
-                signal(pid, rustix::process::Signal::KILL);
-            }
-        });
-        let said = Said::of(child.wait_with_output().unwrap());
-        drop(ended);
-        watchdog.join().unwrap();
-        said
+        Said::at_the_end_of(self.child.take().unwrap())
     }
 }
 

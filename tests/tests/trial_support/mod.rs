@@ -77,7 +77,7 @@ impl Trial {
 
     /// Runs the launcher to its end.
     pub fn run(&self, arguments: &[&str]) -> Said {
-        Said::of(self.command(arguments).output().unwrap())
+        Said::by(&mut self.command(arguments))
     }
 
     /// Starts the launcher.
