@@ -11,7 +11,8 @@ use std::{
 };
 
 use arinar_data::store::{Store, lease::Lease};
-use arinar_tests::s3::S3Server;
+use arinar_tests::{gpu_stand_in::GpuStandIn, s3::S3Server};
+use arinar_trainer::{collective::nccl::HOST_STAND_IN, cuda::Gpu};
 use checkpoint_support::Cloud;
 use trainer_support::{Ended, Lab, launch, trainer};
 
@@ -117,7 +118,7 @@ fn in_a_bucket_nothing_is_left_behind_either() {
 fn every_problem_has_its_line_and_all_are_listed() {
     let lab = Lab::new();
     let before = listing(lab.folder.path());
-    let cases: [(&[&str], &[&[&str]]); 10] = [
+    let cases: [(&[&str], &[&[&str]]); 11] = [
         (&["data.url=/nowhere"], &[&["data.url", "there is no dataset at /nowhere"]]),
         (&["model.vae.channels=8"], &[&["data.url", "model.vae.channels is 8", "encoded with 4"]]),
         (
@@ -129,6 +130,10 @@ fn every_problem_has_its_line_and_all_are_listed() {
         (&["data.cache_dir=/proc/nowhere"], &[&["data.cache_dir", "no file can be written in /proc"]]),
         (&["data.cache_dir=/tmp", "data.cache_limit=100"], &[&["data.cache_limit", "set data.cache_limit="]]),
         (&["optim.ema=1.5", "optim.epochs=0"], &[&["optim.ema: 1.5"], &["optim.epochs: 0"]]),
+        (
+            &["eval={every_epochs: 0, num_images: 0, guidance_scale: 4.5}"],
+            &[&["eval.every_epochs: 0"], &["eval.num_images: 0"]],
+        ),
         (&["batch.global=8000000"], &[&["memory", "set batch.micro="]]),
         (&["optim.epoch=3"], &[&["configuration", "unknown key \"epoch\"", "did you mean \"epochs\"?"]]),
     ];
@@ -139,6 +144,53 @@ fn every_problem_has_its_line_and_all_are_listed() {
     // Of one machine's ranks one tells.
     problems(&check(&lab, 2, &["data.url=/nowhere", "run.log_dir=/proc/x"]), &[&["/nowhere"], &["run.log_dir"]]);
     assert!(listing(lab.folder.path()) == before, "something is left");
+}
+
+#[test]
+fn what_is_read_by_nobody_is_noted_and_what_is_cached_is_named() {
+    let lab = Lab::new();
+    let cache = format!("data.cache_dir={}", lab.path("cache").display());
+    let ended = check(&lab, 0, &["eval={every_epochs: 40, num_images: 100, guidance_scale: 4.5}", &cache]);
+    well(&ended, &["eval is configured, but this version does not evaluate yet", "needed for the whole dataset"]);
+    assert!(lines(&ended, "note").iter().any(|line| line.contains("does not evaluate yet")), "{}", ended.stdout);
+    well(&check(&lab, 0, &["data.shuffle_window=0", &cache]), &["needed for the whole dataset"]);
+}
+
+/// Tells a child process of this test to ask the stand-in for CUDA.
+const CHILD: &str = "ARINAR_TEST_GPU_MEMORY_CHILD";
+
+#[test]
+fn a_gpu_says_how_much_memory_it_has() {
+    if std::env::var_os(CHILD).is_some() {
+        let (free, all) = Gpu::open(0).unwrap().memory().unwrap();
+        assert!((1..=all).contains(&free), "{free} of {all}");
+        return;
+    }
+    let stand_in = GpuStandIn::new();
+    let mut child = launch(1);
+    child.arg(std::env::current_exe().unwrap()).args(["--exact", "a_gpu_says_how_much_memory_it_has"]).env(CHILD, "1");
+    Ended::of(child.envs(stand_in.environment()).output().unwrap()).succeeded();
+}
+
+#[test]
+fn nccl_is_tried_when_all_else_has_been_told() {
+    let (lab, stand_in) = (Lab::new(), GpuStandIn::new());
+    let check = |faults: &str, overrides: &[&str]| {
+        let mut command = lab.command(2, overrides);
+        command.arg("--check").envs(stand_in.environment()).envs(stand_in.faults(faults)).env(HOST_STAND_IN, "1");
+        Ended::of(command.output().unwrap())
+    };
+    let ended = check("", &[]);
+    well(&ended, &["Open MPI v", "2 looked, on"]);
+    let last = ended.stdout.lines().next_back().unwrap();
+    assert!(last.contains("collectives") && last.contains("NCCL 2."), "{}", ended.stdout);
+    let ended = check("rank 1 init error", &[]);
+    assert_eq!(ended.code, Some(1), "{}\n{}", ended.stdout, ended.stderr);
+    assert!(ended.stdout.contains("2 looked, on") && !ended.stdout.contains("PROBLEM"), "{}", ended.stdout);
+    assert!(ended.stderr.contains("arinar-trainer: error: NCCL, while ranks join"), "{}", ended.stderr);
+    let ended = check("rank 0 call 1 error", &["optim.ema=1.5"]);
+    problems(&ended, &[&["optim.ema: 1.5"]]);
+    assert!(!ended.stdout.contains("over it arrives"), "{}", ended.stdout);
 }
 
 #[test]
@@ -246,6 +298,16 @@ fn the_launcher_hands_it_on() {
     };
     well(&launched(&["--", "--check"]), &["tiny; batch 8 = 2 rank(s)", "2 looked, on"]);
     problems(&launched(&["--set", "data.url=/nowhere", "--", "--check"]), &[&["data.url", "/nowhere"]]);
+    // What keeps the launcher from starting ranks is told as fully.
+    let wrong = ["--set", "optim.ema=1.5", "--set", "optim.epochs=0"];
+    problems(&launched(&[&wrong[..], &["--", "--check"]].concat()), &[&["optim.ema: 1.5"], &["optim.epochs: 0"]]);
+    for arguments in [&[&["--dry-run"][..], &wrong[..], &["--", "--check"]].concat()[..], &["--", "--chek"]] {
+        let ended = launched(arguments);
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(78), ""), "{}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        let part = if arguments.len() > 2 { "optim.epochs" } else { "arinar-trainer: unexpected argument '--chek' found" };
+        assert!(ended.stderr.contains(part), "{}", ended.stderr);
+    }
     assert!(launched(&["--", "--plan"]).succeeded().stdout.contains("plan of run tiny: 2 rank(s)"));
     assert!(listing(lab.folder.path()) == before, "something is left");
 }

@@ -69,7 +69,7 @@ fn a_model_that_does_not_fit_the_dataset() {
     refused(&lab.train(0, &["model.classes=7"]), &["model.classes is 7", "encoded with 3"]);
 }
 
-/// The configuration of the design document, as it stands there.
+/// The run of the paper, out of a bucket, with every section that a configuration may have.
 const DESIGN: &str = r#"
 # mpirun -n 4 arinar-trainer --config arinar_b.yaml     4x A100-80G, about 8 days as published, FID 2.75
 seed: 1

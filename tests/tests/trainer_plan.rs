@@ -4,7 +4,7 @@
 mod checkpoint_support;
 mod trainer_support;
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use arinar_trainer::estimate::EXACTNESS;
 use checkpoint_support::Cloud;
@@ -126,16 +126,69 @@ fn people_read_it_as_text() {
         "over 8 steps",
         "no GPU has run this",
         "A100-80G",
+        "not in it             waiting for data",
     ] {
         assert!(ended.stdout.contains(part), "{part:?} is not in\n{}", ended.stdout);
     }
+    // Whatever becomes of the rehearsal, the rest has been told.
+    let place = |part: &str| ended.stdout.find(part).unwrap();
+    assert!(place("a checkpoint  ") < place("over 8 steps") && place("no GPU has run this") < place("over 8 steps"));
     assert!(ended.stderr.contains("rehearsal: step 10 of 10"), "{}", ended.stderr);
+}
+
+/// The trainer where a process finds no more address space than that.
+fn limited(kilobytes: u64) -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("ulimit -v {kilobytes}; exec \"$@\""), "bash"]).arg(trainer());
+    command
+}
+
+/// As where there is less memory than the system says: the plan does without the steps.
+#[test]
+fn a_rehearsal_that_runs_out_of_memory_is_no_end() {
+    let lab = Lab::new();
+    let starts = |limit: &u64| limited(*limit).arg("--version").output().unwrap().status.success();
+    let least = (300_000..).step_by(20_000).find(starts).unwrap();
+    // A few pictures of this size find room there.
+    let mut command = limited(least + 200_000);
+    command.args(["--plan", "--log-format=json", "--config"]).arg(lab.path("tiny.yaml"));
+    for value in ["data.url=synthetic:", "model.image_size=64", "batch.global=2048", "batch.micro=1024"] {
+        command.args(["--set", value]);
+    }
+    let plan = read(&Ended::of(command.output().unwrap()));
+    assert!(plan["rehearsal"].is_null() && plan["here"].is_null(), "{plan}");
+    let why = plan["not_rehearsed"].as_str().unwrap();
+    assert!(why.contains("memory ran out") && why.contains("set batch.micro lower"), "{why}");
+    assert!(number(&plan, "/memory_per_rank/activations") > 1e9);
+}
+
+#[test]
+fn what_the_eta_leaves_out_is_said() {
+    let lab = Lab::new();
+    let evaluating = "eval={every_epochs: 1, num_images: 50000, guidance_scale: 4.5}";
+    for (overrides, parts) in [
+        (&[][..], &["waiting for data", "the whole run"][..]),
+        (&[evaluating][..], &["waiting for data", "the whole run", "does not evaluate yet"][..]),
+    ] {
+        let plan = plan(&lab, 0, overrides);
+        let told = plan["eta_leaves_out"].as_array().unwrap();
+        assert_eq!(told.len(), parts.len(), "{plan}");
+        for (told, part) in told.iter().zip(parts) {
+            assert!(told.as_str().unwrap().contains(part), "{told}");
+        }
+        let eta = plan["here"]["eta"].as_object().unwrap();
+        assert!(eta.len() == 2 && eta.contains_key("steps") && eta.contains_key("checkpoints"), "{plan}");
+        assert!(plan["not_rehearsed"].is_null() && plan["processor"] == "cpu", "{plan}");
+    }
 }
 
 #[test]
 fn a_wrong_configuration_is_one_line() {
     let lab = Lab::new();
-    for (overrides, part) in [(["data.url=/nowhere"], "there is no dataset"), (["optim.ema=2"], "optim.ema")] {
+    let never = "eval={every_epochs: 0, num_images: 1, guidance_scale: 1}";
+    for (overrides, part) in
+        [(["data.url=/nowhere"], "there is no dataset"), (["optim.ema=2"], "optim.ema"), ([never], "eval.every_epochs")]
+    {
         let ended = Ended::of(lab.command(2, &overrides).arg("--plan").output().unwrap());
         assert_eq!(ended.code, Some(78), "{}\n{}", ended.stdout, ended.stderr);
         assert!(ended.error().contains(part), "{}", ended.stderr);

@@ -1,8 +1,8 @@
-//! `mpirun -n N arinar-trainer --config X`: trains a model; see DESIGN sections 6 and 7.
+//! `mpirun -n N arinar-trainer --config X`: trains a model; ARCHITECTURE.md says how a batch
+//! and a checkpoint travel.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{io::Write, process::ExitCode, sync::Arc};
 
-use arinar_model::device::DeviceChoice;
 use arinar_trainer::{
     affinity, allocator,
     collective::{self, Launch},
@@ -117,12 +117,10 @@ fn take_part(options: &Options, task: &Task, launch: Option<Launch>, vitals: Arc
     let (local_rank, local_world) = launch.map_or((0, 1), |launch| (launch.local_rank, launch.local_world));
     end_on_panic(launch.map_or(0, |launch| launch.rank), Arc::clone(&vitals));
     let config = options.load();
-    // A configuration that cannot be read is told by all ranks together, once they are connected.
-    let choice = config.as_ref().map_or(DeviceChoice::Cpu, |config| config.train.device);
-    let device = match (choice.device(local_rank), task) {
-        // It tells what is wrong with the GPUs itself, beside everything else.
-        (Err(_), Task::Check) => Ok(Device::Cpu),
-        (device, _) => device,
+    // What is wrong with it, or with the GPUs, is told by all ranks together, once they are connected.
+    let device = match &config {
+        Ok(config) => config.train.device.device(local_rank).map_err(Stop::configuration),
+        Err(error) => Err(Stop::configuration(error)),
     };
     let on_gpu = matches!(device, Ok(Device::Cuda(_)));
     let threads = affinity::take_share(local_rank, local_world, launch.is_some(), on_gpu);
@@ -135,13 +133,27 @@ fn take_part(options: &Options, task: &Task, launch: Option<Launch>, vitals: Arc
         Task::Check | Task::Plan => Preemption::default(),
     };
     let launcher = heartbeat::start(launch, Arc::clone(&vitals)).map_err(Stop::Failure)?;
-    let (collective, device) = collective::start(launch, device)?;
-    let placement = Placement { launch, device, threads, launcher, preemption, vitals };
-    let collective = collective.as_ref();
+    let ranks = collective::start(launch)?;
+    let place = |device| Placement { launch, device, threads, launcher, preemption, vitals };
     match task {
-        Task::Train { import } => run::run(collective, placement, config, import.as_deref()),
-        Task::Check => preflight::check(collective, &placement, options.read(), options.log_format),
-        Task::Plan => estimate::plan(collective, &placement, config),
+        Task::Train { import } => {
+            let (collective, device) = ranks.with(device)?;
+            run::run(collective.as_ref(), place(device), config, import.as_deref())
+        }
+        Task::Check => {
+            // It tells what is wrong with the GPUs itself, beside everything else.
+            let placement = place(device.unwrap_or(Device::Cpu));
+            let device = placement.device;
+            let format = preflight::check(ranks.collective(), &placement, options.read(), options.log_format)?;
+            if ranks.stays_on_hosts(device) {
+                return Ok(());
+            }
+            preflight::check_together(ranks.over(device)?.as_ref(), device, format)
+        }
+        Task::Plan => {
+            let (collective, device) = ranks.with(device)?;
+            estimate::plan(collective.as_ref(), &place(device), config)
+        }
     }
 }
 
@@ -169,13 +181,17 @@ fn write_export(export: &Export, rank: usize) -> ExitCode {
 }
 
 /// A rank that unwound would wait in MPI for the others, and they for it. What libtorch reports where nothing else can
-/// be done, no memory above all, comes as a panic, too: it gets its one line.
+/// be done, no memory above all, comes as a panic, too: it gets its one line. A rehearsal without memory is no end.
 fn end_on_panic(rank: usize, vitals: Arc<Vitals>) {
     std::panic::set_hook(Box::new(move |panic| {
         let beat = vitals.beat();
         let told = panic.payload_as_str().unwrap_or("no message");
+        if estimate::is_forgiven(told) {
+            return;
+        }
         let reason = exit::panic_reason(rank, &beat, told, panic.location().map(ToString::to_string).as_deref());
-        eprintln!("arinar-trainer: error: {reason}");
+        // Nobody may be there to read it any more.
+        let _ = writeln!(std::io::stderr(), "arinar-trainer: error: {reason}");
         heartbeat::farewell(exit::FAILED, Some(reason));
         exit::at_once(exit::FAILED);
     }));

@@ -1,6 +1,6 @@
 //! What values must satisfy, alone and together.
 
-use super::{ConfigError, TrainConfig};
+use super::{ConfigError, EvalConfig, TrainConfig};
 
 impl TrainConfig {
     /// Checks ranges that the types do not; the first that is wrong is the error.
@@ -11,6 +11,9 @@ impl TrainConfig {
     /// Every value that is out of range.
     pub fn problems(&self) -> Vec<ConfigError> {
         let optim = &self.optim;
+        let of_eval = |key: &'static str, value: fn(&EvalConfig) -> f64| {
+            self.eval.as_ref().map_or(Ok(()), |eval| positive(key, value(eval)))
+        };
         let checks = [
             self.model.validate().map_err(ConfigError::from),
             positive("optim.lr_per_256", optim.lr_per_256),
@@ -28,6 +31,9 @@ impl TrainConfig {
             at_least_one("train.threads", self.train.threads),
             at_least_one("data.look_ahead", Some(self.data.look_ahead)),
             self.checkpoint.keep_every_epochs.map_or(Ok(()), |epochs| positive("checkpoint.keep_every_epochs", epochs)),
+            of_eval("eval.every_epochs", |eval| eval.every_epochs),
+            of_eval("eval.num_images", |eval| eval.num_images as f64),
+            of_eval("eval.guidance_scale", |eval| eval.guidance_scale),
         ];
         checks.into_iter().filter_map(Result::err).collect()
     }
@@ -84,4 +90,23 @@ fn at_least_one(key: &'static str, value: Option<usize>) -> Result<(), ConfigErr
 
 fn require(holds: bool, key: &'static str, message: impl FnOnce() -> String) -> Result<(), ConfigError> {
     if holds { Ok(()) } else { Err(ConfigError::Value { key, message: message() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_an_evaluation_are_above_zero() {
+        let parsed = crate::config::parse(include_str!("../../../configs/arinar_b.yaml"), "arinar_b.yaml", &[]);
+        let mut config = parsed.expect("a shipped configuration");
+        let mut problems = |every_epochs, num_images, guidance_scale| {
+            config.eval = Some(EvalConfig { every_epochs, num_images, guidance_scale });
+            config.problems().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert!(problems(40.0, 50_000, 4.5).is_empty());
+        assert_eq!(problems(0.0, 0, -1.0).len(), 3);
+        let told = problems(f64::INFINITY, 1, 1.0);
+        assert!(told.len() == 1 && told[0].contains("eval.every_epochs"), "{told:?}");
+    }
 }

@@ -1,4 +1,4 @@
-//! The experiment file: what DESIGN calls "a configuration", strictly parsed.
+//! The experiment file, called a configuration everywhere: strictly parsed.
 //!
 //! Every key the program knows is a field here; any other key is an error that names the line, the
 //! column and the nearest key. Values can be replaced on the command line (`--set optim.epochs=2`).

@@ -55,14 +55,12 @@ pub struct Eta {
     pub steps: f64,
     /// Copying and hashing of all checkpoints, as if nothing else went on meanwhile.
     pub checkpoints: f64,
-    /// Sampling for all evaluations.
-    pub evaluations: f64,
 }
 
 impl Eta {
     /// All of it.
     pub fn total(&self) -> f64 {
-        self.steps + self.checkpoints + self.evaluations
+        self.steps + self.checkpoints
     }
 }
 

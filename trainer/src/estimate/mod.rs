@@ -1,5 +1,6 @@
 //! `--plan`: what a run will need and how long it will take, before it starts.
 
+mod attempt;
 mod checkpoints;
 mod egress;
 mod eta;
@@ -14,24 +15,25 @@ use arinar_model::{flops::Flops, precision::Precision};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
+pub use attempt::is_forgiven;
 pub use checkpoints::{Checkpoints, checkpoint_bytes};
 pub use egress::{Egress, Reading};
 pub use eta::{Eta, Pace, Sample, extrapolate};
 pub use gpus::{GPUS, Gpu, OnGpus, UTILISATION, published_utilisation};
-pub use memory::{EXACTNESS, Memory, largest_micro};
-pub use rehearsal::{Rehearsal, rehearse};
+pub use memory::{EXACTNESS, Memory, Processor, largest_micro};
+pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
 
 use crate::{
     collective::{Collective, Reduction, agree, require_equal},
-    config::{BatchShare, ConfigError, EvalConfig, LogFormat, TrainConfig},
+    config::{BatchShare, ConfigError, LogFormat, TrainConfig},
     exit::Stop,
     run::{Placement, facts},
     source::{Data, data_error},
     train::Plan,
 };
 
-/// Steps in which an evaluation samples a picture, as `arinar-sample` does unless told otherwise.
-const SAMPLING_STEPS: i64 = 64;
+/// What becomes of the section `eval` of a configuration.
+pub const NO_EVALUATION: &str = "eval is configured, but this version does not evaluate yet";
 
 /// Everything there is to say. In JSON as it stands here.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -44,6 +46,8 @@ pub struct Forecast {
     pub machines: usize,
     /// libtorch threads of each rank.
     pub threads: usize,
+    /// What each rank computes on.
+    pub processor: Processor,
     /// Number format.
     pub precision: Precision,
     /// The model's size and work.
@@ -58,8 +62,12 @@ pub struct Forecast {
     pub egress: Option<Egress>,
     /// The measured steps; null where memory is too small for them.
     pub rehearsal: Option<Rehearsal>,
+    /// Why there are none; null where there are.
+    pub not_rehearsed: Option<String>,
     /// The run at the pace of the rehearsal.
     pub here: Option<Here>,
+    /// What the time in it does not count.
+    pub eta_leaves_out: Vec<String>,
     /// The run on as many GPUs as there are ranks: an estimate, no GPU has run this.
     pub gpus: Vec<OnGpus>,
     /// The share of a GPU's peak rate that is assumed.
@@ -132,20 +140,25 @@ pub fn plan(
     let data = agree(collective, data)?;
     let mut leads = [f64::from(u8::from(placement.role(collective).leads))];
     collective.all_reduce_scalars(&mut leads, Reduction::Sum)?;
-    let process = crate::memory::resident();
-    let rehearsal = rehearse(collective, placement, &config, batch)?;
-    let Some(data) = data else { return agree(collective, Ok(())) };
     let setting = Setting {
         config: &config,
         batch,
         ranks: collective.world(),
         machines: leads[0] as usize,
         threads: config.train.threads.unwrap_or(placement.threads),
-        process,
+        processor: placement.device.into(),
+        process: crate::memory::resident(),
     };
-    let forecast = agree(collective, setting.forecast(&data, rehearsal))?;
+    let forecast = agree(collective, data.as_ref().map(|data| setting.forecast(data)).transpose())?;
+    // What needs no steps is told before them: they may end the program on a machine that is too small.
+    if let (Some(forecast), LogFormat::Text) = (&forecast, config.log.format) {
+        println!("{}", forecast.text());
+    }
+    let rehearsed = rehearse(collective, placement, &config, batch)?;
+    let (Some(data), Some(forecast)) = (data, forecast) else { return Ok(()) };
+    let forecast = setting.with_measured(forecast, &data, rehearsed);
     match config.log.format {
-        LogFormat::Text => println!("{}", forecast.text()),
+        LogFormat::Text => println!("{}", forecast.measured_text()),
         LogFormat::Json => println!("{}", serde_json::to_string(&forecast).map_err(Stop::failure)?),
     }
     Ok(())
@@ -158,11 +171,13 @@ struct Setting<'a> {
     ranks: usize,
     machines: usize,
     threads: usize,
+    processor: Processor,
     process: u64,
 }
 
 impl Setting<'_> {
-    fn forecast(&self, data: &Data, rehearsal: Option<Rehearsal>) -> Result<Forecast, Stop> {
+    /// All that needs no rehearsal.
+    fn forecast(&self, data: &Data) -> Result<Forecast, Stop> {
         let (config, model) = (self.config, &self.config.model);
         let plan = Plan::new(config, data.samples());
         let training_flops = model.training_flops();
@@ -176,12 +191,12 @@ impl Setting<'_> {
             micro_batch: self.batch.micro,
             accumulation: self.batch.accumulation,
         };
-        let memory = Memory::of_rank(config, self.ranks, self.batch, self.process);
         Ok(Forecast {
             run: config.run.name.clone(),
             ranks: self.ranks,
             machines: self.machines,
             threads: self.threads,
+            processor: self.processor,
             precision: config.precision,
             model: ModelFigures {
                 outer_parameters: model.outer_parameter_count(),
@@ -192,14 +207,41 @@ impl Setting<'_> {
                 step_flops: training_flops.total() * global_batch as f64,
             },
             length,
-            memory_per_rank: memory,
+            memory_per_rank: self.memory(self.processor),
             checkpoint_bytes: checkpoint_bytes(model),
             egress: self.egress(data, length.epochs)?,
-            rehearsal,
-            here: rehearsal.map(|rehearsal| self.here(&plan, rehearsal.step_seconds)),
-            gpus: GPUS.iter().map(|gpu| self.on_gpus(gpu, &plan, &memory)).collect(),
+            rehearsal: None,
+            not_rehearsed: None,
+            here: None,
+            eta_leaves_out: self.left_out(),
+            gpus: GPUS.iter().map(|gpu| self.on_gpus(gpu, &plan)).collect(),
             gpu_utilisation: UTILISATION,
         })
+    }
+
+    /// What follows from a rehearsal, or why there is none.
+    fn with_measured(&self, forecast: Forecast, data: &Data, rehearsed: Rehearsed) -> Forecast {
+        let plan = Plan::new(self.config, data.samples());
+        match rehearsed {
+            Ok(rehearsal) => {
+                let here = self.here(&plan, rehearsal.step_seconds);
+                Forecast { rehearsal: Some(rehearsal), here: Some(here), ..forecast }
+            }
+            Err(why) => Forecast { not_rehearsed: Some(why), ..forecast },
+        }
+    }
+
+    fn memory(&self, processor: Processor) -> Memory {
+        Memory::of_rank(self.config, processor, self.ranks, self.batch, self.process)
+    }
+
+    fn left_out(&self) -> Vec<String> {
+        let always = [
+            "waiting for data: the rehearsal is on noise",
+            "a checkpoint to go on from: this is the time of the whole run, not of what remains",
+        ];
+        let evaluation = self.config.eval.as_ref().map(|_| NO_EVALUATION);
+        always.into_iter().chain(evaluation).map(str::to_owned).collect()
     }
 
     fn egress(&self, data: &Data, epochs: f64) -> Result<Option<Egress>, Stop> {
@@ -222,27 +264,12 @@ impl Setting<'_> {
         let eta = Eta {
             steps: plan.total_steps as f64 * step_seconds,
             checkpoints: checkpoints.saved as f64 * of_rank / copy_rate(),
-            evaluations: self.evaluated_images(plan) * self.sampling_share() / images_per_second,
         };
         let flops_per_second = images_per_second * self.config.model.training_flops().total();
         Here { images_per_second, flops_per_second, eta, checkpoints }
     }
 
-    fn evaluated_images(&self, plan: &Plan) -> f64 {
-        let epochs = plan.epoch(plan.total_steps, self.config.batch.global);
-        let images = |eval: &EvalConfig| (epochs / eval.every_epochs).floor() * eval.num_images as f64;
-        self.config.eval.as_ref().map_or(0.0, images)
-    }
-
-    /// What sampling a picture costs, in pictures trained.
-    fn sampling_share(&self) -> f64 {
-        let model = &self.config.model;
-        let guided = self.config.eval.as_ref().is_some_and(|eval| eval.guidance_scale != 1.0);
-        let steps = SAMPLING_STEPS.min(model.sequence_length());
-        model.sampling_flops(steps, guided) / model.training_flops().total()
-    }
-
-    fn on_gpus(&self, gpu: &Gpu, plan: &Plan, memory: &Memory) -> OnGpus {
+    fn on_gpus(&self, gpu: &Gpu, plan: &Plan) -> OnGpus {
         let flops = self.config.model.training_flops().total();
         let images_per_second = gpu.images_per_second(self.config.precision, self.ranks, flops);
         let step_seconds = self.config.batch.global as f64 / images_per_second;
@@ -250,8 +277,7 @@ impl Setting<'_> {
             gpu: gpu.name,
             images_per_second,
             seconds: plan.total_steps as f64 * step_seconds,
-            // What the process itself holds, and a checkpoint's copy, are in the host's memory.
-            fits: gpu.fits(memory.while_training() - memory.process),
+            fits: gpu.fits(self.memory(Processor::Gpu).on_gpu()),
             checkpoint_bytes: Checkpoints::of_run(self.config, plan, step_seconds).written_bytes,
         }
     }

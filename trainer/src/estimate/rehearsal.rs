@@ -1,18 +1,21 @@
 //! Ten real steps in memory, on latents that are noise of the right shape: how long a step takes here.
 
-use std::sync::Arc;
+use std::{cell::OnceCell, sync::Arc};
 
 use serde::Serialize;
+use tch::Device;
 
 use super::{
+    attempt::attempt,
     eta::{Pace, Sample, extrapolate},
-    memory::{Memory, largest_micro},
+    memory::{Memory, Processor, largest_micro},
 };
 use crate::{
     allocator,
     checkpoint::Saver,
-    collective::{Collective, Reduction},
+    collective::{Collective, Reduction, agree},
     config::{BatchShare, TrainConfig},
+    cuda::Gpu,
     exit::{Preemption, Stop},
     logs::Logs,
     memory,
@@ -49,14 +52,17 @@ pub struct Rehearsal {
     pub pace: Pace,
     /// Seconds of a step of the run: the median, or what follows from it.
     pub step_seconds: f64,
-    /// Bytes that the rank with the most held at the end.
+    /// Bytes that the rank with the most held at the end; on GPUs of their memory, 0 where it does not say.
     pub resident_bytes: u64,
     /// Bytes that the same estimate as for the run gives for the rehearsal.
     pub estimated_bytes: u64,
 }
 
-/// Rehearses a step of `batch` a rank. All ranks call it together. `None` where even one picture a rank is too much for
-/// the memory of some machine.
+/// A rehearsal, or why there is none.
+pub type Rehearsed = Result<Rehearsal, String>;
+
+/// Rehearses a step of `batch` a rank. All ranks call it together. That memory is too small, by the estimate or because
+/// it runs out, is no failure.
 ///
 /// # Errors
 /// As of training.
@@ -65,46 +71,140 @@ pub fn rehearse(
     placement: &Placement,
     config: &TrainConfig,
     batch: BatchShare,
-) -> Result<Option<Rehearsal>, Stop> {
+) -> Result<Rehearsed, Stop> {
     // Ranks must come to the same sizes, so they go by the same numbers.
     let process = agreed(collective, memory::resident() as f64, Reduction::Max)? as u64;
-    let free = free_for_rank(collective, placement)?;
-    let estimate = |share| Memory::of_rank(config, collective.world(), share, process).while_training();
-    let fits = |micro| estimate(BatchShare { micro, accumulation: 1 }) as f64 <= free;
-    let Some(most) = largest_micro(batch.micro, fits) else { return Ok(None) };
+    let stage = Stage { collective, placement, config, batch, process, gpu: open_gpu(placement.device) };
+    let free = stage.free_for_rank()?;
+    let fits = |micro| stage.estimate(BatchShare { micro, accumulation: 1 }) as f64 <= free;
+    let Some(most) = largest_micro(batch.micro, fits) else {
+        return Ok(Err("memory is too small for a single picture a rank".to_owned()));
+    };
     allocator::keep_freed_memory();
-    let one = BatchShare { micro: 1, accumulation: 1 };
-    let (first, second) = (rehearsed(config, collective.world(), one), std::cell::OnceCell::new());
-    let mut training = begin(collective, placement, &first, one)?;
-    let tries = steps(&mut training, TRIES, "rehearsal with one picture a rank")?;
-    let seconds = agreed(collective, tries.last().copied().unwrap_or_default(), Reduction::Max)?;
-    let small = Sample { images: 1, seconds };
-    let share = affordable(batch, most, small.seconds);
-    training.config = second.get_or_init(|| rehearsed(config, collective.world(), share));
-    training.worker.share.batch = share;
-    training.worker.source = source(training.config, training.worker.share)?;
-    let count = steps_within(BUDGET, small.seconds * images(share) as f64);
-    let times = steps(&mut training, count, "rehearsal")?;
-    let counted = times.get(WARM_UP.min(count / 2)..).unwrap_or_default();
-    let pace = Pace::of(counted).ok_or_else(|| Stop::failure("no step was rehearsed"))?;
-    let pace = Pace { median: agreed(collective, pace.median, Reduction::Max)?, ..pace };
-    let large = Sample { images: images(share), seconds: pace.median };
-    Ok(Some(Rehearsal {
-        steps: counted.len(),
-        images_per_rank: images(share),
-        images_per_rank_in_run: images(batch),
-        pace,
-        step_seconds: extrapolate(small, large, images(batch)),
-        resident_bytes: agreed(collective, memory::resident() as f64, Reduction::Max)? as u64,
-        estimated_bytes: estimate(share),
-    }))
+    if collective.world() > 1 {
+        return stage.perform(most);
+    }
+    // A rank by itself keeps nobody waiting, wherever it breaks off.
+    let performed = attempt(|| stage.perform(most))?;
+    Ok(performed.unwrap_or_else(|| Err(out_of_memory(most))))
 }
 
-/// Bytes that each rank may take, the least of all machines.
-fn free_for_rank(collective: &dyn Collective, placement: &Placement) -> Result<f64, Stop> {
-    let ranks_here = placement.role(collective).ranks_here;
-    let free = memory::available().map_or(f64::MAX, |free| MEMORY_SHARE * free as f64 / ranks_here as f64);
-    agreed(collective, free + memory::resident() as f64, Reduction::Min)
+/// What a rehearsal goes by.
+struct Stage<'a> {
+    collective: &'a dyn Collective,
+    placement: &'a Placement,
+    config: &'a TrainConfig,
+    /// Of the run.
+    batch: BatchShare,
+    /// Bytes that each process holds already.
+    process: u64,
+    /// The GPU that this rank computes on, where it answers, and how many bytes of its memory are free before.
+    gpu: Option<(Gpu, u64)>,
+}
+
+fn open_gpu(device: Device) -> Option<(Gpu, u64)> {
+    let Device::Cuda(ordinal) = device else { return None };
+    let gpu = Gpu::open(ordinal).ok()?;
+    let (free, _) = gpu.memory().ok()?;
+    Some((gpu, free))
+}
+
+fn out_of_memory(most: usize) -> String {
+    let cure = match most {
+        1 => "take a machine or GPUs with more memory, or fewer ranks",
+        _ => "set batch.micro lower (the global batch stays)",
+    };
+    format!("memory ran out with at most {most} picture(s) at once a rank; {cure}")
+}
+
+impl Stage<'_> {
+    /// With micro-batches of at most `most`.
+    fn perform(&self, most: usize) -> Result<Rehearsed, Stop> {
+        let (collective, batch) = (self.collective, self.batch);
+        let one = BatchShare { micro: 1, accumulation: 1 };
+        let (first, second) = (rehearsed(self.config, collective.world(), one), OnceCell::new());
+        let mut training = begin(collective, self.placement, &first, one)?;
+        if !self.memory_suffices(&mut training)? {
+            return Ok(Err(out_of_memory(1)));
+        }
+        let tries = steps(&mut training, TRIES, "rehearsal with one picture a rank")?;
+        let seconds = agreed(collective, tries.last().copied().unwrap_or_default(), Reduction::Max)?;
+        let small = Sample { images: 1, seconds };
+        let share = affordable(batch, most, small.seconds);
+        training.config = second.get_or_init(|| rehearsed(self.config, collective.world(), share));
+        training.worker.share.batch = share;
+        training.worker.source = source(training.config, training.worker.share)?;
+        if !self.memory_suffices(&mut training)? {
+            return Ok(Err(out_of_memory(share.micro)));
+        }
+        let count = steps_within(BUDGET, small.seconds * images(share) as f64);
+        let times = steps(&mut training, count, "rehearsal")?;
+        let counted = times.get(WARM_UP.min(count / 2)..).unwrap_or_default();
+        let pace = Pace::of(counted).ok_or_else(|| Stop::failure("no step was rehearsed"))?;
+        let pace = Pace { median: agreed(collective, pace.median, Reduction::Max)?, ..pace };
+        let large = Sample { images: images(share), seconds: pace.median };
+        Ok(Ok(Rehearsal {
+            steps: counted.len(),
+            images_per_rank: images(share),
+            images_per_rank_in_run: images(batch),
+            pace,
+            step_seconds: extrapolate(small, large, images(batch)),
+            resident_bytes: agreed(collective, self.held() as f64, Reduction::Max)? as u64,
+            estimated_bytes: self.estimate(share),
+        }))
+    }
+
+    /// Takes the pictures of a step through the model on each GPU by itself, before ranks do it together: one that ran
+    /// out of memory within a step would leave the others waiting. On CPUs nothing is found out this way: the system
+    /// ends a process that takes too much.
+    fn memory_suffices(&self, training: &mut Training<'_>) -> Result<bool, Stop> {
+        if self.processor() == Processor::Cpu || self.collective.world() == 1 {
+            return Ok(true);
+        }
+        let step = training.step;
+        let passed = attempt(|| training.worker.accumulate(step).failure.map_or(Ok(()), Err));
+        let passed = agree(self.collective, passed)?;
+        training.parameters.zero_gradients();
+        let passed = if passed.is_some() { 1.0 } else { 0.0 };
+        Ok(agreed(self.collective, passed, Reduction::Min)? > 0.0)
+    }
+
+    fn processor(&self) -> Processor {
+        self.placement.device.into()
+    }
+
+    /// Bytes that a rank needs, of its GPU if it has one.
+    fn estimate(&self, share: BatchShare) -> u64 {
+        let processor = self.processor();
+        let memory = Memory::of_rank(self.config, processor, self.collective.world(), share, self.process);
+        match processor {
+            Processor::Cpu => memory.while_training(),
+            Processor::Gpu => memory.on_gpu(),
+        }
+    }
+
+    /// Bytes that each rank may take there, the least of all.
+    fn free_for_rank(&self) -> Result<f64, Stop> {
+        let free = match (self.processor(), &self.gpu) {
+            (Processor::Gpu, Some((_, free))) => MEMORY_SHARE * *free as f64,
+            (Processor::Gpu, None) => f64::MAX,
+            (Processor::Cpu, _) => {
+                let ranks_here = self.placement.role(self.collective).ranks_here;
+                let free = memory::available().map_or(f64::MAX, |free| MEMORY_SHARE * free as f64 / ranks_here as f64);
+                free + memory::resident() as f64
+            }
+        };
+        agreed(self.collective, free, Reduction::Min)
+    }
+
+    /// Bytes that this rank holds there. What libtorch has freed and keeps counts, as it does in a run.
+    fn held(&self) -> u64 {
+        match (self.processor(), &self.gpu) {
+            (Processor::Gpu, Some((gpu, before))) => gpu.memory().map_or(0, |(now, _)| before.saturating_sub(now)),
+            (Processor::Gpu, None) => 0,
+            (Processor::Cpu, _) => memory::resident(),
+        }
+    }
 }
 
 fn agreed(collective: &dyn Collective, value: f64, how: Reduction) -> Result<f64, Stop> {

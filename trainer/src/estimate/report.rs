@@ -5,22 +5,26 @@ use std::time::Duration;
 use arinar_model::precision::Precision;
 use indicatif::DecimalBytes;
 
-use super::{EXACTNESS, Forecast, Here, ModelFigures, Rehearsal};
+use super::{EXACTNESS, Forecast, Here, ModelFigures, Processor, Rehearsal};
 
 /// Width of the names at the left.
 const NAME: usize = 22;
 
 impl Forecast {
-    /// Lines of names and what is known of them, under headings.
+    /// Lines of names and what is known of them, under headings: all that needs no rehearsal.
     pub fn text(&self) -> String {
         let mut lines = vec![format!("plan of run {}: {}", self.run, self.placed())];
         lines.extend(self.model.lines(self.length.global_batch));
         lines.extend(self.length_lines());
         lines.extend(self.memory_lines());
         lines.extend(self.store_lines());
-        lines.extend(self.here_lines());
         lines.extend(self.gpu_lines());
         lines.join("\n")
+    }
+
+    /// The rest.
+    pub fn measured_text(&self) -> String {
+        self.here_lines().join("\n")
     }
 
     fn placed(&self) -> String {
@@ -44,26 +48,24 @@ impl Forecast {
 
     fn memory_lines(&self) -> Vec<String> {
         let memory = &self.memory_per_rank;
-        let mut lines =
-            vec![heading(&format!("Memory of a rank (estimate, exact to about {:.0}%)", 100.0 * EXACTNESS))];
+        let exact = match self.processor {
+            Processor::Cpu => format!("exact to about {:.0}%", 100.0 * EXACTNESS),
+            Processor::Gpu => "no GPU has run this".to_owned(),
+        };
+        let mut lines = vec![heading(&format!("Memory of a rank (estimate, {exact})"))];
         let parts = memory.parts().into_iter().filter(|&(_, bytes)| bytes > 0);
         lines.extend(parts.map(|(name, bytes)| row(name, &size(bytes))));
         let all = self.ranks as u64 * memory.total();
         lines.push(row("together", &format!("{}; {} for all ranks", size(memory.total()), size(all))));
+        if self.processor == Processor::Gpu {
+            let (on_gpu, beside) = (size(memory.on_gpu()), size(memory.beside_gpu()));
+            lines.push(row("of it", &format!("{on_gpu} on its GPU, {beside} of the machine's own memory")));
+        }
         lines
     }
 
     fn store_lines(&self) -> Vec<String> {
         let mut lines = vec![heading("Stores"), row("a checkpoint", &size(self.checkpoint_bytes))];
-        if let Some(Here { checkpoints, .. }) = &self.here {
-            let (saved, kept) = (grouped(checkpoints.saved), checkpoints.kept);
-            let (most, written) = (size(checkpoints.most_bytes), size(checkpoints.written_bytes));
-            lines.push(row(
-                "checkpoints",
-                &format!("{saved} saved at the pace below, {kept} kept; {most} at most there"),
-            ));
-            lines.push(row("written by them", &written));
-        }
         lines.push(match &self.egress {
             None => row("dataset", "synthetic, nothing is fetched"),
             Some(egress) if egress.total == 0 => {
@@ -84,24 +86,16 @@ impl Forecast {
     fn here_lines(&self) -> Vec<String> {
         let mut lines = vec![heading("On this machine (measured)")];
         let (Some(rehearsal), Some(here)) = (&self.rehearsal, &self.here) else {
-            lines.push(row("rehearsal", "none: memory is too small for a single picture a rank"));
+            let why = self.not_rehearsed.as_deref().unwrap_or("not yet");
+            lines.push(row("rehearsal", &format!("none: {why}")));
             return lines;
         };
         lines.extend(rehearsal.lines());
         let (pace, giga) = (here.images_per_second, here.flops_per_second / 1e9);
         lines.push(row("pace", &format!("{pace:.3} images/s on all ranks, {giga:.1} GFLOP/s")));
-        lines.push(row("all steps", &duration(here.eta.steps)));
-        lines.push(row(
-            "checkpoints",
-            &format!("{} at most, if nothing goes on beside them", duration(here.eta.checkpoints)),
-        ));
-        if here.eta.evaluations > 0.0 {
-            lines.push(row(
-                "evaluations",
-                &format!("{} of sampling, by its operations", duration(here.eta.evaluations)),
-            ));
-        }
-        lines.push(row("ETA", &format!("{} with all of it", duration(here.eta.total()))));
+        lines.extend(here.lines());
+        let left_out = self.eta_leaves_out.iter().enumerate();
+        lines.extend(left_out.map(|(index, what)| row(if index == 0 { "not in it" } else { "" }, what)));
         lines
     }
 
@@ -124,6 +118,21 @@ impl Forecast {
             format!("  {:<NAME$}{pace:>12.0}{time:>20}{written:>16}  {fits}", gpu.gpu)
         }));
         lines
+    }
+}
+
+impl Here {
+    fn lines(&self) -> Vec<String> {
+        let (checkpoints, eta) = (&self.checkpoints, &self.eta);
+        let (saved, kept) = (grouped(checkpoints.saved), checkpoints.kept);
+        let (most, written) = (size(checkpoints.most_bytes), size(checkpoints.written_bytes));
+        let slow = duration(eta.checkpoints);
+        vec![
+            row("checkpoints", &format!("{saved} saved at this pace, {kept} kept; {most} at most there")),
+            row("written by them", &format!("{written}; {slow} at most, if nothing goes on beside them")),
+            row("all steps", &duration(eta.steps)),
+            row("ETA", &format!("{} with all checkpoints", duration(eta.total()))),
+        ]
     }
 }
 
@@ -167,7 +176,9 @@ impl Rehearsal {
             lines.push(row("", &extrapolated));
         }
         let (held, estimated) = (size(self.resident_bytes), size(self.estimated_bytes));
-        lines.push(row("memory in it", &format!("{held} a rank at most; the estimate for it is {estimated}")));
+        if self.resident_bytes > 0 {
+            lines.push(row("memory in it", &format!("{held} a rank at most; the estimate for it is {estimated}")));
+        }
         lines
     }
 }

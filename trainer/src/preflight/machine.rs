@@ -2,11 +2,13 @@
 
 use indicatif::DecimalBytes;
 use rustix::process::{Resource, getrlimit};
+use tch::Device;
 
 use super::finding::Finding;
 use crate::{
     config::{BatchShare, TrainConfig},
-    estimate::{EXACTNESS, Memory, largest_micro},
+    cuda::Gpu,
+    estimate::{EXACTNESS, Memory, Processor, largest_micro},
     memory,
 };
 
@@ -16,6 +18,8 @@ const SHARED_MEMORY: &str = "/dev/shm";
 const SHARED_PER_RANK: u64 = 8 << 20;
 /// What a rank with a GPU may need of it besides, for NCCL's buffers.
 const SHARED_PER_GPU: u64 = 32 << 20;
+/// What the finding about the memory of GPUs is called.
+const GPU_MEMORY: &str = "GPU memory";
 /// Files that a process has open besides shards: libraries, sockets, event files, checkpoints.
 const OTHER_FILES: u64 = 256;
 
@@ -76,19 +80,27 @@ pub struct Crowd {
     pub batch: BatchShare,
 }
 
-/// Whether the ranks here find room for model, optimizer and activations.
-pub fn memory(config: &TrainConfig, crowd: Crowd) -> Finding {
-    match memory::available() {
+/// Whether the ranks here find room for model, optimizer and activations: in the memory of the machine, or in that of
+/// the GPUs where they compute on such. This rank's GPU stands for all of the machine.
+pub fn memory(config: &TrainConfig, crowd: Crowd, device: Device) -> Vec<Finding> {
+    // First: to look at a GPU takes some of the machine's memory.
+    let gpu = match device {
+        Device::Cuda(ordinal) => Some(gpu_memory(config, crowd, ordinal)),
+        _ => None,
+    };
+    let here = match memory::available() {
+        Some(free) if gpu.is_some() => beside_gpus(config, crowd, free, memory::resident()),
         Some(free) => memory_of(config, crowd, free, memory::resident()),
         None => Finding::note("memory", "the system does not say how much is free"),
-    }
+    };
+    gpu.into_iter().chain([here]).collect()
 }
 
 /// With `free` bytes besides the `held` bytes that each process holds already.
 fn memory_of(config: &TrainConfig, crowd: Crowd, free: u64, held: u64) -> Finding {
     let of_micro = |micro| {
         let batch = BatchShare { micro, accumulation: 1 };
-        Memory::of_rank(config, crowd.world, batch, held)
+        Memory::of_rank(config, Processor::Cpu, crowd.world, batch, held)
     };
     let here = crowd.here as u64;
     let more = |memory: Memory| here * (memory.while_training() - held);
@@ -103,11 +115,8 @@ fn memory_of(config: &TrainConfig, crowd: Crowd, free: u64, held: u64) -> Findin
         };
         return Finding::problem("memory", format!("{told}; {cure}"));
     }
-    if more(memory) as f64 * (1.0 + EXACTNESS) > free as f64 {
-        return Finding::note(
-            "memory",
-            format!("{told}, which is close: the estimate is exact to {:.0}%", 100.0 * EXACTNESS),
-        );
+    if is_close(more(memory), free) {
+        return Finding::note("memory", close(&told));
     }
     if more(memory) + here * memory.snapshot > free {
         let slower = "without room for a checkpoint's copy, so training waits while one is written";
@@ -116,23 +125,113 @@ fn memory_of(config: &TrainConfig, crowd: Crowd, free: u64, held: u64) -> Findin
     Finding::ok("memory", told)
 }
 
+/// The same of ranks that compute on GPUs: the processes themselves, and a checkpoint on its way to the disk.
+fn beside_gpus(config: &TrainConfig, crowd: Crowd, free: u64, held: u64) -> Finding {
+    let memory = Memory::of_rank(config, Processor::Gpu, crowd.world, crowd.batch, held);
+    let (rank, here) = (memory.beside_gpu(), crowd.here as u64);
+    let more = here * rank.saturating_sub(held);
+    let told = format!(
+        "about {} a rank beside its GPU, with a checkpoint's copy, so {} more for {here} rank(s) here; {} are free",
+        DecimalBytes(rank),
+        DecimalBytes(more),
+        DecimalBytes(free)
+    );
+    if more > free {
+        let cure = "start fewer ranks on this machine, or take one with more memory";
+        return Finding::problem("memory", format!("{told}; {cure}"));
+    }
+    if is_close(more, free) { Finding::note("memory", close(&told)) } else { Finding::ok("memory", told) }
+}
+
+fn is_close(needed: u64, free: u64) -> bool {
+    needed as f64 * (1.0 + EXACTNESS) > free as f64
+}
+
+fn close(told: &str) -> String {
+    format!("{told}, which is close: the estimate is exact to {:.0}%", 100.0 * EXACTNESS)
+}
+
+fn gpu_memory(config: &TrainConfig, crowd: Crowd, ordinal: usize) -> Finding {
+    match Gpu::open(ordinal).and_then(|gpu| gpu.memory()) {
+        Ok((free, all)) => gpu_memory_of(config, crowd, free, all),
+        Err(problem) => Finding::note(GPU_MEMORY, format!("how much is free cannot be found out: {problem}")),
+    }
+}
+
+/// No GPU has shown how good the estimate is: nobody is kept from trying.
+fn gpu_memory_of(config: &TrainConfig, crowd: Crowd, free: u64, all: u64) -> Finding {
+    let of_micro = |micro| {
+        let batch = BatchShare { micro, accumulation: 1 };
+        Memory::of_rank(config, Processor::Gpu, crowd.world, batch, 0).on_gpu()
+    };
+    let needed = of_micro(crowd.batch.micro);
+    let told = format!(
+        "about {} a rank by an estimate that no GPU has confirmed; {} of {} are free",
+        DecimalBytes(needed),
+        DecimalBytes(free),
+        DecimalBytes(all)
+    );
+    if needed <= free {
+        return Finding::ok(GPU_MEMORY, told);
+    }
+    let cure = match largest_micro(crowd.batch.micro, |micro| of_micro(micro) <= free) {
+        Some(micro) => format!("set batch.micro={micro} (the global batch stays)"),
+        None => "take GPUs with more memory".to_owned(),
+    };
+    Finding::note(GPU_MEMORY, format!("{told}; should it not be enough, {cure}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::preflight::finding::Verdict;
 
+    const GIGABYTE: u64 = 1_000_000_000;
+
+    fn arinar_b() -> TrainConfig {
+        let text = include_str!("../../../configs/arinar_b.yaml");
+        crate::config::parse(text, "arinar_b.yaml", &[]).expect("a shipped configuration")
+    }
+
+    fn crowd(here: usize, micro: usize) -> Crowd {
+        Crowd { world: 4, here, batch: BatchShare { micro, accumulation: 1 } }
+    }
+
     #[test]
     fn ranks_that_are_more_than_a_machine_holds() {
-        let config = crate::config::parse(include_str!("../../../configs/arinar_b.yaml"), "arinar_b.yaml", &[]);
-        let config = config.expect("a shipped configuration");
-        let crowd = |here, micro| Crowd { world: 4, here, batch: BatchShare { micro, accumulation: 1 } };
-        let gigabyte = 1_000_000_000;
-        let finding = |here, micro, free| memory_of(&config, crowd(here, micro), free * gigabyte, gigabyte / 5);
+        let config = arinar_b();
+        let finding = |here, micro, free| memory_of(&config, crowd(here, micro), free * GIGABYTE, GIGABYTE / 5);
         assert_eq!(finding(4, 2, 64).verdict, Verdict::Ok);
         let crowded = finding(4, 64, 32);
         assert_eq!(crowded.verdict, Verdict::Problem);
         assert!(crowded.said.contains("set batch.micro="), "{}", crowded.said);
         assert!(finding(4, 1, 4).said.contains("start fewer ranks"));
+    }
+
+    #[test]
+    fn gpus_hold_what_the_machine_need_not() {
+        let config = arinar_b();
+        // Four A100-80G, as published, in a machine whose memory would not hold a single rank's activations.
+        let host = |free| beside_gpus(&config, crowd(4, 64), free * GIGABYTE, GIGABYTE / 5);
+        assert_eq!(host(32).verdict, Verdict::Ok, "{}", host(32).said);
+        assert_eq!(host(4).verdict, Verdict::Problem);
+        let gpu = |free| gpu_memory_of(&config, crowd(4, 64), free * GIGABYTE, 85 * GIGABYTE);
+        assert_eq!(gpu(80).verdict, Verdict::Ok, "{}", gpu(80).said);
+        let short = gpu(24);
+        assert_eq!(short.verdict, Verdict::Note, "it is an estimate");
+        for part in ["no GPU has confirmed", "24.00 GB of 85.00 GB are free", "set batch.micro="] {
+            assert!(short.said.contains(part), "{}", short.said);
+        }
+        assert!(gpu(1).said.contains("take GPUs with more memory"));
+    }
+
+    #[test]
+    fn a_gpu_that_does_not_answer_is_no_problem() {
+        let findings = memory(&arinar_b(), crowd(1, 1), Device::Cuda(1 << 10));
+        let [gpu, host] = findings.as_slice() else { panic!("{findings:?}") };
+        assert_eq!((gpu.what.as_str(), gpu.verdict, host.what.as_str()), (GPU_MEMORY, Verdict::Note, "memory"));
+        let findings = memory(&arinar_b(), crowd(1, 1), Device::Cpu);
+        assert!(findings.len() == 1 && findings[0].what == "memory", "{findings:?}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod software;
 mod stores;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -17,14 +18,16 @@ use arinar_data::{dataset::default_cache, store::Store};
 use arinar_model::device::DeviceChoice;
 use indicatif::DecimalBytes;
 use serde::{Deserialize, Serialize};
+use tch::Device;
 
 pub use finding::{Finding, Verdict};
 
 use crate::{
     checkpoint::{Role, Spool},
-    collective::{Collective, agree, gather},
+    collective::{Collective, agree, conformance, gather},
     config::{ConfigError, LogFormat, TrainConfig},
-    estimate::{Checkpoints, checkpoint_bytes},
+    cuda,
+    estimate::{Checkpoints, NO_EVALUATION, checkpoint_bytes},
     exit::Stop,
     run::{Placement, facts},
     train::Plan,
@@ -32,7 +35,7 @@ use crate::{
 
 use machine::Crowd;
 use places::Place;
-use stores::Data;
+use stores::{Data, Window};
 
 /// By more than this clocks of two machines must not differ, in seconds: stores refuse signatures by a wrong clock.
 const CLOCK_TOLERANCE: u64 = 60;
@@ -48,11 +51,16 @@ struct Witness {
     clock: u64,
     /// Program and configuration, as they must be the same on all ranks.
     facts: Vec<(String, String)>,
+    /// What kind of device it computes on, if it has one.
+    device: Option<DeviceChoice>,
+    /// Which GPU that is, among all GPUs of all machines.
+    gpu: Option<String>,
     findings: Vec<Finding>,
 }
 
-/// Looks at everything, and prints it on rank 0. All ranks call it together, with their own reading of the
-/// configuration, the values of which need not have been checked.
+/// Looks at everything, and prints it on rank 0, in the format that is returned. All ranks call it together, connected
+/// in the memory of their machines alone, with their own reading of the configuration, the values of which need not have
+/// been checked.
 ///
 /// # Errors
 /// [`Stop::Configuration`] when something must be changed; it has been told.
@@ -61,18 +69,36 @@ pub fn check(
     placement: &Placement,
     config: Result<TrainConfig, ConfigError>,
     format: Option<LogFormat>,
-) -> Result<(), Stop> {
+) -> Result<LogFormat, Stop> {
     let told_as = config.as_ref().map_or(LogFormat::Text, |config| config.log.format);
+    let format = format.unwrap_or(told_as);
     let witness = Witness::look(collective, placement, config);
     let mine = serde_json::to_vec(&witness).map_err(Stop::failure)?;
     let witnesses = gather(collective, &mine)?;
     if collective.rank() != 0 {
-        return agree(collective, Ok(()));
+        return agree(collective, Ok(format));
     }
     let read = |bytes: &Vec<u8>| serde_json::from_slice(bytes).map_err(Stop::failure);
     let witnesses: Result<Vec<Witness>, Stop> = witnesses.iter().map(read).collect();
-    let told = witnesses.and_then(|witnesses| tell(&merge(&witnesses), format.unwrap_or(told_as)));
-    agree(collective, told)
+    let told = witnesses.and_then(|witnesses| tell(&merge(&witnesses), format));
+    agree(collective, told.map(|()| format))
+}
+
+/// Tries what ranks do together where they compute, over what a run would use there. After all else has been told: what
+/// goes wrong with GPUs may end ranks at once.
+///
+/// # Errors
+/// What ranks exchange does not arrive. The process ends, as the others may wait for it where nothing reaches them.
+pub fn check_together(collective: &dyn Collective, device: Device, format: LogFormat) -> Result<(), Stop> {
+    const WHAT: &str = "collectives";
+    let over = collective.describe();
+    if let Err(problem) = conformance(collective, device) {
+        Stop::Broken(format!("{WHAT}: {over}: {problem}")).end_at_once("arinar-trainer", collective.rank());
+    }
+    if collective.rank() == 0 {
+        println!("{}", Finding::ok(WHAT, format!("{over}; what ranks exchange over it arrives")).line(format));
+    }
+    Ok(())
 }
 
 /// Every line, and how it ends.
@@ -104,17 +130,49 @@ fn merge(witnesses: &[Witness]) -> Vec<Finding> {
             let cure = "start every rank with the same program and configuration";
             Finding::problem("ranks", format!("rank {rank} on {host} has {name} {theirs}, rank 0 has {ours}; {cure}"))
         }));
+        if let (Some(ours), Some(theirs)) = (first.device, other.device)
+            && ours != theirs
+        {
+            let cure = "take machines that all have GPUs, or set train.device=cpu";
+            let told = format!("rank {rank} on {host} would compute on {theirs}, rank 0 on {ours}; {cure}");
+            findings.push(Finding::problem("ranks", told));
+        }
         if other.clock.abs_diff(first.clock) > CLOCK_TOLERANCE {
             let (off, ours) = (other.clock.abs_diff(first.clock), &first.host);
             let cure = "set the clocks (NTP): stores refuse requests by a wrong one";
             findings.push(Finding::problem("clock", format!("those of {host} and {ours} are {off} s apart; {cure}")));
         }
     }
+    findings.extend(shared_gpus(witnesses));
     let mut hosts: Vec<&str> = witnesses.iter().map(|witness| witness.host.as_str()).collect();
     hosts.sort_unstable();
     hosts.dedup();
     findings.push(Finding::ok("ranks", format!("{} looked, on {}", witnesses.len(), hosts.join(", "))));
     findings
+}
+
+/// Machines whose ranks have to share GPUs, which NCCL does not do.
+fn shared_gpus(witnesses: &[Witness]) -> Vec<Finding> {
+    let mut hosts: BTreeMap<&str, (usize, BTreeSet<&str>)> = BTreeMap::new();
+    for witness in witnesses {
+        let Some(gpu) = &witness.gpu else { continue };
+        let (ranks, gpus) = hosts.entry(&witness.host).or_default();
+        *ranks += 1;
+        gpus.insert(gpu);
+    }
+    let shared = hosts.into_iter().filter(|(_, (ranks, gpus))| gpus.len() < *ranks);
+    let told = shared.map(|(host, (ranks, gpus))| {
+        let gpus = gpus.len();
+        format!("{ranks} ranks on {host} have {gpus} GPU(s); start one rank for each GPU, or set train.device=cpu")
+    });
+    told.map(|told| Finding::problem("GPUs", told)).collect()
+}
+
+/// A GPU's name that no other has: this start of this machine, and where on its bus.
+fn place_of(ordinal: usize) -> String {
+    let start = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let address = cuda::bus_address(ordinal).unwrap_or_else(|| ordinal.to_string());
+    format!("{} {address}", start.trim_end())
 }
 
 impl Witness {
@@ -126,16 +184,30 @@ impl Witness {
         let _ = collective.barrier();
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let choice = config.as_ref().map_or(DeviceChoice::Auto, |config| config.train.device);
+        let local_rank = placement.launch.map_or(0, |launch| launch.local_rank);
+        let device = config.as_ref().ok().map(|config| config.train.device.device(local_rank));
         let mut findings = Look { role, placement }.findings(config);
         if role.leads {
-            findings.extend(software::look(choice));
+            findings.extend(software::look(choice, role));
         }
-        findings.push(software::collectives(collective, placement.device));
+        if let (false, Some(Err(problem))) = (role.leads, &device) {
+            findings.push(Finding::problem("GPUs", problem));
+        }
+        findings.push(software::collectives(collective));
         Self {
             rank: collective.rank(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             clock,
             facts: facts.unwrap_or_default(),
+            device: match device {
+                Some(Ok(Device::Cuda(_))) => Some(DeviceChoice::Cuda),
+                Some(Ok(_)) => Some(DeviceChoice::Cpu),
+                _ => None,
+            },
+            gpu: match device {
+                Some(Ok(Device::Cuda(ordinal))) => Some(place_of(ordinal)),
+                _ => None,
+            },
             findings,
         }
     }
@@ -155,7 +227,8 @@ impl Look<'_> {
             Ok(config) => self.configured(&config, &mut findings),
         }
         if self.role.leads {
-            findings.extend(machine::shared_memory(self.role.ranks_here, software::gpus() > 0));
+            let gpus = matches!(self.placement.device, Device::Cuda(_));
+            findings.extend(machine::shared_memory(self.role.ranks_here, gpus));
         }
         findings
     }
@@ -185,17 +258,19 @@ impl Look<'_> {
         findings.extend(found);
         self.run_folder(config, sound, data.as_ref(), findings);
         if let Some(data) = &data {
-            findings.extend(self.cache(config, data));
-            findings.push(machine::open_files(data.window(config).0));
+            let window = data.window(config);
+            findings.extend(self.cache(config, data, window));
+            findings.extend(window.map(|window| machine::open_files(window.open)));
         }
         let threads = config.train.threads.unwrap_or(self.placement.threads);
         findings.push(machine::cores(self.role.ranks_here, threads));
+        findings.extend(config.eval.as_ref().map(|_| Finding::note("eval", NO_EVALUATION)));
         if sound {
             findings.push(model(config));
         }
         if let (true, Ok(batch)) = (sound, batch) {
             let crowd = Crowd { world: self.role.world, here: self.role.ranks_here, batch };
-            findings.push(machine::memory(config, crowd));
+            findings.extend(machine::memory(config, crowd, self.placement.device));
         }
     }
 
@@ -247,12 +322,13 @@ impl Look<'_> {
         })
     }
 
-    /// Room for the shards that are copied.
-    fn cache(&self, config: &TrainConfig, data: &Data) -> Option<Finding> {
+    /// Room for the shards that are copied; where no window fits, whether there can be any.
+    fn cache(&self, config: &TrainConfig, data: &Data, window: Option<Window>) -> Option<Finding> {
         let Data::Encoded { cached: true, .. } = data else { return None };
         let path = config.data.cache_dir.as_ref().map_or_else(default_cache, PathBuf::from);
-        let needed = data.window(config).1;
-        Some(Place { key: "data.cache_dir", path, needed, purpose: "the shards of two windows" }.look())
+        let Window { bytes, .. } = window.unwrap_or_default();
+        let purpose = window.map_or("shards", |window| window.described());
+        Some(Place { key: "data.cache_dir", path, needed: bytes, purpose }.look())
     }
 }
 
@@ -274,7 +350,11 @@ mod tests {
 
     fn witness(rank: usize, host: &str, findings: Vec<Finding>) -> Witness {
         let facts = vec![("configuration hash".to_owned(), "a".to_owned())];
-        Witness { rank, host: host.to_owned(), clock: 1000, facts, findings }
+        Witness { rank, host: host.to_owned(), clock: 1000, facts, device: None, gpu: None, findings }
+    }
+
+    fn on_gpu(rank: usize, host: &str, gpu: &str) -> Witness {
+        Witness { device: Some(DeviceChoice::Cuda), gpu: Some(gpu.to_owned()), ..witness(rank, host, vec![]) }
     }
 
     #[test]
@@ -294,6 +374,22 @@ mod tests {
         assert!(said[3].starts_with("rank 2 on c has configuration hash b, rank 0 has a"), "{said:?}");
         assert!(said[4].starts_with("those of c and a are 1000 s apart"), "{said:?}");
         assert_eq!(said[5..], ["3 looked, on a, b, c"]);
+    }
+
+    #[test]
+    fn each_rank_needs_a_gpu_of_its_own() {
+        let told = |witnesses: &[Witness]| -> Vec<String> {
+            let findings = merge(witnesses).into_iter().filter(|finding| finding.verdict == Verdict::Problem);
+            findings.map(|finding| format!("{}: {}", finding.what, finding.said)).collect()
+        };
+        // Two machines may have GPUs at the same address.
+        assert!(told(&[on_gpu(0, "a", "x 3b"), on_gpu(1, "a", "x 3c"), on_gpu(2, "b", "y 3b")]).is_empty());
+        let shared = told(&[on_gpu(0, "a", "x 3b"), on_gpu(1, "b", "y 3b"), on_gpu(2, "b", "y 3b")]);
+        assert_eq!(shared, ["GPUs: 2 ranks on b have 1 GPU(s); start one rank for each GPU, or set train.device=cpu"]);
+        let cpu = Witness { device: Some(DeviceChoice::Cpu), ..witness(1, "b", vec![]) };
+        let mixed = told(&[on_gpu(0, "a", "x 3b"), cpu, witness(2, "c", vec![])]);
+        assert_eq!(mixed.len(), 1, "{mixed:?}");
+        assert!(mixed[0].starts_with("ranks: rank 1 on b would compute on cpu, rank 0 on cuda; "), "{mixed:?}");
     }
 
     #[test]

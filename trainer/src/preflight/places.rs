@@ -57,7 +57,10 @@ impl Place {
             );
         }
         let new = if exists { "" } else { " (will be made)" };
-        Finding::ok(key, format!("{path}{new} can be written to, {free_text} are free, {needed} needed for {purpose}"))
+        let told = format!("{path}{new} can be written to, {free_text} are free");
+        // How much that is may not be known.
+        let told = if self.needed == 0 { told } else { format!("{told}, {needed} needed for {purpose}") };
+        Finding::ok(key, told)
     }
 }
 
@@ -121,5 +124,7 @@ mod tests {
         assert_eq!(place.judge(60, 40, true).verdict, Verdict::Ok);
         let finding = place.judge(60, 39, true);
         assert!(finding.verdict == Verdict::Problem && finding.said.contains("100 B are needed"), "{}", finding.said);
+        let finding = Place { needed: 0, ..place }.judge(0, 0, true);
+        assert!(finding.verdict == Verdict::Ok && finding.said.ends_with("0 B are free"), "{}", finding.said);
     }
 }

@@ -1,15 +1,15 @@
 //! Versions of what a run is built on, and the GPUs that it sees.
 
 use arinar_model::device::{self, DeviceChoice, DeviceError};
-use tch::Device;
 
 use super::finding::Finding;
 use crate::{
+    checkpoint::Role,
     collective::{self, Collective, nccl},
     cuda,
 };
 
-/// What is installed.
+/// What is installed, and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Software {
     mpi: String,
@@ -18,24 +18,27 @@ struct Software {
     runtime: Option<String>,
     driver: Option<String>,
     nccl: Result<String, String>,
+    /// Ranks of the run, and those on this machine.
+    world: usize,
+    here: usize,
 }
 
-/// The GPUs that a run with this `train.device` would see, and the libraries for them.
-pub fn look(choice: DeviceChoice) -> Vec<Finding> {
-    let gpus = device::gpus();
+/// The GPUs that the ranks of a machine would see with this `train.device`, and the libraries for them.
+pub fn look(choice: DeviceChoice, role: Role) -> Vec<Finding> {
+    let gpus = match choice {
+        // Where they are not used, nothing of them is loaded.
+        DeviceChoice::Cpu => Ok(0),
+        _ => choice.device(0).and_then(|_| device::gpus()),
+    };
     let nccl = nccl::version().map_err(|error| error.to_string());
     let (runtime, driver) = (cuda::runtime_version(), cuda::driver_version());
-    Software { mpi: collective::library_version(), choice, gpus, runtime, driver, nccl }.findings()
+    let (mpi, world, here) = (collective::library_version(), role.world, role.ranks_here);
+    Software { mpi, choice, gpus, runtime, driver, nccl, world, here }.findings()
 }
 
-/// GPUs that libtorch sees.
-pub fn gpus() -> usize {
-    device::gpus().unwrap_or(0)
-}
-
-/// Tries what ranks do together; all of them call it.
-pub fn collectives(collective: &dyn Collective, device: Device) -> Finding {
-    match collective::conformance(collective, device) {
+/// Tries what ranks do together in the memory of their machines; all of them call it.
+pub fn collectives(collective: &dyn Collective) -> Finding {
+    match collective::conformance(collective, tch::Device::Cpu) {
         Ok(()) => Finding::ok("collectives", format!("{}; what ranks exchange arrives", collective.describe())),
         Err(problem) => Finding::problem("collectives", format!("{}: {problem}", collective.describe())),
     }
@@ -43,34 +46,43 @@ pub fn collectives(collective: &dyn Collective, device: Device) -> Finding {
 
 impl Software {
     fn findings(&self) -> Vec<Finding> {
-        let on_cpu = self.choice == DeviceChoice::Cpu;
-        let gpus = match &self.gpus {
-            _ if on_cpu => Finding::ok("GPUs", "not used: train.device is cpu"),
-            Err(problem) => Finding::problem("GPUs", problem),
-            Ok(0) if self.choice == DeviceChoice::Cuda => Finding::problem("GPUs", DeviceError::NoGpu),
-            Ok(0) if self.driver.is_some() => Finding::problem(
-                "GPUs",
-                "there is a driver, but no GPU is seen; is CUDA_VISIBLE_DEVICES empty? Or set train.device=cpu",
-            ),
-            Ok(0) => Finding::ok("GPUs", "none; training is on the CPU"),
-            Ok(count) => Finding::ok("GPUs", format!("{count}, one for each rank")),
-        };
         let runtime = self.runtime.as_deref().unwrap_or("not loaded");
         let driver = self.driver.as_deref().unwrap_or("none");
-        let nccl = match &self.nccl {
-            Ok(version) => Finding::ok("NCCL", version),
-            Err(problem) if !on_cpu && self.gpus.as_ref().is_ok_and(|&gpus| gpus > 0) => {
-                Finding::problem("NCCL", problem)
-            }
-            Err(_) => Finding::ok("NCCL", "not installed, and not needed without GPUs"),
-        };
         vec![
             Finding::ok("MPI", &self.mpi),
-            gpus,
+            self.gpus(),
             Finding::ok("CUDA runtime", runtime),
             Finding::ok("GPU driver", driver),
-            nccl,
+            self.nccl(),
         ]
+    }
+
+    /// Whether each rank here has a GPU of its own is another question: it may see that one alone.
+    fn gpus(&self) -> Finding {
+        const WHAT: &str = "GPUs";
+        let here = self.here;
+        match &self.gpus {
+            _ if self.choice == DeviceChoice::Cpu => Finding::ok(WHAT, "not used: train.device is cpu"),
+            Err(problem) => Finding::problem(WHAT, problem),
+            Ok(0) if self.choice == DeviceChoice::Cuda => Finding::problem(WHAT, DeviceError::NoGpu),
+            Ok(0) if self.driver.is_some() => Finding::problem(
+                WHAT,
+                "there is a driver, but no GPU is seen; is CUDA_VISIBLE_DEVICES empty? Or set train.device=cpu",
+            ),
+            Ok(0) => Finding::ok(WHAT, "none; training is on the CPU"),
+            Ok(count) => Finding::ok(WHAT, format!("{count} seen by a rank, {here} rank(s) here")),
+        }
+    }
+
+    fn nccl(&self) -> Finding {
+        const WHAT: &str = "NCCL";
+        let on_gpus = self.choice != DeviceChoice::Cpu && self.gpus.as_ref().is_ok_and(|&gpus| gpus > 0);
+        match &self.nccl {
+            Ok(version) => Finding::ok(WHAT, version),
+            Err(problem) if on_gpus && self.world > 1 => Finding::problem(WHAT, problem),
+            Err(_) if on_gpus => Finding::ok(WHAT, "not installed, and not needed by a single rank"),
+            Err(_) => Finding::ok(WHAT, "not installed, and not needed without GPUs"),
+        }
     }
 }
 
@@ -81,8 +93,8 @@ mod tests {
 
     /// A machine without GPUs, and without anything for them.
     fn bare(choice: DeviceChoice) -> Software {
-        let nccl = Err("not found".to_owned());
-        Software { mpi: "Open MPI v4.1.4".to_owned(), choice, gpus: Ok(0), runtime: None, driver: None, nccl }
+        let (mpi, nccl) = ("Open MPI v4.1.4".to_owned(), Err("not found".to_owned()));
+        Software { mpi, choice, gpus: Ok(0), runtime: None, driver: None, nccl, world: 4, here: 4 }
     }
 
     fn problems(software: &Software) -> usize {
@@ -98,6 +110,8 @@ mod tests {
         assert_eq!(problems(&Software { choice: DeviceChoice::Cpu, ..hidden }), 0);
         let without_nccl = Software { gpus: Ok(4), ..bare(DeviceChoice::Auto) };
         assert_eq!(problems(&without_nccl), 1);
+        assert_eq!(problems(&Software { world: 1, here: 1, ..without_nccl.clone() }), 0, "nobody to talk to");
+        assert_eq!(problems(&Software { choice: DeviceChoice::Cpu, ..without_nccl.clone() }), 0);
         assert_eq!(problems(&Software { nccl: Ok("2.29.7".to_owned()), ..without_nccl }), 0);
     }
 }

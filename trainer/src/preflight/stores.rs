@@ -57,13 +57,36 @@ impl Data {
         }
     }
 
-    /// Shards that are open at once, and bytes that the cache must hold for them.
-    pub fn window(&self, config: &TrainConfig) -> (u64, u64) {
-        let Self::Encoded { manifest, cached } = self else { return (0, 0) };
-        let window = choose_window(manifest, limit(config, *cached), config.data.shuffle_window).unwrap_or(0);
-        let shards = manifest.shards.len() as u64;
+    /// What is read at once; `None` where the cache's limit is too small for any window, which is told by itself.
+    pub fn window(&self, config: &TrainConfig) -> Option<Window> {
+        let Self::Encoded { manifest, cached } = self else { return Some(Window::default()) };
+        let window = choose_window(manifest, limit(config, *cached), config.data.shuffle_window).ok()?;
+        let bytes = if *cached { needed_bytes(manifest, window) } else { 0 };
+        Some(Window::of(manifest.shards.len() as u64, window, bytes))
+    }
+}
+
+/// Shards that samples are drawn from, those of the window being read and of the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// How many are open at once.
+    pub open: u64,
+    /// Bytes that the cache must hold for them.
+    pub bytes: u64,
+    /// They are all that the dataset has.
+    pub whole: bool,
+}
+
+impl Window {
+    /// Of `window` of the dataset's `shards`; 0 for all.
+    fn of(shards: u64, window: u64, bytes: u64) -> Self {
         let open = if window == 0 { shards } else { shards.min(window.saturating_mul(2)) };
-        (open, if *cached { needed_bytes(manifest, window) } else { 0 })
+        Self { open, bytes, whole: open == shards }
+    }
+
+    /// In words.
+    pub fn described(&self) -> &'static str {
+        if self.whole { "the whole dataset" } else { "the shards of two windows" }
     }
 }
 
@@ -172,5 +195,24 @@ impl Drop for Probe<'_> {
     fn drop(&mut self) {
         // If it cannot be deleted, that has been said already.
         let _ = self.store.delete(&self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_of_none_or_of_half_is_the_whole_dataset() {
+        for (window, open, described) in [
+            (0, 9, "the whole dataset"),
+            (1, 2, "the shards of two windows"),
+            (4, 8, "the shards of two windows"),
+            (5, 9, "the whole dataset"),
+            (u64::MAX, 9, "the whole dataset"),
+        ] {
+            let found = Window::of(9, window, 1);
+            assert_eq!((found.open, found.described()), (open, described), "{window}");
+        }
     }
 }
