@@ -31,8 +31,8 @@ PyPI wheel into a private virtual environment in $home (ARINAR_HOME names anothe
 Says one line for each thing that it installs; silent when there is nothing to do. Needs Rust and Python 3.
 
   --tests  also what \`make test\` and \`make check\` need: TensorBoard, NumPy, moto (an S3 server) and a validator of
-           Kubernetes objects in a second environment; shellcheck, iproute2 and Slurm (apt-get); Prometheus, unpacked
-           into that folder, so that no service starts; what --cuda installs, which tests load
+           Kubernetes objects in a second environment; shellcheck, iproute2, munge, Slurm and PMIx (apt-get);
+           Prometheus, unpacked into that folder, so that no service starts; what --cuda installs, which tests load
   --cuda   all CUDA libraries of torch, and NCCL (3 GB more); the default where there is an NVIDIA driver
   --check  install nothing; say what is missing and exit 1 if something is
 END
@@ -97,6 +97,15 @@ has_venv() { python3 -B -c 'import ensurepip, venv' 2>/dev/null; }
 # Not everybody has the folders of programs for administrators on the PATH.
 has_admin_program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
 
+# `srun --mpi=pmix` loads the library under this name, without a version, which Debian ships with the headers.
+has_pmix() {
+    local folder
+    for folder in /usr/lib /usr/lib64 '/usr/lib/*' /usr/local/lib; do
+        compgen -G "$folder/libpmix.so" >/dev/null && return 0
+    done
+    return 1
+}
+
 missing_packages() {
     command -v mpirun >/dev/null || echo openmpi-bin
     has_mpi_headers || echo libopenmpi-dev
@@ -111,14 +120,16 @@ missing_packages() {
         has_admin_program slurmctld || echo slurmctld
         has_admin_program slurmd || echo slurmd
         command -v srun >/dev/null || echo slurm-client
+        has_pmix || echo libpmix-dev
     fi
 }
 
-# Runs apt-get as root; its output goes to the log.
+# Runs apt-get as root; its output goes to the log. On a machine that has just started another one is often at work: it
+# is waited for.
 apt() {
     local as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo)
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q "$@" >"$log" 2>&1 9>&-
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300 "$@" >"$log" 2>&1 9>&-
 }
 
 # Package lists may be absent (a container) or too old, so a failed installation is tried again after an update.

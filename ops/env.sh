@@ -8,9 +8,13 @@ if [ "$(id -u)" = 0 ]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 
+# Ends with success where there is none: under `set -e` the line below would not be reached otherwise.
 LIBTORCH=$(
     for torch in "${ARINAR_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/arinar}"/venv/lib/python3*/site-packages/torch; do
-        [ -f "$torch/lib/libtorch_cpu.so" ] && echo "$torch" && break
+        if [ -f "$torch/lib/libtorch_cpu.so" ]; then
+            echo "$torch"
+            break
+        fi
     done
 )
 if [ -n "$LIBTORCH" ]; then

@@ -76,7 +76,9 @@ def start(folder):
         subprocess.Popen(
             ["arinar-launcher", "--config", "configs/demo.yaml", "--nproc", "2", "--status-port", str(status)]
             + ["--set", "data.url=synthetic:", "--set", f"run.dir={folder}/run", "--set", f"run.log_dir={folder}/logs"]
-            + ["--set", "train.max_steps=100000", "--set", "checkpoint.every=5s"],
+            # It is ended before it is done: neither steps nor epochs end it.
+            + ["--set", "train.max_steps=100000000", "--set", "optim.epochs=1000000"]
+            + ["--set", "checkpoint.every=5s"],
             stdout=launcher_output,
             stderr=launcher_output,
         ),

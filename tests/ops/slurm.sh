@@ -96,7 +96,8 @@ END
     until_it_holds "the node is idle" node_is_idle || fail "Slurm does not start"
 }
 
-# submit NAME OPTION... -- OVERRIDE... : its output goes to NAME.log, its number to $job.
+# submit NAME OPTION... -- OVERRIDE... : its output goes to NAME.log, its number to $job. The demo's few epochs would end
+# a run early on a fast machine, so that train.max_steps alone ends it.
 submit() {
     local name=$1 options=() overrides=() override
     shift
@@ -108,7 +109,7 @@ submit() {
     for override in "$@"; do overrides+=(--set "$override"); done
     job=$(sbatch --parsable --ntasks-per-node=2 --overcommit --output="$work/$name.log" "${options[@]}" \
         ops/slurm/train.sbatch configs/demo.yaml --set data.url=synthetic: --set checkpoint.every=1h \
-        --set run.dir="$work/$name" --set run.log_dir="$work/$name/logs" "${overrides[@]}")
+        --set optim.epochs=1000000 --set run.dir="$work/$name" --set run.log_dir="$work/$name/logs" "${overrides[@]}")
 }
 
 says() { grep -Eqs -- "$2" "$work/$1.log"; }
@@ -128,8 +129,11 @@ srun --mpi=list 2>&1 | grep -q pmix || fail "this Slurm has no plugin for PMIx"
 
 sbatch --test-only ops/slurm/train.sbatch demo.yaml 2>&1 | grep -q 'to start at' || fail "sbatch --test-only refuses it"
 
-submit asked -- train.max_steps=60
-expect asked 'step 1/60 '
+# Long enough that a signal after the first step still finds it at work on a fast machine.
+readonly steps=200
+
+submit asked -- train.max_steps=$steps
+expect asked "step 1/$steps "
 scancel --batch --signal=USR1 "$job" # what Slurm does before the time limit
 expect asked 'asked to end; the ranks save'
 expect asked 'stopped by a signal after saving step [0-9]+; start again to go on'
@@ -138,8 +142,8 @@ expect asked "resuming from $work/asked/step-"
 expect asked 'start 2: the run is done'
 expect_state "$job" COMPLETED
 
-submit killed --export=ALL,ARINAR_FRUITFUL_SECS=0 -- train.max_steps=60
-expect killed 'step 1/60 '
+submit killed --export=ALL,ARINAR_FRUITFUL_SECS=0 -- train.max_steps=$steps
+expect killed "step 1/$steps "
 rank=$(scontrol listpids "$job" | awk '$3 == 0 && $5 == 1 { print $1 }')
 kill -9 "$rank"
 expect killed 'start 1: failed with exit code 137'
@@ -151,7 +155,7 @@ expect wrong 'did you mean "max_steps"'
 expect_state "$job" FAILED
 says wrong 'start 1: something must be changed first' || fail "exit code 78 is not understood"
 
-submit cancelled -- train.max_steps=100000
+submit cancelled -- train.max_steps=100000000
 expect cancelled 'step 1/'
 scancel "$job"
 expect_state "$job" CANCELLED
