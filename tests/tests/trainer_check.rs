@@ -12,7 +12,7 @@ use std::{
 
 use arinar_data::store::{Store, lease::Lease};
 use arinar_tests::{gpu_stand_in::GpuStandIn, s3::S3Server};
-use arinar_trainer::{collective::nccl::HOST_STAND_IN, cuda::Gpu};
+use arinar_trainer::cuda::{Gpu, HOST_STAND_IN};
 use checkpoint_support::Cloud;
 use trainer_support::{Ended, Lab, launch, trainer};
 
@@ -305,7 +305,8 @@ fn the_launcher_hands_it_on() {
         let ended = launched(arguments);
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(78), ""), "{}", ended.stderr);
         assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
-        let part = if arguments.len() > 2 { "optim.epochs" } else { "arinar-trainer: unexpected argument '--chek' found" };
+        let part =
+            if arguments.len() > 2 { "optim.epochs" } else { "arinar-trainer: unexpected argument '--chek' found" };
         assert!(ended.stderr.contains(part), "{}", ended.stderr);
     }
     assert!(launched(&["--", "--plan"]).succeeded().stdout.contains("plan of run tiny: 2 rank(s)"));

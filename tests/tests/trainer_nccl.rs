@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 
 use arinar_tests::gpu_stand_in::{Event, GpuStandIn};
 use arinar_trainer::{
-    collective::{self, Collective, MpiCollective, NcclCollective, nccl::HOST_STAND_IN},
-    cuda::{Gpu, HostCopier},
+    collective::{self, Collective, MpiCollective, NcclCollective},
+    cuda::{Gpu, HOST_STAND_IN, HostCopier},
     exit,
 };
 use launcher_support::{Running, program, until};

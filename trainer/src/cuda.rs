@@ -18,7 +18,9 @@ use cudarc::driver::{
 };
 use tch::{Device, Kind, Tensor};
 
-use crate::collective::nccl::HOST_STAND_IN;
+/// Lets ranks hand host memory to CUDA and NCCL. For tests, whose stand-ins for both work on host memory; the real
+/// libraries would read wild addresses.
+pub const HOST_STAND_IN: &str = "ARINAR_NCCL_STAND_IN";
 
 /// Bytes of each of the two pinned buffers: large enough for the bus's full speed, small beside a model.
 const STAGE: usize = 32 << 20;
@@ -112,6 +114,16 @@ pub fn bus_address(ordinal: usize) -> Option<String> {
     asked.result().ok()?;
     let address = std::ffi::CStr::from_bytes_until_nul(&text).ok()?;
     Some(address.to_str().ok()?.to_lowercase())
+}
+
+/// Which GPU that is, among all GPUs of all machines: two machines may have one name, as containers do, but not have been
+/// started as one.
+pub fn place(ordinal: usize) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let start = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let start = start.split('-').next().unwrap_or_default().trim_end();
+    let address = bus_address(ordinal).unwrap_or_else(|| ordinal.to_string());
+    format!("GPU {address} of {host} ({start})")
 }
 
 /// Version of the driver as "13.0"; `None` without one.

@@ -9,17 +9,13 @@ use tch::{Device, Kind, Tensor};
 use self::communicator::Communicator;
 use super::{Collective, CollectiveError, MpiCollective, Reduction, agree, gather, require_equal};
 use crate::{
-    cuda::{self, CudaError, Gpu, SideStream},
+    cuda::{self, CudaError, Gpu, HOST_STAND_IN, SideStream},
     exit::Stop,
 };
 
 /// Elements per all-reduce call, 64 MiB: long enough for the full bandwidth, and short enough that a communicator that
 /// is aborted stops soon.
 const BUCKET: usize = 1 << 24;
-
-/// Lets ranks hand host memory to NCCL. For tests, whose stand-ins for CUDA and NCCL work on host memory; the real
-/// libraries would read wild addresses.
-pub const HOST_STAND_IN: &str = "ARINAR_NCCL_STAND_IN";
 
 /// NCCL's version as "2.29.7".
 ///
@@ -65,7 +61,7 @@ struct Prepared {
     version: String,
     gpu: Gpu,
     stream: SideStream,
-    /// Host and bus address: no two ranks may have the same.
+    /// Where the GPU is: no two ranks may have the same.
     place: String,
 }
 
@@ -150,12 +146,7 @@ fn prepare(ordinal: usize) -> Result<Prepared, CollectiveError> {
     let version = version()?;
     let gpu = Gpu::open(ordinal)?;
     let stream = gpu.stream()?;
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    // Two machines may have one name, as containers do.
-    let start = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let start = start.split('-').next().unwrap_or_default().trim_end();
-    let address = cuda::bus_address(ordinal).unwrap_or_else(|| ordinal.to_string());
-    Ok(Prepared { version, gpu, stream, place: format!("GPU {address} of {host} ({start})") })
+    Ok(Prepared { version, gpu, stream, place: cuda::place(ordinal) })
 }
 
 /// NCCL takes one rank per GPU.

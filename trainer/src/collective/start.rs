@@ -3,8 +3,8 @@
 use arinar_model::device::DeviceChoice;
 use tch::Device;
 
-use super::{Collective, Launch, MpiCollective, NcclCollective, Single, agree, nccl::HOST_STAND_IN, require_equal};
-use crate::exit::Stop;
+use super::{Collective, Launch, MpiCollective, NcclCollective, Single, agree, require_equal};
+use crate::{cuda::HOST_STAND_IN, exit::Stop};
 
 /// Connects this rank with the others of its job over MPI, if it has any.
 ///

@@ -168,13 +168,6 @@ fn shared_gpus(witnesses: &[Witness]) -> Vec<Finding> {
     told.map(|told| Finding::problem("GPUs", told)).collect()
 }
 
-/// A GPU's name that no other has: this start of this machine, and where on its bus.
-fn place_of(ordinal: usize) -> String {
-    let start = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let address = cuda::bus_address(ordinal).unwrap_or_else(|| ordinal.to_string());
-    format!("{} {address}", start.trim_end())
-}
-
 impl Witness {
     fn look(collective: &dyn Collective, placement: &Placement, config: Result<TrainConfig, ConfigError>) -> Self {
         let role = placement.role(collective);
@@ -205,7 +198,7 @@ impl Witness {
                 _ => None,
             },
             gpu: match device {
-                Some(Ok(Device::Cuda(ordinal))) => Some(place_of(ordinal)),
+                Some(Ok(Device::Cuda(ordinal))) => Some(cuda::place(ordinal)),
                 _ => None,
             },
             findings,
