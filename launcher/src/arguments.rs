@@ -60,7 +60,7 @@ pub struct Arguments {
     /// A step hangs when nothing has moved for so many times its usual length ...
     #[arg(long, value_name = "TIMES", default_value_t = 20.0, value_parser = factor)]
     pub hang_factor: f64,
-    /// ... and for at least so long
+    /// ... and for at least so long; while it waits for data, for half as long again as ARINAR_STORE_PATIENCE, too
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
     pub hang_floor: Duration,
     /// Longest time without a move while ranks start, wait for a checkpoint, or finish; and for a lost host to come back
