@@ -114,3 +114,45 @@ fn add_ranks(registry: &mut Registry, status: &Status) {
     registry.register("rank_resident_bytes", "Physical memory that the rank holds", bytes);
     registry.register("rank_busy_seconds", "Time that the rank computed or waited for data", busy);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use arinar_heartbeat::Beat;
+
+    use super::*;
+    use crate::{ranks::Ranks, server::Word, status::Record};
+
+    /// The page after these words of rank 0.
+    fn page(beats: &[Beat]) -> String {
+        let (mut ranks, mut status) = (Ranks::new(2, Instant::now()), Status::default());
+        for beat in beats {
+            ranks.hear(0, Word::Beat(beat.clone()), Instant::now());
+            Record::new().fill(&mut status, &ranks);
+        }
+        metrics(&status)
+    }
+
+    fn beat(step: u64, loss: Option<f64>, step_seconds: f64) -> Beat {
+        Beat { step, total_steps: 9, loss, step_seconds, ..Beat::default() }
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_is_seen() {
+        let good = beat(1, Some(2.5), 1.0);
+        assert!(page(std::slice::from_ref(&good)).contains("arinar_train_loss 2.5\n"));
+        assert!(page(&[good.clone(), beat(2, None, 1.0)]).contains("arinar_train_loss NaN\n"));
+        // After a restart it stays what it was until there is a step.
+        assert!(page(&[good, beat(1, None, 0.0)]).contains("arinar_train_loss 2.5\n"));
+    }
+
+    #[test]
+    fn a_store_out_of_reach_is_seen() {
+        let told = page(&[Beat { store_unreachable: true, checkpoint_backlog_bytes: 7, ..beat(1, None, 1.0) }]);
+        assert!(
+            told.contains("arinar_store_reachable 0.0\n") && told.contains("arinar_checkpoint_backlog_bytes 7.0\n")
+        );
+        assert!(page(&[beat(1, None, 1.0)]).contains("arinar_store_reachable 1.0\n"));
+    }
+}
