@@ -12,8 +12,8 @@ use trainer_support::{Ended, Lab, launch, read_curve, trainer};
 
 /// Steps of the demo over which the loss is compared.
 const STEPS: usize = 200;
-/// Steps whose losses are compared one by one. Differences grow in training, tenfold in some 25 steps, wherever they
-/// come from; after a while single batches tell nothing.
+/// Steps whose losses are compared one by one. Differences grow in training, here tenfold in some 50 steps, and most where
+/// gradients are large; after a while single batches tell nothing.
 const SINGLE_STEPS: usize = 100;
 /// An epoch of the demo: the losses of all samples, averaged.
 const EPOCH: usize = 60;
