@@ -12,7 +12,7 @@ ENV      := . ops/env.sh &&
 
 help:
 	echo "make demo       build, then encode, train on two ranks and sample a small set of pictures (minutes)"
-	echo "make test       build and run every test"
+	echo "make test       build and run every test; lists all failures at the end"
 	echo "make check      formatting, clippy and docs, with warnings denied"
 	echo "make build      the programs, in target/release"
 	echo "make install    the programs to PREFIX/bin and the configurations to PREFIX/share/arinar (PREFIX=$(PREFIX))"
@@ -41,9 +41,7 @@ demo: build
 
 # The tests run the programs in target/release, so these are built first.
 test: bootstrap-tests build
-	echo "== cargo test"
-	$(ENV) $(CARGO) test --release --locked --workspace
-	for script in tests/ops/*.sh; do echo "== $$script" && "$$script" || exit 1; done
+	ops/test.sh
 
 check: bootstrap-tests
 	echo "== cargo fmt"
@@ -53,7 +51,7 @@ check: bootstrap-tests
 	echo "== cargo doc"
 	$(ENV) RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	echo "== shellcheck"
-	shellcheck ops/*.sh ops/slurm/*.sbatch tests/ops/*.sh .ci/run
+	shellcheck ops/*.sh ops/slurm/*.sbatch tests/ops/*.sh tests/ops/processors/*.sh .ci/run
 
 bench: build
 	echo "== bench"
@@ -61,4 +59,4 @@ bench: build
 
 clean:
 	$(CARGO) clean --quiet
-	rm -rf out/demo
+	ops/demo.sh clean

@@ -169,18 +169,18 @@ install_prometheus() {
     fi
     command -v apt-get >/dev/null || fail "this system has no apt-get; put prometheus and promtool on the PATH"
     say "unpacking prometheus (apt-get download)"
-    rm -rf "$home/tmp"
-    mkdir -p "$home/tmp/prometheus"
+    rm -rf "$home/bootstrap.tmp"
+    mkdir -p "$home/bootstrap.tmp/prometheus"
     apt_download prometheus || { apt update && apt_download prometheus; } ||
         fail "apt-get could not download prometheus: $(last_error '^E: ')"
-    dpkg-deb -x "$home"/tmp/prometheus_*.deb "$home/tmp/prometheus" >"$log" 2>&1 ||
+    dpkg-deb -x "$home"/bootstrap.tmp/prometheus_*.deb "$home/bootstrap.tmp/prometheus" >"$log" 2>&1 ||
         fail "dpkg-deb could not unpack prometheus: $(last_error .)"
     rm -rf "$folder"
-    mv "$home/tmp/prometheus" "$folder"
+    mv "$home/bootstrap.tmp/prometheus" "$folder"
 }
 
 # Into the temporary folder. Needs no root; apt's own user may not be able to write there, and says so.
-apt_download() { (cd "$home/tmp" && apt-get -q download "$1") >"$log" 2>&1 9>&-; }
+apt_download() { (cd "$home/bootstrap.tmp" && apt-get -q download "$1") >"$log" 2>&1 9>&-; }
 
 # ---- wheels -----------------------------------------------------------------------------------------
 
@@ -239,8 +239,8 @@ pip_install() {
     shift
     names=$(printf '%s\n' "$@" | grep -v '^--' | paste -sd ' ')
     # A wheel of 500 MB does not fit every /tmp, so it is unpacked beside the place where it goes.
-    mkdir -p "$home/tmp"
-    TMPDIR=$home/tmp python "$environment" -m pip install --no-cache-dir --no-input --no-compile \
+    mkdir -p "$home/bootstrap.tmp"
+    TMPDIR=$home/bootstrap.tmp python "$environment" -m pip install --no-cache-dir --no-input --no-compile \
         --disable-pip-version-check --progress-bar off "$@" >"$log" 2>&1 9>&- ||
         fail "pip could not install $names: $(last_error 'Could not fetch URL|connection broken' '^ERROR: ')"
 }
@@ -308,16 +308,26 @@ complete_torch() {
 
 # ---- main -------------------------------------------------------------------------------------------
 
+# What is damaged in the folder is deleted and installed again, so it must be the bootstrap's own: the usual one, or one
+# that was empty when the bootstrap came first.
+require_own_home() {
+    if [ -z "${ARINAR_HOME:-}" ] || [ -e "$home/bootstrap.lock" ] || [ -z "$(ls -A "$home" 2>/dev/null)" ]; then
+        return 0
+    fi
+    fail "ARINAR_HOME=$home is not empty and was not made by this script; set ARINAR_HOME to a new or empty folder"
+}
+
 # Two runs at once take turns; whoever has the turn may clear away what a killed run left. Opened for appending, which leaves the file's times alone.
 lock() {
+    require_own_home
     { mkdir -p "$home" && exec 9>>"$home/bootstrap.lock"; } 2>/dev/null ||
         fail "cannot write to $home; set ARINAR_HOME to a folder that you own"
     flock -n 9 || {
         say "waiting for another bootstrap to finish"
         flock 9
     }
-    rm -rf "$home/tmp"
-    trap 'rm -rf "$home/tmp"' EXIT
+    rm -rf "$home/bootstrap.tmp"
+    trap 'rm -rf "$home/bootstrap.tmp"' EXIT
 }
 
 main() {

@@ -69,7 +69,7 @@ fn make(folder: &Path, records: u64) -> Result<()> {
     let (channels, stride) = (config.embed_dim, config.stride());
     let manifest = Manifest {
         version: FORMAT_VERSION,
-        dataset_id: "bench".to_owned(),
+        dataset_id: "0".repeat(16),
         encode_id: "bench".to_owned(),
         seed: 0,
         num_samples: records,

@@ -71,6 +71,18 @@ pub enum DataError {
         /// What the system said.
         source: io::Error,
     },
+    /// The cache folder holds something else than a cache.
+    #[error(
+        "{} cannot be the shard cache, which deletes files to make room: {reason}; \
+         set data.cache_dir (or --cache-dir) to a new or empty folder",
+        folder.display()
+    )]
+    NotACache {
+        /// The folder.
+        folder: PathBuf,
+        /// Why it is no cache.
+        reason: String,
+    },
     /// The cache may not hold what the shuffle needs.
     #[error(
         "data.cache_limit of {limit} bytes is too small to shuffle {}: the shards being read and the next ones have \
@@ -134,6 +146,7 @@ impl DataError {
             Self::NoDataset { .. }
             | Self::OtherDataset { .. }
             | Self::NewerVersion { .. }
+            | Self::NotACache { .. }
             | Self::CacheLimit { .. }
             | Self::CacheDisk { .. }
             | Self::Batch(_)

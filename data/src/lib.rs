@@ -16,6 +16,7 @@ pub mod manifest;
 mod mapped;
 pub mod object;
 pub mod order;
+pub mod plain_file;
 mod progress;
 pub mod random;
 pub mod ranks;

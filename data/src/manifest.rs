@@ -20,6 +20,8 @@ pub const MANIFEST_NAME: &str = "manifest.json";
 pub const FORMAT_VERSION: u32 = 1;
 /// A manifest that does not hold together is read so often: a bit of it may have flipped on its way.
 const READS: u32 = 3;
+/// Hexadecimal digits of a dataset's id.
+const ID_DIGITS: usize = 16;
 /// Largest picture and most latent channels that are not taken for damage.
 const LARGEST_SIDE: i64 = 1 << 16;
 const MOST_CHANNELS: i64 = 1 << 12;
@@ -205,9 +207,11 @@ impl Manifest {
         if self.num_samples == 0 || self.num_samples > u64::from(u32::MAX) {
             return Err(format!("num_samples is {}; 1 to {} are possible", self.num_samples, u32::MAX));
         }
-        let names = std::iter::once(&self.dataset_id).chain(self.shards.iter().map(|shard| &shard.name));
-        if let Some(name) = names.into_iter().find(|name| !is_file_name(name)) {
-            return Err(format!("{name:?} is no name of a file in the dataset's folder"));
+        if !is_dataset_id(&self.dataset_id) {
+            return Err(format!("{:?} is not a dataset id, which has {ID_DIGITS} hexadecimal digits", self.dataset_id));
+        }
+        if let Some(shard) = self.shards.iter().find(|shard| !is_shard_name(&shard.name)) {
+            return Err(format!("{:?} is not the name of a shard", shard.name));
         }
         let vae = &self.vae;
         vae.config.validate()?;
@@ -235,7 +239,23 @@ fn damaged(url: &str, reason: &str) -> DataError {
     DataError::Manifest { url: url.to_owned(), reason: printable(reason) }
 }
 
-/// Copies are kept under these names, so they must not lead out of their folder or hide in it.
-fn is_file_name(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
+/// Whether this is the form of a dataset's id, which is also the name of its folder in a cache.
+pub(crate) fn is_dataset_id(name: &str) -> bool {
+    name.len() == ID_DIGITS && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether this is the name of a shard file: what [`shard_name`] gives.
+pub(crate) fn is_shard_name(name: &str) -> bool {
+    let digits = name.strip_prefix("shard-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    digits.is_some_and(|digits| digits.len() >= 5 && digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// File name of a shard.
+pub(crate) fn shard_name(shard: usize) -> String {
+    format!("shard-{shard:05}.safetensors")
+}
+
+/// The id of a dataset whose settings and shards `identity` names.
+pub(crate) fn dataset_id(identity: &str) -> String {
+    xxh3_hex(identity.as_bytes())[..ID_DIGITS].to_owned()
 }

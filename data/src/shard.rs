@@ -268,6 +268,15 @@ impl ShardLayout {
     }
 }
 
+/// Whether a file that begins with `start` is a shard, whole or damaged: its header has the tensors of a shard and says
+/// which encode run made it.
+pub(crate) fn is_shard_header(start: &[u8]) -> bool {
+    let Ok((_, header)) = SafeTensors::read_metadata(start) else { return false };
+    let made_by = header.metadata().as_ref().and_then(|metadata| metadata.get(ENCODE_ID));
+    let names = MOMENTS.iter().chain(&CHECKSUMS).chain([&LABEL, &SOURCE_ID]);
+    made_by.is_some_and(|id| !id.is_empty()) && names.into_iter().all(|name| header.info(name).is_some())
+}
+
 /// Checks a shard file against the manifest's size and hash and returns its layout. Where the hash is wrong the
 /// damaged record is looked for and named.
 pub fn check_shard(
@@ -325,6 +334,22 @@ mod tests {
         assert_eq!((layout.count(), layout.encode_id()), (5, "run"));
         let record = layout.record(&file, 3, View::Mirrored).expect("record");
         assert_eq!((record.moments, record.label, record.source_id), (&[103u8; 32][..], 3, 13));
+    }
+
+    #[test]
+    fn a_shard_is_known_by_its_header() {
+        let file = shard();
+        let (header, _) = SafeTensors::read_metadata(&file).expect("header");
+        assert!(is_shard_header(&file) && is_shard_header(&file[..header + 8]));
+        assert!(!is_shard_header(&file[..header + 7]) && !is_shard_header(&[0; 100]) && !is_shard_header(b""));
+        let view = || TensorView::new(Dtype::F32, vec![1], &[0; 4]).expect("view");
+        let about = |key: &str| Some(HashMap::from([(key.to_owned(), "run".to_owned())]));
+        for (names, key) in
+            [(vec!["weight"], ENCODE_ID), (vec![MOMENTS[0], LABEL], ENCODE_ID), (vec!["weight"], "format")]
+        {
+            let other = safetensors::serialize(names.into_iter().map(|name| (name, view())), about(key)).expect("file");
+            assert!(!is_shard_header(&other));
+        }
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub struct Surroundings<'a> {
     pub shared: &'a Shared,
     /// How long a rank asks a store that does not answer.
     pub store_patience: Duration,
+    /// Where the launcher remembers which mpirun it runs.
+    pub session: &'a std::path::Path,
 }
 
 /// How it ended.
@@ -119,7 +121,7 @@ pub async fn run(
     let mut job = Job {
         attempt: launcher.attempt,
         pid: child.id().unwrap_or_default(),
-        session: Session::new(child.id().unwrap_or_default()),
+        session: Session::new(child.id().unwrap_or_default(), around.session.to_path_buf()),
         ranks: Ranks::new(world, Instant::now()),
         ending: Ending::No,
         interrupted: false,

@@ -1,9 +1,21 @@
 //! What an mpirun that is killed, that kills its ranks, or whose launcher is killed leaves on this machine: a folder in
 //! the temporary folder, and the shared memory of its ranks.
+//!
+//! Other MPI jobs of the same user have theirs in the same places. So the launcher notes in a file which folder its own
+//! mpirun has, and after it was killed the next launcher of the run removes that one and no other.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
 
 use crate::processes;
+
+/// Name of the file that remembers the mpirun of a run, among the logs of its ranks.
+pub const RECORD: &str = "session.json";
 
 /// Where Open MPI keeps the memory that the ranks of a machine share, as `vader_segment.<host>.<user>.<job>.<rank>`.
 const SHARED_MEMORY: &str = "/dev/shm";
@@ -14,27 +26,58 @@ pub struct Session {
     mpirun: u32,
     /// Open MPI's number of the job, once a rank on this machine has been found.
     job: Option<u32>,
+    /// Where it is remembered.
+    record: PathBuf,
+}
+
+/// A session as it is remembered.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    /// The machine, and which running of its kernel.
+    host: String,
+    boot_id: String,
+    mpirun: u32,
+    job: Option<u32>,
+    /// mpirun's folder, and which one it is: another mpirun of the same process number has another.
+    folder: PathBuf,
+    device: u64,
+    inode: u64,
 }
 
 impl Session {
-    /// That of the mpirun with this process number.
-    pub fn new(mpirun: u32) -> Self {
-        Self { mpirun, job: None }
+    /// That of the mpirun with this process number, remembered in the file `record`.
+    pub fn new(mpirun: u32, record: PathBuf) -> Self {
+        Self { mpirun, job: None, record }
     }
 
-    /// Hears of a process that may be a rank on this machine: its environment names the job.
+    /// Hears of a process that may be a rank on this machine: its environment names the job. mpirun has made its folder
+    /// by then.
     pub fn note(&mut self, rank: u32) {
         if self.job.is_none() {
             self.job = std::fs::read(format!("/proc/{rank}/environ")).ok().and_then(|environment| job(&environment));
+            self.remember(&std::env::temp_dir());
+        }
+    }
+
+    /// Best effort: what is not remembered is not removed after the launcher is killed.
+    fn remember(&self, temporary: &Path) {
+        let folder = temporary.join(session_folder(user())).join(format!("pid.{}", self.mpirun));
+        let Ok(facts) = std::fs::symlink_metadata(&folder) else { return };
+        let (device, inode) = (facts.dev(), facts.ino());
+        let record =
+            Record { host: host(), boot_id: boot_id(), mpirun: self.mpirun, job: self.job, folder, device, inode };
+        if Record::may_be_at(&self.record) {
+            let _ = std::fs::write(&self.record, serde_json::to_vec(&record).unwrap_or_default());
         }
     }
 
     /// Removes them; nothing may run any more. mpirun that ends by itself has done so already.
     pub fn remove(&self) {
-        let user = rustix::process::getuid().as_raw();
-        let mut jobs = self.remove_folder(&std::env::temp_dir(), &session_folder(user));
+        let mut jobs = self.remove_folder(&std::env::temp_dir(), &session_folder(user()));
         jobs.extend(self.job);
-        remove_memory(Path::new(SHARED_MEMORY), user, &jobs);
+        remove_memory(Path::new(SHARED_MEMORY), user(), &jobs);
+        Record::forget(&self.record);
     }
 
     /// Returns the numbers of mpirun's jobs.
@@ -52,7 +95,9 @@ impl Session {
 fn remove_memory(folder: &Path, user: u32, jobs: &BTreeSet<u32>) {
     let parts: Vec<String> = jobs.iter().map(|job| format!(".{user}.{job:x}.")).collect();
     for (path, name) in entries(folder) {
-        if name.starts_with("vader_segment.") && parts.iter().any(|part| name.contains(part)) {
+        let ours = name.starts_with("vader_segment.") && parts.iter().any(|part| name.contains(part));
+        let is_file = |facts: std::fs::Metadata| facts.is_file() && facts.uid() == self::user();
+        if ours && std::fs::symlink_metadata(&path).is_ok_and(is_file) {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -67,30 +112,62 @@ fn jobs(folder: &Path) -> BTreeSet<u32> {
 
 /// What the folder of a user's mpiruns on this machine is called: /tmp may be that of several machines.
 fn session_folder(user: u32) -> String {
-    format!("ompi.{}.{user}", rustix::system::uname().nodename().to_string_lossy())
+    format!("ompi.{}.{user}", host())
 }
 
-/// Removes what this user's mpiruns on this machine that live no more have left. One whose launcher is killed does not
-/// always come to it.
-pub fn remove_leftovers() {
-    let lives = |pid: &str| pid.parse().is_ok_and(processes::lives);
-    let user = rustix::process::getuid().as_raw();
-    let jobs = remove_dead(&std::env::temp_dir().join(session_folder(user)), lives);
-    remove_memory(Path::new(SHARED_MEMORY), user, &jobs);
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Returns the numbers of the jobs of the dead.
-fn remove_dead(folder: &Path, lives: impl Fn(&str) -> bool) -> BTreeSet<u32> {
-    let mut found = BTreeSet::new();
-    for (path, name) in entries(folder) {
-        if name.strip_prefix("pid.").is_some_and(|pid| !lives(pid)) {
-            found.extend(jobs(&path));
-            let _ = std::fs::remove_dir_all(path);
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+fn user() -> u32 {
+    rustix::process::getuid().as_raw()
+}
+
+/// Removes what the mpirun has left that is remembered in the file `record`, if it was one of this machine and lives no
+/// more. One whose launcher is killed does not always come to it itself.
+pub fn remove_leftovers(record: &Path) {
+    let Some(left) = Record::read(record).filter(|left| left.host == host()) else { return };
+    let lives = i32::try_from(left.mpirun).is_ok_and(processes::lives);
+    if lives && left.boot_id == boot_id() {
+        return;
+    }
+    let jobs = left.remove_folder();
+    remove_memory(Path::new(SHARED_MEMORY), user(), &jobs);
+    Record::forget(record);
+}
+
+impl Record {
+    fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    /// There is none, or one to be replaced: not a file of somebody else.
+    fn may_be_at(path: &Path) -> bool {
+        std::fs::symlink_metadata(path).is_err() || Self::read(path).is_some()
+    }
+
+    fn forget(path: &Path) {
+        if Self::read(path).is_some() {
+            let _ = std::fs::remove_file(path);
         }
     }
-    // Where it was the last one.
-    let _ = std::fs::remove_dir(folder);
-    found
+
+    /// Returns the numbers of mpirun's jobs.
+    fn remove_folder(&self) -> BTreeSet<u32> {
+        let mut found: BTreeSet<u32> = self.job.into_iter().collect();
+        let same = |facts: std::fs::Metadata| facts.is_dir() && (facts.dev(), facts.ino()) == (self.device, self.inode);
+        if std::fs::symlink_metadata(&self.folder).is_ok_and(same) {
+            found.extend(jobs(&self.folder));
+            let _ = std::fs::remove_dir_all(&self.folder);
+            // Where it was the last one.
+            let _ = self.folder.parent().map(std::fs::remove_dir);
+        }
+        found
+    }
 }
 
 fn entries(folder: &Path) -> Vec<(std::path::PathBuf, String)> {
@@ -119,7 +196,8 @@ mod tests {
         }
         std::fs::create_dir_all(folder.path().join("ompi.a.0/pid.5/0")).unwrap();
         std::fs::create_dir_all(folder.path().join("ompi.a.0/pid.55")).unwrap();
-        let session = Session { mpirun: 5, job: job(b"A=1\0PMIX_NAMESPACE=975306753\0B=2") };
+        let mut session = Session::new(5, folder.path().join(RECORD));
+        session.job = job(b"A=1\0PMIX_NAMESPACE=975306753\0B=2");
         remove_memory(folder.path(), 0, &session.job.into_iter().collect());
         session.remove_folder(folder.path(), "ompi.a.0");
         let mut left: Vec<String> = entries(folder.path()).into_iter().map(|(_, name)| name).collect();
@@ -129,22 +207,60 @@ mod tests {
         assert_eq!(job(b"PMIX_NAMESPACE=prterun-a-5@1\0"), None);
     }
 
-    #[test]
-    fn what_the_dead_left_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let ours = folder.path().join("ompi.a.0");
-        for name in ["pid.5/0", "pid.55", "jf.7"] {
-            std::fs::create_dir_all(ours.join(name)).unwrap();
-        }
-        std::fs::create_dir(ours.join("pid.5/pmix_dstor_ds21_5")).unwrap();
+    /// A folder as mpirun number 5 makes it, and the session that remembers it.
+    fn remembered(temporary: &Path) -> (PathBuf, Session) {
+        let folder = temporary.join(session_folder(user())).join("pid.5");
+        std::fs::create_dir_all(folder.join("0")).unwrap();
+        std::fs::create_dir(folder.join("pmix_dstor_ds21_5")).unwrap();
         for name in ["smdataseg-975306753-0", "smlockseg-975306753", "initial-pmix_shared-segment-0"] {
-            std::fs::write(ours.join("pid.5/pmix_dstor_ds21_5").join(name), "").unwrap();
+            std::fs::write(folder.join("pmix_dstor_ds21_5").join(name), "").unwrap();
         }
-        assert_eq!(remove_dead(&ours, |pid| pid == "55"), [975306753].into());
-        assert!(!ours.join("pid.5").exists() && ours.join("pid.55").exists() && ours.join("jf.7").exists());
-        std::fs::remove_dir(ours.join("jf.7")).unwrap();
-        remove_dead(&ours, |_| false);
-        assert!(!ours.exists());
-        remove_dead(&ours, |_| false);
+        let session = Session::new(5, temporary.join(RECORD));
+        session.remember(temporary);
+        (folder, session)
+    }
+
+    #[test]
+    fn what_the_remembered_mpirun_left_is_removed_and_no_other() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (folder, session) = remembered(temporary.path());
+        let of_another = folder.with_file_name("pid.6");
+        std::fs::create_dir(&of_another).unwrap();
+        let left = Record::read(&session.record).unwrap();
+        assert_eq!(left.remove_folder(), [975306753].into());
+        assert!(!folder.exists() && of_another.exists());
+        // Another mpirun that has its process number, and a link in its place.
+        std::fs::create_dir(&folder).unwrap();
+        let other = Record { inode: left.inode + 1_000_000, ..Record::read(&session.record).unwrap() };
+        assert!(other.remove_folder().is_empty() && folder.exists());
+        std::fs::remove_dir(&folder).unwrap();
+        std::os::unix::fs::symlink(&of_another, &folder).unwrap();
+        assert!(left.remove_folder().is_empty() && of_another.exists());
+    }
+
+    #[test]
+    fn leftovers_of_other_machines_and_files_of_others_stay() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (folder, session) = remembered(temporary.path());
+        let elsewhere = Record { host: "elsewhere".to_owned(), ..Record::read(&session.record).unwrap() };
+        std::fs::write(&session.record, serde_json::to_vec(&elsewhere).unwrap()).unwrap();
+        remove_leftovers(&session.record);
+        assert!(folder.exists() && session.record.exists());
+        // Number 1 always lives.
+        let alive = Record { host: host(), mpirun: 1, ..elsewhere };
+        std::fs::write(&session.record, serde_json::to_vec(&alive).unwrap()).unwrap();
+        remove_leftovers(&session.record);
+        assert!(folder.exists() && session.record.exists());
+        let dead = Record { mpirun: u32::MAX, job: None, ..alive };
+        std::fs::write(&session.record, serde_json::to_vec(&dead).unwrap()).unwrap();
+        remove_leftovers(&session.record);
+        assert!(!folder.exists() && !session.record.exists());
+        // A file that happens to have the name of the record.
+        std::fs::write(&session.record, "{}").unwrap();
+        std::fs::create_dir_all(&folder).unwrap();
+        session.remember(temporary.path());
+        remove_leftovers(&session.record);
+        Record::forget(&session.record);
+        assert_eq!(std::fs::read_to_string(&session.record).unwrap(), "{}");
     }
 }

@@ -102,7 +102,8 @@ async fn run(arguments: Arguments, output: &mut Output, rest: &mut Rest) -> Resu
         .map_err(|error| Stop::configuration(format!("run.log_dir: {}: {error}", folder.display())))?;
     let _lock = RunLock::take(&folder)?;
     output.keep_in(&folder, rest)?;
-    session::remove_leftovers();
+    let session = folder.join(session::RECORD);
+    session::remove_leftovers(&session);
     processes::adopt_orphans().map_err(failed("orphans cannot be adopted"))?;
     let (server, events) =
         Server::start(setting.listening()).await.map_err(failed("no port is free for heartbeats"))?;
@@ -123,6 +124,7 @@ async fn run(arguments: Arguments, output: &mut Output, rest: &mut Rest) -> Resu
         record: Record::new(),
         policy,
         attempt: 0,
+        session,
     };
     let ended = run.go_on().await;
     run.tell_summary();
@@ -279,6 +281,8 @@ struct Run {
     record: Record,
     policy: Policy,
     attempt: u32,
+    /// Where the mpirun that runs is remembered.
+    session: std::path::PathBuf,
 }
 
 impl Run {
@@ -392,6 +396,7 @@ impl Run {
             record: &mut self.record,
             shared: &self.shared,
             store_patience: store_patience(),
+            session: &self.session,
         };
         let mpirun: &Path = &self.setting.programs.mpirun;
         let ended = job::run(&mut around, mpirun, &arguments, &launcher, placement.ranks).await;

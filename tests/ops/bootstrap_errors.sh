@@ -42,7 +42,7 @@ expect "no network" '^bootstrap: pip could not install torch==[^:]*: .*(Connecti
 
 # Only the programs that the script itself runs: so mpicc is missing.
 mkdir "$work/few"
-for program in bash env dirname sed cut sort grep awk head tail cargo rustc c++ make mpirun mkdir flock cat df rm; do
+for program in bash env dirname sed cut sort grep awk head tail cargo rustc c++ make mpirun mkdir flock cat df rm ls; do
     ln -s "$(command -v $program)" "$work/few/$program"
 done
 ln -s "$(python3 -c 'import sys; print(sys.executable)')" "$work/few/python3"
@@ -65,6 +65,15 @@ expect "no headers" '^bootstrap: apt-get could not install libopenmpi-dev: E: Un
 
 expect "no folder" '^bootstrap: cannot write to /proc/arinar; set ARINAR_HOME' env ARINAR_HOME=/proc/arinar ops/bootstrap.sh
 expect "unknown argument" '^bootstrap: unknown argument --gpu' ops/bootstrap.sh --gpu
+
+mkdir -p "$work/other/tmp"
+echo mine >"$work/other/tmp/thesis"
+expect "a folder of somebody else" '^bootstrap: ARINAR_HOME=.*/other is not empty .*; set ARINAR_HOME' \
+    env ARINAR_HOME="$work/other" ops/bootstrap.sh
+[ "$(find "$work/other" -type f)" = "$work/other/tmp/thesis" ] || {
+    echo "a folder of somebody else was changed" >&2
+    exit 1
+}
 
 rm -rf "$ARINAR_HOME"
 mkdir "$ARINAR_HOME"

@@ -20,7 +20,7 @@ use arinar_data::loader::{Loader, LoaderConfig};
 use arinar_data::manifest::Manifest;
 use arinar_data::shard::View;
 use arinar_data::token::Position;
-use data_support::{flip_bit, hand_made, mean_of, text};
+use data_support::{DATASET_ID, flip_bit, hand_made, mean_of, text};
 use half::f16;
 
 /// A dataset of 12 shards and a cache folder.
@@ -41,7 +41,7 @@ impl Lab {
     }
 
     fn copy(&self, shard: usize) -> PathBuf {
-        self.cache().join("handmade").join(&self.manifest.shards[shard].name)
+        self.cache().join(DATASET_ID).join(&self.manifest.shards[shard].name)
     }
 
     fn original(&self, shard: usize) -> PathBuf {
@@ -55,7 +55,7 @@ impl Lab {
 
     /// Bytes of everything in the cache.
     fn used(&self) -> u64 {
-        let Ok(entries) = std::fs::read_dir(self.cache().join("handmade")) else { return 0 };
+        let Ok(entries) = std::fs::read_dir(self.cache().join(DATASET_ID)) else { return 0 };
         entries.filter_map(|entry| entry.unwrap().metadata().ok()).map(|facts| facts.len()).sum()
     }
 }
@@ -236,6 +236,7 @@ fn hold_a_part() {
 fn a_process_killed_in_a_download_leaves_no_lock() {
     let lab = Lab::new();
     let part = lab.copy(0).with_extension("safetensors.part");
+    lab.open(None).shuffle_window(None).unwrap(); // makes the folder a cache
     std::fs::create_dir_all(part.parent().unwrap()).unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "hold_a_part", "--nocapture"])
@@ -262,6 +263,7 @@ fn a_process_killed_in_a_download_leaves_no_lock() {
 fn what_killed_processes_left_goes_when_space_is_needed() {
     let lab = Lab::new();
     let folder = lab.copy(0).parent().unwrap().to_path_buf();
+    lab.open(None).shuffle_window(None).unwrap(); // makes the folder a cache
     std::fs::create_dir_all(&folder).unwrap();
     let limit = needed_bytes(&lab.manifest, 1);
     let left: Vec<PathBuf> =
@@ -275,7 +277,9 @@ fn what_killed_processes_left_goes_when_space_is_needed() {
 fn a_name_that_leads_out_of_the_folder_is_no_manifest() {
     let folder = tempfile::tempdir().unwrap();
     let manifest = hand_made(folder.path(), &[4]);
-    for name in ["../shard", "/etc/passwd", ".hidden", "a/b", ""] {
+    for name in
+        ["../shard", "/etc/passwd", ".hidden", "a/b", "", "thesis.pdf", "0123456789ABCDEF", "shard-1.safetensors"]
+    {
         for id in [false, true] {
             let mut other = manifest.clone();
             if id {
@@ -285,9 +289,90 @@ fn a_name_that_leads_out_of_the_folder_is_no_manifest() {
             }
             write_json(&folder.path().join("manifest.json"), &other);
             let error = Dataset::open(text(folder.path())).unwrap_err().to_string();
-            assert!(error.contains("is no name of a file"), "{error}");
+            let what = if id { "is not a dataset id" } else { "is not the name of a shard" };
+            assert!(error.contains(what), "{error}");
         }
     }
+}
+
+/// Every file below a folder, with its contents.
+fn all_files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let kind = path.symlink_metadata().unwrap().file_type();
+        if kind.is_dir() {
+            files.extend(all_files(&path));
+        } else {
+            let contents = if kind.is_symlink() { b"a link".to_vec() } else { std::fs::read(&path).unwrap() };
+            files.push((path, contents));
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn a_folder_that_holds_something_else_is_no_cache() {
+    let lab = Lab::new();
+    let home = lab.cache();
+    for file in [".ssh/id_rsa", "docs/thesis.pdf"] {
+        std::fs::create_dir_all(home.join(file).parent().unwrap()).unwrap();
+        std::fs::write(home.join(file), file).unwrap();
+    }
+    let before = all_files(&home);
+    let limit = Some(needed_bytes(&lab.manifest, 1));
+    let dataset = lab.open(limit);
+    let attempts: [&dyn Fn() -> Result<(), DataError>; 3] =
+        [&|| dataset.shuffle_window(None).map(drop), &|| dataset.shard(0).map(drop), &|| check_record(&dataset, 3)];
+    for attempt in attempts {
+        let error = attempt().unwrap_err();
+        assert!(error.is_configuration() && error.to_string().contains("data.cache_dir"), "{error}");
+        assert_eq!(all_files(&home), before);
+    }
+}
+
+#[test]
+fn what_others_keep_in_a_cache_is_neither_deleted_nor_written_to() {
+    let lab = Lab::new();
+    let limit = needed_bytes(&lab.manifest, 1);
+    let dataset = lab.open(Some(limit));
+    dataset.shuffle_window(None).unwrap();
+    let elsewhere = lab.folder.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::write(elsewhere.join("shard-00000.safetensors"), "of another disk").unwrap();
+    // Each is larger than the cache's limit, and older than every copy.
+    for file in ["docs/thesis.pdf", "docs/shard-00000.safetensors", &format!("{DATASET_ID}/notes.part"), "loose.part"] {
+        let path = lab.cache().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, vec![7; 2 * limit as usize]).unwrap();
+    }
+    std::os::unix::fs::symlink(&elsewhere, lab.cache().join("00000000deadbeef")).unwrap();
+    let ours = |path: &Path| path.to_string_lossy().contains(&format!("{DATASET_ID}/shard-"));
+    let theirs = || -> Vec<_> { all_files(lab.folder.path()).into_iter().filter(|(path, _)| !ours(path)).collect() };
+    let before = theirs();
+    for shard in 0..12 {
+        drop(dataset.shard(shard).unwrap());
+        dataset.enter_window(&dataset.shuffle(3, 1), shard as u64 + 100);
+    }
+    assert_eq!(theirs(), before);
+    let copies = (0..12).filter(|&shard| lab.copy(shard).exists()).count();
+    assert!((1..12).contains(&copies), "{copies} copies: nothing was evicted");
+    // A link in the place of an unfinished copy, or of the dataset's folder, would lead the download elsewhere.
+    let thesis = lab.cache().join("docs/thesis.pdf");
+    let missing = (0..12).find(|&shard| !lab.copy(shard).exists()).unwrap();
+    let part = lab.copy(missing).with_extension("safetensors.part");
+    std::os::unix::fs::symlink(&thesis, &part).unwrap();
+    assert!(lab.open(Some(limit)).shard(missing).is_err());
+    std::fs::remove_file(&part).unwrap();
+    std::fs::rename(lab.cache().join(DATASET_ID), lab.cache().join("moved")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, lab.cache().join(DATASET_ID)).unwrap();
+    for shard in [0, missing] {
+        let error = lab.open(Some(limit)).shard(shard).unwrap_err().to_string();
+        assert!(error.contains("is a link"), "{error}");
+    }
+    assert_eq!(std::fs::read(&thesis).unwrap(), vec![7; 2 * limit as usize]);
+    assert_eq!(std::fs::read(elsewhere.join("shard-00000.safetensors")).unwrap(), b"of another disk");
 }
 
 fn write_json(path: &Path, manifest: &Manifest) {

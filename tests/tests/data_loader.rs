@@ -13,7 +13,7 @@ use arinar_data::loader::{Batch, Loader, LoaderConfig, SampleKey};
 use arinar_data::manifest::MANIFEST_NAME;
 use arinar_data::random::{Purpose, SampleRandom};
 use arinar_data::token::Position;
-use data_support::{LATENT, MIRRORED, SCALE, flip_bit, hand_made, label_of, mean_of, text};
+use data_support::{DATASET_ID, LATENT, MIRRORED, SCALE, flip_bit, hand_made, label_of, mean_of, text};
 use tch::Tensor;
 
 fn config(rank: usize, world: usize, micro_batch: usize) -> LoaderConfig {
@@ -125,7 +125,7 @@ fn a_token_of_another_run_names_every_difference() {
     let message = error.to_string();
     for part in [
         "dataset id is other",
-        "handmade now",
+        &format!("{DATASET_ID} now"),
         "seed is 5",
         "6 now",
         "data.shuffle_window is 0",
@@ -134,7 +134,7 @@ fn a_token_of_another_run_names_every_difference() {
     ] {
         assert!(message.contains(part), "{message}");
     }
-    token.dataset_id = "handmade".to_owned();
+    token.dataset_id = DATASET_ID.to_owned();
     token.position = 10;
     assert!(token.check(&dataset.manifest, 5, 12, 0).unwrap_err().to_string().contains("position 10 is beyond"));
 }

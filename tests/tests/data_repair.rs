@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use arinar_data::manifest::Manifest;
 use arinar_data::store::Store;
-use data_support::{arinar_data, ended, files, flip_bit, hand_made, succeeded, text};
+use data_support::{DATASET_ID, arinar_data, ended, files, flip_bit, hand_made, succeeded, text};
 
 /// A dataset, a second copy of it and a cache folder, all whole.
 struct Workplace {
@@ -18,10 +18,11 @@ struct Workplace {
 impl Workplace {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for place in ["dataset", "copy", "cache/handmade"] {
+        let cached = format!("cache/{DATASET_ID}");
+        for place in ["dataset", "copy", &cached] {
             hand_made(&folder.path().join(place), &[5, 3, 4, 6]);
         }
-        std::fs::remove_file(folder.path().join("cache/handmade/manifest.json")).unwrap();
+        std::fs::remove_file(folder.path().join(cached).join("manifest.json")).unwrap();
         Self { folder }
     }
 
@@ -51,7 +52,7 @@ fn shards_come_back_from_the_cache_and_from_a_second_copy() {
     std::fs::remove_file(shard(&dataset, 1)).unwrap();
     std::fs::write(shard(&dataset, 3), b"cut off").unwrap();
     // The cache has no whole copy of the last.
-    flip_bit(&shard(&work.path("cache/handmade"), 3), 1000);
+    flip_bit(&shard(&work.path(&format!("cache/{DATASET_ID}")), 3), 1000);
     let (code, _, stderr) = work.verify(&[]);
     assert!(code == 1 && stderr.contains("3 of 4 shards") && stderr.contains("--repair"), "{stderr}");
     let (code, stdout, stderr) = work.verify(&["--repair"]);
@@ -80,7 +81,7 @@ fn copies_that_do_not_verify_are_not_written() {
         })
         .to_vec();
     // One copy is damaged in another place, the other is a whole shard, but another one.
-    for place in [work.path("cache/handmade"), copy.clone()] {
+    for place in [work.path(&format!("cache/{DATASET_ID}")), copy.clone()] {
         flip_bit(&shard(&place, 0), 1100);
         std::fs::copy(shard(&place, 2), shard(&place, 1)).unwrap();
     }
@@ -96,10 +97,13 @@ fn a_copy_of_another_dataset_is_refused() {
     let work = Workplace::new();
     let copy = work.path("copy");
     let store = Store::open(text(&copy)).unwrap();
-    let other = Manifest { dataset_id: "other".to_owned(), ..Manifest::read(&store).unwrap() };
+    let other = Manifest { dataset_id: "0000000000000000".to_owned(), ..Manifest::read(&store).unwrap() };
     other.write(&store).unwrap();
     let (code, _, stderr) = work.verify(&["--repair", "--from", text(&copy)]);
-    assert!(code == 78 && stderr.contains("is dataset other, not a copy of dataset handmade"), "{code} {stderr}");
+    assert!(
+        code == 78 && stderr.contains(&format!("is dataset 0000000000000000, not a copy of dataset {DATASET_ID}")),
+        "{code} {stderr}"
+    );
     let (code, _, stderr) = work.verify(&["--from", text(&copy)]);
     assert!(code == 78 && stderr.contains("--repair"), "{code} {stderr}");
 }

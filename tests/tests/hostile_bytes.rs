@@ -23,7 +23,7 @@ use arinar_data::store::Store;
 use arinar_model::text::one_line;
 use arinar_model::weights::{WeightsError, WeightsFile};
 use arinar_trainer::checkpoint::load_weights;
-use data_support::{LATENT, hand_made, text};
+use data_support::{DATASET_ID, LATENT, hand_made, text};
 use hostile_support::{Damage, cases};
 use tch::{Device, Kind, Tensor};
 use zip::write::SimpleFileOptions;
@@ -101,7 +101,7 @@ fn tokens() {
     let folder = tempfile::tempdir().unwrap();
     hand_made(folder.path(), &[5, 3]);
     let dataset = Dataset::open(text(folder.path())).unwrap();
-    let token = serde_json::json!({"version": 1, "dataset_id": "handmade", "seed": 4, "epoch": 7, "position": 6,
+    let token = serde_json::json!({"version": 1, "dataset_id": DATASET_ID, "seed": 4, "epoch": 7, "position": 6,
                                    "window": 0, "global_batch": 2});
     let whole = serde_json::to_vec_pretty(&token).unwrap();
     cases(300, &whole, |damaged| match serde_json::from_slice::<ResumeToken>(damaged) {

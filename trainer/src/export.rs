@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use arinar_data::object::open_object;
+use arinar_data::{object::open_object, store::Store};
 use arinar_model::weights;
 
 use crate::{
     checkpoint::{folder, load_weights},
     exit::Stop,
 };
+
+/// Metadata keys that an export has and other files do not.
+const MARKS: [&str; 2] = ["weights", "model_config"];
+/// No header of an export is longer.
+const LONGEST_HEADER: u64 = 16 << 20;
 
 /// Which weights of a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -45,16 +50,22 @@ pub struct Export {
 }
 
 impl Export {
-    /// Writes the file, whole or not at all, and says what it holds.
+    /// Writes the file, whole or not at all, and says what it holds. An earlier export of that name is replaced.
     ///
     /// # Errors
-    /// No such checkpoint, a damaged one, or a store failure.
+    /// A file of that name that is no export, no such checkpoint, a damaged one, or a store failure.
     pub fn write(&self) -> Result<String, Stop> {
         let place = match self.step {
             Some(step) => format!("{}/{}", self.run.trim_end_matches('/'), folder(step)),
             None => self.run.clone(),
         };
         let (store, name) = open_object(&self.file).map_err(Stop::configuration)?;
+        if !can_be_replaced(&store, &name)? {
+            return Err(Stop::Configuration(format!(
+                "{} exists and is not an export of this program; move it away or choose another name",
+                store.url_of(&name)
+            )));
+        }
         let run = load_weights(&place, self.which.name())?;
         for warning in &run.warnings {
             eprintln!("arinar-trainer: warning: {warning}; an older one is exported");
@@ -74,4 +85,12 @@ impl Export {
         let (which, step) = (self.which.name(), run.step);
         Ok(format!("{}: {which} weights of step {step}, {count} tensors, {length} bytes", store.url_of(&name)))
     }
+}
+
+/// Whether there is no such file, or one that [`Export::write`] has written.
+fn can_be_replaced(store: &Store, name: &str) -> Result<bool, Stop> {
+    let Some(bytes) = store.size(name).map_err(Stop::failure)? else { return Ok(true) };
+    let start = store.get_range(name, 0, bytes.min(LONGEST_HEADER)).map_err(Stop::failure)?;
+    let known = weights::metadata(Path::new(name), &start);
+    Ok(known.is_ok_and(|facts| MARKS.iter().all(|mark| facts.contains_key(*mark))))
 }

@@ -5,16 +5,21 @@
 //! beside the curves says how far the run had come when it broke off: what lies between the two is lost work.
 
 use std::{
+    fs::File,
+    io::Write,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use arinar_data::plain_file::nofollow;
 use arinar_heartbeat::{Phase, Seconds};
 use serde::{Deserialize, Serialize};
 
 /// Name of the file beside the curves.
 const FILE: &str = "ledger.json";
+/// Its name while it is written.
+const FRESH: &str = "ledger.json.new";
 
 /// Time between two writes of it.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -117,6 +122,25 @@ impl LedgerFile {
         Self { path: log_dir.join(FILE), run: run.to_owned(), written: None }
     }
 
+    /// Makes sure that a run may keep its file in `log_dir`: there is none, or one of a run.
+    ///
+    /// # Errors
+    /// What lies there instead, with the fix.
+    pub fn check(log_dir: &Path) -> Result<(), String> {
+        // A crash may leave an empty one, a cut one, or zeros.
+        let begins_as_one = |text: &[u8]| [b"{\"run\":".as_slice(), b"\0"].iter().any(|start| text.starts_with(start));
+        for path in [FILE, FRESH].map(|name| log_dir.join(name)) {
+            let text = std::fs::read(&path).unwrap_or_default();
+            if !text.is_empty() && !begins_as_one(&text) {
+                return Err(format!(
+                    "{} exists and was not written by this program; move it away or set run.log_dir to another folder",
+                    path.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// What the run's earlier starts have spent, given what its checkpoint says: what came after that is lost.
     /// A file that is not there, not readable or of another run tells of no loss.
     pub fn earlier(&self, of_checkpoint: Seconds) -> Seconds {
@@ -135,10 +159,17 @@ impl LedgerFile {
         }
         self.written = Some(Instant::now());
         let mark = Mark { run: self.run.clone(), seconds };
-        let fresh = self.path.with_extension("json.new");
         let text = serde_json::to_vec(&mark).unwrap_or_default();
-        let _ = std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &self.path));
+        let _ = replace(&self.path, &text);
     }
+}
+
+/// Replaces a file as a whole. The new one has a name of its own until it is written.
+fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let fresh = path.with_file_name(FRESH);
+    let mut options = File::options();
+    nofollow(options.create(true).truncate(true).write(true)).open(&fresh)?.write_all(text)?;
+    std::fs::rename(&fresh, path)
 }
 
 /// `93.1% compute, 4.0% all-reduce, ...` and what it all came to.
@@ -223,6 +254,28 @@ mod tests {
         assert_eq!(file.earlier(Seconds { compute: 50.0, ..Seconds::default() }).lost_work, 0.0);
         std::fs::write(folder.path().join(FILE), "{").unwrap();
         assert_eq!(file.earlier(saved), saved);
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        LedgerFile::check(folder.path()).unwrap();
+        let mut file = LedgerFile::new(folder.path(), "a");
+        file.note(Seconds { compute: 13.0, ..Seconds::default() });
+        LedgerFile::check(folder.path()).unwrap();
+        for (name, text) in [(FILE, r#"{"accounts": []}"#), (FRESH, "2026-11-26 * opening balances")] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            let said = LedgerFile::check(folder.path()).unwrap_err();
+            assert!(said.contains(name) && said.contains("run.log_dir"), "{said}");
+            std::fs::remove_file(&path).unwrap();
+        }
+        // A link in the place of the new file is not followed.
+        let other = folder.path().join("other");
+        std::fs::write(&other, "of somebody").unwrap();
+        std::os::unix::fs::symlink(&other, folder.path().join(FRESH)).unwrap();
+        LedgerFile::new(folder.path(), "a").note(Seconds::default());
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "of somebody");
     }
 
     #[test]

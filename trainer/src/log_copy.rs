@@ -11,7 +11,7 @@ use std::{
 
 use arinar_data::store::{Store, StoreError};
 
-use crate::priority;
+use crate::{priority, tensorboard};
 
 /// Time between two copies.
 pub const COPY_EVERY: Duration = Duration::from_secs(60);
@@ -129,7 +129,7 @@ impl Copier<'_> {
         for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let file = entry.file_name();
-            let Some(file) = file.to_str().filter(|file| file.contains("tfevents")) else { continue };
+            let Some(file) = file.to_str().filter(|file| tensorboard::is_event_file(file)) else { continue };
             let name = format!("{LOGS}/{file}");
             // Read, so that the size is that of what is sent.
             let unreadable = |source| StoreError::File { path: entry.path(), source };
@@ -159,6 +159,7 @@ mod tests {
         let event_file = logs.join("events.out.tfevents.1.arinar");
         std::fs::write(&event_file, "one").unwrap();
         std::fs::write(logs.join("notes.txt"), "mine").unwrap();
+        std::fs::write(logs.join("events.out.tfevents.1.another-program"), "theirs").unwrap();
         let copied = run.join("logs/events.out.tfevents.1.arinar");
         let copy = LogCopy::start(run.to_str().unwrap(), logs, Duration::from_millis(20)).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);

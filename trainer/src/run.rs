@@ -343,6 +343,7 @@ fn start_logs(intro: &Intro<'_>, model: &Model, step: u64) -> Result<Logs, Stop>
     }
     let text = serde_saphyr::to_string(config).map_err(Stop::failure)?;
     let log_dir = Path::new(&config.run.log_dir);
+    LedgerFile::check(log_dir).map_err(Stop::Configuration)?;
     let mut logs = Logs::start(progress, log_dir, step + 1, &text, config.batch.global).map_err(Stop::failure)?;
     if !intro.run_is_local {
         let copy = LogCopy::start(&config.run.dir, log_dir.to_path_buf(), COPY_EVERY);

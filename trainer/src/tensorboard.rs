@@ -25,6 +25,16 @@ const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// A file is not made longer than about this: what copies event files to a store sends each of them whole.
 const FILE_BYTES: usize = 8 << 20;
 
+/// How the names of event files begin; TensorBoard looks for that.
+const EVENT_FILE: &str = "events.out.tfevents.";
+/// How the names of those of this program end.
+const OF_THIS_PROGRAM: &str = ".arinar";
+
+/// Whether this program has written the event file of this name.
+pub fn is_event_file(name: &str) -> bool {
+    name.starts_with(EVENT_FILE) && name.ends_with(OF_THIS_PROGRAM)
+}
+
 /// The event file could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the TensorBoard file {}: {source}", .path.display())]
@@ -157,7 +167,8 @@ fn new_file(folder: &Path) -> io::Result<(PathBuf, File)> {
     let now = now();
     let mut number = 0;
     loop {
-        let name = format!("events.out.tfevents.{:010}.{:09}.{number}.arinar", now.as_secs(), now.subsec_nanos());
+        let (secs, nanos) = (now.as_secs(), now.subsec_nanos());
+        let name = format!("{EVENT_FILE}{secs:010}.{nanos:09}.{number}{OF_THIS_PROGRAM}");
         let path = folder.join(name);
         match File::create_new(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,

@@ -11,6 +11,7 @@ use super::{ATTEMPTS, ShardCache, lock, warn};
 use crate::error::DataError;
 use crate::manifest::Manifest;
 use crate::mapped::{MappedShard, OpenError};
+use crate::plain_file::nofollow;
 use crate::store::Store;
 
 /// How long other jobs may keep all space of the cache in use.
@@ -36,6 +37,7 @@ impl ShardCache {
         index: usize,
         no_room: NoRoom,
     ) -> Result<bool, DataError> {
+        self.claim()?;
         let facts = &manifest.shards[index];
         let path = self.path(facts);
         let part = folder::with_suffix(&path, PART);
@@ -72,7 +74,8 @@ impl ShardCache {
             std::fs::create_dir_all(folder)?;
         }
         loop {
-            let file = File::options().create(true).truncate(false).read(true).write(true).open(part)?;
+            let mut options = File::options();
+            let file = nofollow(options.create(true).truncate(false).read(true).write(true)).open(part)?;
             // Not a blocking lock: after the other's rename this very file is the shard, which stays in use.
             let mut locked = try_lock(&file)?;
             while !locked && !path.exists() {

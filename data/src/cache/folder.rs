@@ -6,12 +6,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::ownership::MARKER;
+use crate::manifest::{is_dataset_id, is_shard_name};
+use crate::plain_file::nofollow;
+
 /// Ending of a file that is being downloaded.
 pub(super) const PART: &str = ".part";
 /// Ending of a copy that was damaged.
 pub(super) const DAMAGED: &str = ".damaged";
-/// Locked while space is made and reserved.
-const LOCK: &str = ".lock";
 
 /// A file in the cache folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,18 +26,19 @@ pub(super) struct CachedFile {
     pub(super) modified: SystemTime,
 }
 
-/// All files of all datasets. One that vanishes meanwhile is left out, and so is what is no file: a copy is one, whatever
-/// else somebody keeps in the folder.
+/// The copies of all datasets: plain files named after a shard, in plain folders named after a dataset. Whatever else
+/// somebody keeps in the folder is not listed, and so neither counted nor deleted; links are not followed. A file that
+/// vanishes meanwhile is left out.
 pub(super) fn files(folder: &Path) -> io::Result<Vec<CachedFile>> {
     let mut found = Vec::new();
     for dataset in present(std::fs::read_dir(folder))? {
-        if !dataset.file_type().is_ok_and(|kind| kind.is_dir()) {
+        let dataset_id = dataset.file_name().to_string_lossy().into_owned();
+        if !is_dataset_id(&dataset_id) || !dataset.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
-        let dataset_id = dataset.file_name().to_string_lossy().into_owned();
         for file in present(std::fs::read_dir(dataset.path()))? {
-            let Some(facts) = file.metadata().ok().filter(std::fs::Metadata::is_file) else { continue };
             let name = file.file_name().to_string_lossy().into_owned();
+            let Some(facts) = file.metadata().ok().filter(|facts| facts.is_file() && is_copy(&name)) else { continue };
             let modified = facts.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             let (path, dataset_id) = (file.path(), dataset_id.clone());
             found.push(CachedFile { path, dataset_id, name, bytes: facts.len(), modified });
@@ -45,6 +48,12 @@ pub(super) fn files(folder: &Path) -> io::Result<Vec<CachedFile>> {
     Ok(found)
 }
 
+/// Whether a file of this name is a copy of a shard, an unfinished one, or one that was set aside.
+fn is_copy(name: &str) -> bool {
+    let shard = [PART, DAMAGED].into_iter().find_map(|ending| name.strip_suffix(ending));
+    is_shard_name(shard.unwrap_or(name))
+}
+
 fn present(entries: io::Result<std::fs::ReadDir>) -> io::Result<Vec<std::fs::DirEntry>> {
     match entries {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -52,10 +61,9 @@ fn present(entries: io::Result<std::fs::ReadDir>) -> io::Result<Vec<std::fs::Dir
     }
 }
 
-/// Waits for the right to make and reserve space in the folder; it lasts as long as the file is open.
+/// Waits for the right to make and reserve space in a cache; it lasts as long as the file is open.
 pub(super) fn lock_folder(folder: &Path) -> io::Result<File> {
-    std::fs::create_dir_all(folder)?;
-    let file = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK))?;
+    let file = nofollow(File::options().write(true)).open(folder.join(MARKER))?;
     file.lock()?;
     Ok(file)
 }
@@ -98,20 +106,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_files_are_copies() {
+    fn only_shards_in_folders_of_datasets_are_copies() {
+        const ID: &str = "00112233aabbccdd";
         let root = tempfile::tempdir().unwrap();
-        for folder in ["dataset", "spool/step-00000007", "empty"] {
-            std::fs::create_dir_all(root.path().join(folder)).unwrap();
+        let copies = ["shard-00000.safetensors", "shard-00001.safetensors.part", "shard-123456.safetensors.damaged"];
+        let others = [
+            "beside",
+            "docs/shard-00000.safetensors",
+            "00112233AABBCCDD/shard-00000.safetensors",
+            "00112233aabbccd/shard-00000.safetensors",
+            "00112233aabbccdd/thesis.pdf",
+            "00112233aabbccdd/thesis.part",
+            "00112233aabbccdd/shard-1.safetensors",
+            "00112233aabbccdd/shard-00000.safetensors.bak",
+            "00112233aabbccdd/shard-0000x.safetensors",
+            "00112233aabbccdd/shard-00009.safetensors/notes",
+        ];
+        for file in copies.map(|name| format!("{ID}/{name}")).into_iter().chain(others.map(str::to_owned)) {
+            let path = root.path().join(&file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, &file).unwrap();
         }
-        for file in ["beside", "dataset/b.part", "dataset/a", "spool/step-00000007/model"] {
-            std::fs::write(root.path().join(file), file).unwrap();
-        }
-        std::os::unix::fs::symlink(root.path().join("beside"), root.path().join("dataset/link")).unwrap();
-        std::os::unix::fs::symlink(root.path().join("dataset"), root.path().join("another")).unwrap();
+        let link =
+            |target: &str, name: &str| std::os::unix::fs::symlink(root.path().join(target), root.path().join(name));
+        link("beside", "00112233aabbccdd/shard-00002.safetensors").unwrap();
+        link("docs", "ffffffffffffffff").unwrap();
         let found = files(root.path()).unwrap();
-        let names: Vec<(&str, &str, u64)> =
-            found.iter().map(|file| (file.dataset_id.as_str(), file.name.as_str(), file.bytes)).collect();
-        assert_eq!(names, [("dataset", "a", 9), ("dataset", "b.part", 14)]);
+        assert!(
+            found.iter().all(|file| file.dataset_id == ID && file.bytes == (ID.len() + 1 + file.name.len()) as u64)
+        );
+        assert_eq!(found.iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), copies);
         assert!(files(&root.path().join("nowhere")).unwrap().is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! Copies of a remote dataset's shards on local disk, shared by all ranks and jobs of a node.
 //!
+//! `FOLDER/arinar-cache.json` makes a folder a cache (see `ownership.rs`): one that holds anything else is refused.
 //! `FOLDER/DATASET-ID/SHARD` is a whole, verified shard. It is downloaded as `SHARD.part` under an exclusive lock on
 //! that file, so that of all processes that want it one fetches and the others wait, then verified and renamed. Who
 //! has a shard open holds a shared lock on it, and only files without a lock are evicted. All locks are the kernel's
@@ -7,12 +8,13 @@
 
 mod fetch;
 mod folder;
+mod ownership;
 mod prefetch;
 mod room;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use crate::error::DataError;
 use crate::manifest::{Manifest, ShardFacts};
@@ -20,6 +22,7 @@ use crate::mapped::{MappedShard, OpenError};
 use crate::store::Store;
 
 use fetch::NoRoom;
+pub use ownership::probe;
 pub use prefetch::Prefetcher;
 pub use room::{choose_window, largest_window, needed_bytes};
 
@@ -44,26 +47,39 @@ pub(crate) struct ShardCache {
     limit: Option<u64>,
     /// For each shard when it is needed next; what is needed last goes first.
     next_uses: Mutex<Vec<u64>>,
+    /// Set once the folder is known to be a cache.
+    claimed: OnceLock<()>,
 }
 
 impl ShardCache {
     pub(crate) fn new(folder: PathBuf, limit: Option<u64>, manifest: &Manifest) -> Self {
         let next_uses = Mutex::new(vec![u64::MAX; manifest.shards.len()]);
         allow_many_open_files();
-        Self { folder, dataset_id: manifest.dataset_id.clone(), limit, next_uses }
+        Self { folder, dataset_id: manifest.dataset_id.clone(), limit, next_uses, claimed: OnceLock::new() }
+    }
+
+    /// Makes sure that the folder is a cache before anything in it is read, written or deleted.
+    fn claim(&self) -> Result<(), DataError> {
+        if self.claimed.get().is_none() {
+            ownership::claim(&self.folder)?;
+            ownership::check_dataset_folder(&self.folder, &self.dataset_id)?;
+            let _ = self.claimed.set(());
+        }
+        Ok(())
     }
 
     pub(crate) fn limit(&self) -> Option<u64> {
         self.limit
     }
 
-    /// Whether the disk can hold `needed` bytes, with what is in the cache already.
+    /// Whether the folder is a cache, or can become one, and the disk can hold `needed` bytes with what is in it already.
     ///
     /// # Errors
-    /// [`DataError::CacheDisk`] when it cannot, [`DataError::File`] when the folder cannot be used.
+    /// [`DataError::NotACache`] when it holds something else, [`DataError::CacheDisk`] when the disk is too small,
+    /// [`DataError::File`] when the folder cannot be used.
     pub(crate) fn check_disk(&self, needed: u64) -> Result<(), DataError> {
+        self.claim()?;
         let failed = |source| DataError::File { path: self.folder.clone(), source };
-        std::fs::create_dir_all(&self.folder).map_err(failed)?;
         let used: u64 = folder::files(&self.folder).map_err(failed)?.iter().map(|file| file.bytes).sum();
         let disk = rustix::fs::statvfs(&self.folder).map_err(|error| failed(error.into()))?;
         let room = used + disk.f_bavail * disk.f_frsize;
@@ -90,6 +106,7 @@ impl ShardCache {
         index: usize,
         release: &dyn Fn(),
     ) -> Result<MappedShard, DataError> {
+        self.claim()?;
         let (facts, shape) = (&manifest.shards[index], manifest.moments_shape());
         let path = self.path(facts);
         let mut damage = None;

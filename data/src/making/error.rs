@@ -61,6 +61,14 @@ pub enum EncodeError {
         /// URL of the shard.
         url: String,
     },
+    /// A file of something else lies where one of the dataset belongs.
+    #[error("{url} exists and is not {what} that this program has made; move it away or choose another --out")]
+    ForeignFile {
+        /// URL of the file.
+        url: String,
+        /// What it would have to be, in order to be replaced.
+        what: &'static str,
+    },
     /// The VAE's output cannot be stored.
     #[error("the VAE gives moments for {name} that are not finite in half precision; check the weights given as --vae")]
     NotFinite {
@@ -94,7 +102,8 @@ impl EncodeError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Source(_) | Self::Convert(_) | Self::Vae(_) | Self::Device(_) | Self::ImageSize { .. } => true,
-            Self::OtherDataset { .. } | Self::ForeignShard { .. } => true,
+            Self::OtherDataset { .. } | Self::ForeignShard { .. } | Self::ForeignFile { .. } => true,
+            Self::Lease(LeaseError::Foreign { .. }) => true,
             Self::Store(error) | Self::Lease(LeaseError::Store(error)) => error.is_configuration(),
             Self::Data(error) => error.is_configuration(),
             Self::Ranks { configuration, .. } => *configuration,

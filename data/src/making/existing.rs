@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::Plan;
 use super::share::{BadPicture, StoredShard};
 use super::{EncodeError, Job, Maker};
-use crate::manifest::ShardFacts;
+use crate::manifest::{ShardFacts, shard_name};
 use crate::shard::{ShardLayout, xxh3_hex};
 
 /// What was found where a shard belongs.
@@ -21,12 +20,15 @@ pub(super) enum Existing {
 impl<M: Maker> Job<M> {
     /// Looks at shard `shard` in the store and checks every record of it.
     pub(super) fn existing(&self, shard: usize) -> Result<Existing, EncodeError> {
-        let name = Plan::name(shard);
+        let name = shard_name(shard);
         let file = match self.store.get(&name) {
             Ok(file) => file,
             Err(error) if error.is_missing() => return Ok(Existing::None),
             Err(error) => return Err(error.into()),
         };
+        if !self.earlier.owns_shard(&self.store, &name)? {
+            return Err(EncodeError::ForeignFile { url: self.store.url_of(&name), what: "a shard" });
+        }
         let layout = match ShardLayout::parse(&file, self.shape) {
             Ok(layout) if layout.encode_id() == self.plan.encode_id => layout,
             Ok(_) if !self.recipe.overwrite => {

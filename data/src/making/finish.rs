@@ -2,14 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::plan::Plan;
 use super::share::{BadPicture, Share, StoredShard};
 use super::{EncodeError, Job, Maker};
-use crate::manifest::{FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest};
+use crate::manifest::{FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest, dataset_id, is_shard_name, shard_name};
 use crate::progress::{Progress, bytes_text, duration_text};
-use crate::shard::xxh3_hex;
 use crate::store::lease::Lease;
-use crate::tokenizer;
+use crate::tokenizer::{self, TOKENIZER_NAME};
 
 /// Pictures that cannot be used are listed up to this many.
 const BAD_LISTED: usize = 20;
@@ -39,29 +37,42 @@ impl<M: Maker> Job<M> {
             return Err(EncodeError::BadPictures(text));
         }
         lease.check()?;
-        if self.recipe.overwrite {
-            self.remove_leftovers()?;
-        }
-        self.store.remove_unfinished()?;
+        let left = if self.recipe.overwrite { self.remove_leftovers()? } else { Vec::new() };
+        self.store.remove_unfinished(|name| is_shard_name(name) || [MANIFEST_NAME, TOKENIZER_NAME].contains(&name))?;
         if let Some(weights) = self.maker.tokenizer()? {
             tokenizer::keep(&self.store, weights)?;
         }
         lease.check()?;
         manifest.write(&self.store)?;
-        Ok(self.summary(&manifest, &skipped, kept, progress))
+        let mut text = self.summary(&manifest, &skipped, kept, progress);
+        for name in left {
+            text.push_str(&format!("\n{} is not a shard of this program and stays", self.store.url_of(&name)));
+        }
+        Ok(text)
     }
 
-    /// Shards of the overwritten dataset that this one has no shard for.
-    fn remove_leftovers(&self) -> Result<(), EncodeError> {
-        let mine: BTreeSet<String> = (0..self.plan.num_shards()).map(Plan::name).collect();
+    /// Deletes shards of the overwritten dataset that this one has no shard for. Returns the names of files that are
+    /// called like shards and are none.
+    fn remove_leftovers(&self) -> Result<Vec<String>, EncodeError> {
+        let mine: BTreeSet<String> = (0..self.plan.num_shards()).map(shard_name).collect();
+        // Before the manifest, which is what tells that it is the dataset's.
+        if self.earlier.owns_tokenizer(&self.store)? {
+            self.store.delete(TOKENIZER_NAME)?;
+        }
         self.store.delete(MANIFEST_NAME)?;
+        let mut left = Vec::new();
         for object in self.store.list("")? {
             let name = object.name;
-            if name.starts_with("shard-") && name.ends_with(".safetensors") && !mine.contains(&name) {
+            if !is_shard_name(&name) || mine.contains(&name) {
+                continue;
+            }
+            if self.earlier.owns_shard(&self.store, &name)? {
                 self.store.delete(&name)?;
+            } else {
+                left.push(name);
             }
         }
-        Ok(())
+        Ok(left)
     }
 
     fn manifest(&self, shards: &[StoredShard], skipped: &[BadPicture]) -> Manifest {
@@ -73,7 +84,7 @@ impl<M: Maker> Job<M> {
         }
         Manifest {
             version: FORMAT_VERSION,
-            dataset_id: xxh3_hex(identity.as_bytes())[..16].to_owned(),
+            dataset_id: dataset_id(&identity),
             encode_id: self.plan.encode_id.clone(),
             seed: self.recipe.seed,
             num_samples: shards.iter().map(|shard| shard.facts.count).sum(),

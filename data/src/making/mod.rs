@@ -7,6 +7,7 @@ mod agree;
 mod error;
 mod existing;
 mod finish;
+mod ownership;
 mod plan;
 mod share;
 
@@ -14,10 +15,10 @@ pub use error::EncodeError;
 pub(crate) use share::OpenShard;
 
 use agree::agree;
+use ownership::Earlier;
 use plan::Plan;
 
-use crate::error::DataError;
-use crate::manifest::{Manifest, VaeFacts};
+use crate::manifest::VaeFacts;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::source::ImageSource;
@@ -92,24 +93,29 @@ pub(crate) struct Job<M> {
     plan: Plan,
     /// Shape of a record's moments: [2C, H, W].
     shape: [usize; 3],
+    /// What may be replaced.
+    earlier: Earlier,
 }
 
 impl<M: Maker> Job<M> {
     /// Plans the shards and looks at what lies at `out`.
     ///
     /// # Errors
-    /// Another dataset lies there, or the store fails.
+    /// Another dataset or a file of something else lies there, or the store fails.
     pub(crate) fn new(maker: M, recipe: Recipe, shape: [usize; 3], out: &str) -> Result<Self, EncodeError> {
         let plan = Plan::new(maker.pictures(), &recipe, shape);
         let store = Store::open(out)?;
-        refuse_other_dataset(&store, &plan, recipe.overwrite)?;
-        Ok(Self { maker, recipe, store, plan, shape })
+        let earlier = Earlier::find(&store, &plan.encode_id, recipe.overwrite)?;
+        if let Some(weights) = maker.tokenizer()? {
+            earlier.check_tokenizer(&store, &weights)?;
+        }
+        Ok(Self { maker, recipe, store, plan, shape, earlier })
     }
 
     /// The right to write, for all ranks, and another look at what is there: it may be new.
     fn lease(&self) -> Result<Lease, EncodeError> {
         let lease = Lease::acquire(&self.store, "arinar-data, making a dataset")?;
-        refuse_other_dataset(&self.store, &self.plan, self.recipe.overwrite)?;
+        Earlier::find(&self.store, &self.plan.encode_id, self.recipe.overwrite)?;
         Ok(lease)
     }
 }
@@ -139,14 +145,4 @@ pub(crate) fn make<M: Maker>(prepared: Result<Job<M>, EncodeError>, ranks: &Rank
     };
     agree(ranks, finished.as_ref().map(|_| ()), |_| ())?;
     finished
-}
-
-fn refuse_other_dataset(store: &Store, plan: &Plan, overwrite: bool) -> Result<(), EncodeError> {
-    match Manifest::read(store) {
-        _ if overwrite => Ok(()),
-        Ok(manifest) if manifest.encode_id == plan.encode_id => Ok(()),
-        Ok(_) => Err(EncodeError::OtherDataset { url: store.url().to_owned() }),
-        Err(DataError::NoDataset { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }

@@ -39,11 +39,6 @@ impl Plan {
     pub(crate) fn pictures(&self, shard: usize) -> &[u32] {
         &self.order[range(shard, self.per_shard, self.order.len())]
     }
-
-    /// File name of a shard.
-    pub(crate) fn name(shard: usize) -> String {
-        format!("shard-{shard:05}.safetensors")
-    }
 }
 
 fn range(shard: usize, per_shard: usize, total: usize) -> Range<usize> {

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::existing::Existing;
-use super::plan::Plan;
 use super::{EncodeError, Job, Maker};
-use crate::manifest::ShardFacts;
+use crate::manifest::{ShardFacts, shard_name};
 use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::shard::{ShardWriter, xxh3_hex};
@@ -56,7 +55,7 @@ impl<M: Maker> Job<M> {
                     continue;
                 }
                 Existing::Unusable(why) => {
-                    progress.note(&format!("{}: {why}; making it again", self.store.url_of(&Plan::name(shard))));
+                    progress.note(&format!("{}: {why}; making it again", self.store.url_of(&shard_name(shard))));
                     self.make_shard(shard, ranks, progress)?
                 }
                 Existing::None => self.make_shard(shard, ranks, progress)?,
@@ -87,7 +86,7 @@ impl<M: Maker> Job<M> {
         if !bad.is_empty() && !self.recipe.skip_bad {
             return Ok(Made::Bad(bad));
         }
-        let name = Plan::name(shard);
+        let name = shard_name(shard);
         let file = writer.finish(&self.plan.encode_id)?;
         let facts = ShardFacts { name: name.clone(), bytes: file.len() as u64, count, xxh3_128: xxh3_hex(&file) };
         self.store.put(&name, file)?;

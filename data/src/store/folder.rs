@@ -122,17 +122,23 @@ impl Folder {
     }
 
     /// See [`super::Store::remove_unfinished`].
-    pub(super) fn remove_unfinished(&self) -> io::Result<()> {
+    pub(super) fn remove_unfinished(&self, ours: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
             let name = entry.file_name();
-            let number = name.to_str().and_then(|name| Some(name.rsplit_once('#')?.1));
-            if number.is_some_and(|number| number.parse::<u64>().is_ok()) {
+            let object = name.to_str().and_then(unfinished_of);
+            if object.is_some_and(&ours) && entry.file_type()?.is_file() {
                 std::fs::remove_file(entry.path())?;
             }
         }
         Ok(())
     }
+}
+
+/// The object of which a file of this name in a local folder is an unfinished one; `None` for other files.
+pub fn unfinished_of(name: &str) -> Option<&str> {
+    let (object, number) = name.rsplit_once('#')?;
+    number.parse::<u64>().is_ok().then_some(object)
 }
 
 /// Which side of a copy failed.

@@ -35,6 +35,7 @@ use tokio::runtime::Runtime;
 use cloud::Environment;
 pub use error::StoreError;
 use failure::Failure;
+pub use folder::unfinished_of;
 use folder::{CopyError, Folder, PutFileError};
 pub use pace::Pace;
 use remote::Remote;
@@ -325,11 +326,12 @@ impl Store {
         }
     }
 
-    /// Removes what a killed process left half written in the folder itself; call it when nobody writes. Only local
-    /// folders can hold such files: object_store writes to `NAME#NUMBER` there and renames.
-    pub fn remove_unfinished(&self) -> Result<(), StoreError> {
+    /// Removes what a killed process left half written in the folder itself of objects whose names are `ours`; call it
+    /// when nobody writes. Only local folders can hold such files: object_store writes to `NAME#NUMBER` there and
+    /// renames.
+    pub fn remove_unfinished(&self, ours: impl Fn(&str) -> bool) -> Result<(), StoreError> {
         let Place::Folder(folder) = &self.place else { return Ok(()) };
-        folder.remove_unfinished().map_err(|source| StoreError::File { path: folder.path.clone(), source })
+        folder.remove_unfinished(ours).map_err(|source| StoreError::File { path: folder.path.clone(), source })
     }
 
     fn prefix(&self) -> &Path {

@@ -13,13 +13,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use arinar_model::vae::{AutoencoderKl, VaeConfig, save_vae};
+use arinar_model::weights;
 use clap::Args;
 use tch::nn::OptimizerConfig;
 use tch::{Device, Kind, Tensor, nn};
 
+use crate::encode::EncodeError;
 use augment::augment;
 use pictures::Pictures;
 use quality::Quality;
+
+/// Metadata key of the command that trained a VAE; files without it are not this command's to replace.
+const TRAINED_BY: &str = "trained_by";
 
 /// Options of `arinar-data train-vae`.
 #[derive(Args, Debug)]
@@ -28,7 +33,7 @@ pub struct TrainVaeArgs {
     #[arg(long, required = true, num_args = 1..)]
     images: Vec<PathBuf>,
     /// Where the weights go (one safetensors file); also written at every report, so a killed run leaves
-    /// usable weights
+    /// usable weights. Replaces a file that this command has written before, and no other
     #[arg(long)]
     out: PathBuf,
     /// Side of the square pictures; larger ones are cropped as ADM does
@@ -75,6 +80,7 @@ pub struct TrainVaeArgs {
 /// Trains, reporting the reconstruction of held-out pictures, and writes the weights.
 pub fn run(args: &TrainVaeArgs) -> Result<()> {
     let config = args.vae_config()?;
+    args.check_out()?;
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads);
     }
@@ -132,7 +138,7 @@ fn report(
     let facts = [
         ("held_out_psnr_db", format!("{:.2}", quality.mean_psnr)),
         ("image_size", args.image_size.to_string()),
-        ("trained_by", args.command_line()),
+        (TRAINED_BY, args.command_line()),
         ("step", done.to_string()),
     ];
     save_vae(&args.out, store, config, scale, &facts).with_context(|| format!("saving {}", args.out.display()))?;
@@ -176,6 +182,20 @@ impl TrainVaeArgs {
             self.multipliers.len()
         );
         Ok(config)
+    }
+
+    /// Makes sure that `--out` can be written before anything is trained.
+    fn check_out(&self) -> Result<()> {
+        let shown = self.out.display();
+        let file = match std::fs::read(&self.out) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            file => file.with_context(|| format!("--out {shown}"))?,
+        };
+        let ours = weights::metadata(&self.out, &file).is_ok_and(|facts| facts.contains_key(TRAINED_BY));
+        if ours {
+            return Ok(());
+        }
+        Err(EncodeError::ForeignFile { url: shown.to_string(), what: "a VAE" }.into())
     }
 
     fn learning_rate_at(&self, step: u64) -> f64 {

@@ -1,8 +1,9 @@
 //! Tensors to a safetensors file.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::Permissions;
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
@@ -20,14 +21,7 @@ pub fn save(
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), WeightsError> {
     let header = header(path, tensors, metadata)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = write(&temporary, &header, tensors).and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|source| {
-        // The first failure is the one to tell; the left-over may not even exist.
-        let _ = fs::remove_file(&temporary);
-        WeightsError::io(path, source)
-    })
+    write(path, &header, tensors).map_err(|source| WeightsError::io(path, source))
 }
 
 /// The bytes that [`save`] writes; `path` is for the errors only.
@@ -90,9 +84,21 @@ fn dtype_name(path: &Path, name: &str, kind: Kind) -> Result<&'static str, Weigh
 }
 
 fn write(path: &Path, header: &[u8], tensors: &BTreeMap<String, Tensor>) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A new file under a name that nobody has; the umask says who may read it.
+    let mut temporary = tempfile::Builder::new()
+        .prefix(&format!(".{name}."))
+        .suffix(".tmp")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)?;
+    let mut file = BufWriter::new(&mut temporary);
     write_to(&mut file, header, tensors)?;
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    file.flush()?;
+    drop(file);
+    temporary.as_file().sync_all()?;
+    temporary.persist(path)?;
+    Ok(())
 }
 
 fn write_to(file: &mut impl Write, header: &[u8], tensors: &BTreeMap<String, Tensor>) -> io::Result<()> {

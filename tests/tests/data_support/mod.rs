@@ -13,6 +13,8 @@ use half::f16;
 use image::{Rgb, RgbImage};
 use tch::{Device, nn};
 
+/// Identity of the hand-made dataset.
+pub const DATASET_ID: &str = "4a4d3ade00000000";
 /// Scale of the hand-made dataset's latents.
 pub const SCALE: f64 = 0.25;
 /// Latent channels, height and width of the hand-made dataset.
@@ -114,7 +116,7 @@ pub fn hand_made(folder: &Path, shard_sizes: &[usize]) -> Manifest {
 fn manifest(samples: usize, shards: Vec<ShardFacts>) -> Manifest {
     Manifest {
         version: FORMAT_VERSION,
-        dataset_id: "handmade".to_owned(),
+        dataset_id: DATASET_ID.to_owned(),
         encode_id: "by hand".to_owned(),
         seed: 0,
         num_samples: samples as u64,
@@ -175,7 +177,7 @@ pub fn large(folder: &Path, shards: usize, records: usize) -> Manifest {
         facts.push(ShardFacts { name, bytes, count: records as u64, xxh3_128 });
     }
     let mut manifest = manifest(shards * records, facts);
-    manifest.dataset_id = "large".to_owned();
+    manifest.dataset_id = "1a46e00000000000".to_owned();
     manifest.image.size = 32;
     manifest.vae.channels = 32;
     manifest.write(&store).expect("manifest");

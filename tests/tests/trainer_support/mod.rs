@@ -185,7 +185,7 @@ pub fn write_dataset(folder: &Path, poison: Option<u64>) {
     }
     let manifest = Manifest {
         version: 1,
-        dataset_id: format!("tiny-{poison:?}"),
+        dataset_id: format!("{:016x}", poison.map_or(0, |sample| sample + 1)),
         encode_id: "test".to_owned(),
         seed: 0,
         num_samples: SAMPLES,

@@ -1,6 +1,6 @@
 //! `arinar-sample`: pictures and a labelled grid from a run's EMA weights.
 
-use std::io::Cursor;
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use arinar_data::dataset::Dataset;
@@ -15,15 +15,16 @@ use arinar_model::weights;
 use arinar_trainer::allocator;
 use arinar_trainer::checkpoint::{LoadedRun, load_ema};
 use arinar_trainer::exit::{self, Stop};
-use arinar_trainer::sample::{Progress, Row, choose, draw, to_pictures};
+use arinar_trainer::sample::{Progress, Row, choose, draw, png, to_pictures};
 use clap::{Parser, ValueEnum};
-use image::{ImageFormat, RgbImage};
+use image::RgbImage;
 use tch::{Device, nn};
 
 /// Samples pictures from a training run, with the exponential moving average of its weights.
 ///
 /// The newest whole checkpoint of the run is taken. Pictures are decoded by the VAE that lies in the run's dataset, or
 /// by the one given with --vae. Writes one PNG per picture, CLASS-NAME-NUMBER.png, and grid.png with a row per class.
+/// Pictures of an earlier run of this program are replaced, other files never.
 ///
 /// The paper's best settings for ARINAR-B: guidance scale 4.5 at temperature 1.0, 3.9 at 1.1; 256 steps.
 #[derive(Parser, Debug)]
@@ -119,9 +120,8 @@ fn run(cli: &Cli) -> Result<(), Stop> {
     cli.check(&options, &labels, &run)?;
     let device = cli.device.device(0).map_err(Stop::configuration)?;
     let vae = cli.find_vae(&run, device)?;
-    // A place that cannot be written to must not cost the pictures.
     let out = Store::open(&cli.out).map_err(Stop::configuration)?;
-    out.list("").map_err(Stop::failure)?;
+    check_out(&out, &labels, &names, cli.per_class)?;
     let precision = cli.precision(&run, device);
     if !precision.is_native(device) {
         let name = precision.name();
@@ -192,6 +192,35 @@ fn sample(
     Ok(pictures)
 }
 
+/// Makes sure that the pictures can be written, before they are sampled: the place can be read, and what they replace
+/// there was written by this program.
+fn check_out(out: &Store, labels: &[i64], names: &[String], per_class: usize) -> Result<(), Stop> {
+    /// More than enough to tell who wrote a picture.
+    const START: u64 = 4096;
+    let mut wanted = BTreeSet::from([GRID.to_owned()]);
+    for &label in labels {
+        wanted.extend((0..per_class).map(|number| picture_name(label, &names[label as usize], number)));
+    }
+    for object in out.list("").map_err(Stop::failure)? {
+        if !wanted.contains(&object.name) {
+            continue;
+        }
+        let start = out.get_range(&object.name, 0, object.bytes.min(START)).map_err(Stop::failure)?;
+        if !png::is_ours(&start) {
+            return Err(Stop::Configuration(format!(
+                "{} exists and was not written by this program; move it away or choose another --out",
+                out.url_of(&object.name)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Name of a picture's file.
+fn picture_name(label: i64, class: &str, number: usize) -> String {
+    format!("{label:04}-{}-{number:03}.png", file_name(class))
+}
+
 /// Writes every picture and the grid; returns the grid's URL.
 fn write(out: &Store, names: &[String], labels: &[i64], pictures: &[RgbImage]) -> Result<String, Stop> {
     let per_class = pictures.len() / labels.len();
@@ -199,7 +228,7 @@ fn write(out: &Store, names: &[String], labels: &[i64], pictures: &[RgbImage]) -
     for (&label, pictures) in labels.iter().zip(pictures.chunks(per_class)) {
         let name = &names[label as usize];
         for (number, picture) in pictures.iter().enumerate() {
-            save(picture, out, &format!("{label:04}-{}-{number:03}.png", file_name(name)))?;
+            save(picture, out, &picture_name(label, name, number))?;
         }
         rows.push(Row { label: name.clone(), pictures: pictures.to_vec() });
     }
@@ -208,9 +237,8 @@ fn write(out: &Store, names: &[String], labels: &[i64], pictures: &[RgbImage]) -
 }
 
 fn save(picture: &RgbImage, out: &Store, name: &str) -> Result<(), Stop> {
-    let mut bytes = Vec::new();
-    let encoded = picture.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png);
-    encoded.map_err(|error| Stop::Failure(format!("cannot write {}: {error}", out.url_of(name))))?;
+    let bytes = png::encode(picture);
+    let bytes = bytes.map_err(|error| Stop::Failure(format!("cannot write {}: {error}", out.url_of(name))))?;
     out.put(name, bytes).map_err(Stop::failure)
 }
 

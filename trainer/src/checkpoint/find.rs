@@ -10,6 +10,7 @@ use super::{
     manifest::{self, MANIFEST, Manifest, folder, step_of},
     snapshot::disk_error,
     spool::{Spool, Stock},
+    step_folder,
 };
 use crate::config::Resume;
 
@@ -155,6 +156,7 @@ pub(super) fn fetch(store: &Store, step: u64, spool: &Spool) -> Result<(), Check
     let into = spool.fetched()?;
     let manifest = manifest::read(store, step)?;
     let folder = folder(step);
+    step_folder::mark_unfinished(&into, step)?;
     for entry in &manifest.files {
         let name = format!("{folder}/{}", entry.name);
         // A manifest from outside must not name a place elsewhere.

@@ -14,6 +14,7 @@ use super::{
     retention::Retention,
     save::{Role, Saver},
     spool::{Spool, Stock},
+    step_folder,
 };
 use crate::{
     collective::{Collective, Reduction, agree},
@@ -52,7 +53,8 @@ impl<'a> Home<'a> {
             0 => Lease::acquire(&store, &format!("arinar-trainer run {}", config.run.name)).map(Some),
             _ => Ok(None),
         };
-        let lease = agree(collective, lease.map_err(Stop::failure))?.map(|lease| Arc::new(Mutex::new(lease)));
+        let lease = lease.map_err(|error| Stop::from(CheckpointError::from(error)));
+        let lease = agree(collective, lease)?.map(|lease| Arc::new(Mutex::new(lease)));
         let mut home = Self { collective, config, role, retention, store, lease, spool: None, stock: None };
         let from_afar = matches!(&config.checkpoint.resume, Resume::From(place) if !is_local(place));
         if from_afar || home.is_remote() {
@@ -136,6 +138,7 @@ impl<'a> Home<'a> {
             _ => Ok(None),
         };
         let mut found: Option<Found> = self.tell_all(agree(self.collective, found)?)?;
+        self.check_later_steps(found.as_ref())?;
         self.fetch(found.as_ref())?;
         if let Some(stock) = &mut self.stock {
             let dropped = forget_newer(stock, found.as_ref(), &self.config.run.dir);
@@ -145,6 +148,16 @@ impl<'a> Home<'a> {
             self.delete_others()?;
         }
         Ok(found)
+    }
+
+    /// What the run will save must not meet anything that is not its own.
+    fn check_later_steps(&self, found: Option<&Found>) -> Result<(), Stop> {
+        let step = found.map_or(0, |found| found.step);
+        let checked = match self.role.rank {
+            0 => step_folder::check_later_steps(&self.store, step),
+            _ => Ok(()),
+        };
+        agree(self.collective, checked.map_err(Stop::from))
     }
 
     /// Rank 0 has downloaded and verified it already, for its own machine.

@@ -8,6 +8,7 @@ use super::{
     load::{damaged, read_state},
     manifest::{self, Manifest, folder},
     spool::Spool,
+    step_folder,
 };
 use crate::config::{Resume, TrainConfig};
 
@@ -30,6 +31,12 @@ pub struct Outlook {
 /// # Errors
 /// As when the run starts: one that must not be overwritten, none where there should be one, one of another model.
 pub fn look(config: &TrainConfig, store: &Store) -> Result<Option<Outlook>, CheckpointError> {
+    let outlook = wanted(config, store)?;
+    step_folder::check_later_steps(store, outlook.as_ref().map_or(0, |outlook| outlook.state.step))?;
+    Ok(outlook)
+}
+
+fn wanted(config: &TrainConfig, store: &Store) -> Result<Option<Outlook>, CheckpointError> {
     match &config.checkpoint.resume {
         Resume::None => match committed(store)?.last() {
             None => Ok(None),

@@ -16,6 +16,7 @@ mod save;
 mod shard;
 mod snapshot;
 mod spool;
+mod step_folder;
 mod upload;
 
 use std::path::PathBuf;
@@ -129,6 +130,15 @@ pub enum CheckpointError {
         /// Its newest checkpoint.
         newest: String,
     },
+    /// A step's folder of something else, where the run will save that step.
+    #[error(
+        "{url} is not a checkpoint of this program (it has no manifest or state of one, or is a link), and the run would \
+         save its own there; move it away, or set run.dir to another folder"
+    )]
+    ForeignFolder {
+        /// The folder.
+        url: String,
+    },
     /// Nothing where `resume` points.
     #[error("no checkpoint in {url}; is it the run.dir of a run that has saved one?")]
     NoCheckpoint {
@@ -207,6 +217,8 @@ impl From<CheckpointError> for Stop {
     fn from(error: CheckpointError) -> Self {
         match error {
             CheckpointError::RunExists { .. }
+            | CheckpointError::ForeignFolder { .. }
+            | CheckpointError::Lease(LeaseError::Foreign { .. })
             | CheckpointError::NoCheckpoint { .. }
             | CheckpointError::OtherModel { .. } => Self::configuration(error),
             _ => Self::failure(error),

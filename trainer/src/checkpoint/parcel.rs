@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{FileEntry, manifest::Manifest, shard};
+use super::{FileEntry, manifest::Manifest, shard, step_folder::UPLOADED};
 
 /// Files of one rank, which its marker stands for.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +26,7 @@ impl Group {
 
     /// Name of the object that says they are all in the store.
     pub fn marker(&self) -> String {
-        format!("uploaded-{:05}-of-{:05}.json", self.rank + 1, self.world)
+        format!("{UPLOADED}-{:05}-of-{:05}.json", self.rank + 1, self.world)
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     manifest::{self, MANIFEST, STATE, folder},
     retention::Retention,
     snapshot::disk_error,
+    step_folder,
 };
 
 /// A checkpoint whose files all lie in their folder.
@@ -122,16 +123,17 @@ fn carry_out(store: &Store, order: Order, retention: Option<Retention>) -> Told 
             }
             Ok(Some(step))
         }
-        Order::Delete(step) => delete(store, step).map(|()| None).map_err(CheckpointError::from),
+        Order::Delete(step) => step_folder::delete(store, step).map(|()| None).map_err(CheckpointError::from),
         Order::Tell => Ok(None),
     }
 }
 
-/// The manifest is the last file to appear.
+/// The manifest is the last file to appear; it takes the place of the mark of an unfinished checkpoint.
 fn publish(store: &Store, complete: Complete) -> Result<(), CheckpointError> {
     let folder = folder(complete.step);
     store.put(&format!("{folder}/{STATE}"), Bytes::from(complete.state))?;
     store.put(&format!("{folder}/{MANIFEST}"), Bytes::from(complete.manifest))?;
+    step_folder::unmark(store, complete.step)?;
     // The store syncs the folder of what it puts; this one syncs that folder's name.
     if let Some(path) = store.local_path("") {
         let synced = std::fs::File::open(&path).and_then(|folder| folder.sync_all());
@@ -146,23 +148,7 @@ pub(super) fn clean_up(store: &Store, step: u64, retention: Retention) -> Result
     let committed: Vec<u64> = listed.iter().filter(|entry| entry.committed).map(|entry| entry.step).collect();
     let unfinished = listed.iter().filter(|entry| !entry.committed && entry.step < step).map(|entry| entry.step);
     for old in retention.superseded(&committed).into_iter().chain(unfinished) {
-        delete(store, old)?;
-    }
-    Ok(())
-}
-
-/// The manifest goes first, so that a checkpoint is whole or none.
-pub(super) fn delete(store: &Store, step: u64) -> Result<(), StoreError> {
-    let folder = folder(step);
-    store.delete(&format!("{folder}/{MANIFEST}"))?;
-    if let Some(path) = store.local_path(&folder) {
-        return match std::fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk_error(&path, error)),
-            _ => Ok(()),
-        };
-    }
-    for object in store.list(&folder)? {
-        store.delete(&object.name)?;
+        step_folder::delete(store, old)?;
     }
     Ok(())
 }

@@ -16,9 +16,10 @@ use super::{
     CheckpointError, State,
     manifest::{FORMAT_VERSION, FileEntry, Manifest, STATE, folder},
     mirror::{Mirror, UploadStatus},
-    publish::{self, Complete, Publisher},
+    publish::{Complete, Publisher},
     shard::Tensors,
     snapshot::Snapshot,
+    step_folder,
 };
 use crate::{
     collective::{Collective, Reduction, agree, gather},
@@ -173,7 +174,7 @@ impl Saver {
             Err(stop) => {
                 if self.publisher.is_some() {
                     // Best effort: the space is needed more than the error.
-                    let _ = publish::delete(&self.store, step);
+                    let _ = step_folder::delete(&self.store, step);
                 }
                 return Err(stop);
             }
@@ -254,10 +255,14 @@ impl Saver {
         if path.exists() {
             // What the publisher was ordered to do there comes first.
             let published = publisher.wait();
-            publish::delete(&self.store, step)?;
+            step_folder::clear(&self.store, step)?;
             self.hear(published);
         }
-        let here = bytes / self.role.world as u64 * self.role.ranks_here as u64;
+        self.spool_room_for(bytes / self.role.world as u64 * self.role.ranks_here as u64)?;
+        Ok(step_folder::mark_unfinished(&self.store, step)?)
+    }
+
+    fn spool_room_for(&mut self, here: u64) -> Result<(), CheckpointError> {
         let (Some(publisher), Some(mirror)) = (&self.publisher, &mut self.mirror) else { return Ok(()) };
         if mirror.make_room(here).is_ok() {
             return Ok(());

@@ -160,14 +160,15 @@ impl Source {
         self.memory.iter().all(|memory| is_finite(memory.bytes()))
     }
 
-    /// Writes the file through to the disk. A file of that name is replaced; only the manifest makes it valid.
+    /// Writes a new file through to the disk; only the manifest makes it valid. What an earlier run has left is gone by
+    /// now, so that a file of that name is somebody else's: it is not replaced.
     fn write(self, folder: &Path) -> Result<FileEntry, CheckpointError> {
         let path = folder.join(&self.layout.name);
         self.write_to(&path).map_err(|source| disk_error(&path, source).into())
     }
 
     fn write_to(&self, path: &Path) -> io::Result<FileEntry> {
-        let mut out = Hashed { file: File::create(path)?, hash: Xxh3::new(), bytes: 0 };
+        let mut out = Hashed { file: File::create_new(path)?, hash: Xxh3::new(), bytes: 0 };
         out.write(&self.layout.header)?;
         for stretch in &self.layout.stretches {
             out.write(&self.memory[stretch.source].bytes()[stretch.bytes.clone()])?;

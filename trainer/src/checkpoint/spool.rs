@@ -13,8 +13,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     CheckpointError,
     manifest::{self, Manifest, folder},
-    publish,
     snapshot::disk_error,
+    step_folder,
 };
 
 /// Where downloaded checkpoints lie until they are restored.
@@ -88,9 +88,15 @@ impl Spool {
     /// When the disk fails.
     pub fn forget_fetched(&self) -> Result<(), CheckpointError> {
         let path = self.path.join(FETCHED);
-        match std::fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk_error(&path, error).into()),
-            _ => Ok(()),
+        let fetched = self.fetched()?;
+        for entry in manifest::listed(&fetched)? {
+            step_folder::delete(&fetched, entry.step)?;
+        }
+        match std::fs::remove_dir(&path) {
+            Ok(()) => Ok(()),
+            // Nothing was downloaded, or somebody keeps something else there.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
+            Err(error) => Err(disk_error(&path, error).into()),
         }
     }
 
@@ -129,7 +135,7 @@ impl Spool {
             let kept = stock.leftovers.iter().chain(&stock.newest).find(|kept| kept.step == entry.step);
             let ours = || manifest::read(&self.store, entry.step).ok();
             if kept.is_none() || kept != ours().as_ref() {
-                publish::delete(&self.store, entry.step)?;
+                step_folder::delete(&self.store, entry.step)?;
             }
         }
         Ok(())
@@ -150,7 +156,7 @@ impl Spool {
         let mut spare = spare.iter();
         while let Some(what) = shortage(self.limit, self.used()?, self.free()?, need) {
             match spare.next() {
-                Some(&step) => publish::delete(&self.store, step)?,
+                Some(&step) => step_folder::delete(&self.store, step)?,
                 None => return Err(CheckpointError::SpoolFull { path: self.path.clone(), what }),
             }
         }

@@ -23,6 +23,7 @@ use super::{
     patience::{Outage, Patience},
     publish,
     retention::Retention,
+    step_folder,
 };
 use crate::priority;
 
@@ -209,6 +210,9 @@ impl Delivery<'_> {
         if parcel.replaces {
             self.patiently(|| self.store.delete(&format!("{}/{MANIFEST}", folder(parcel.step))))?;
         }
+        if !parcel.groups.is_empty() {
+            self.patiently(|| step_folder::mark_unfinished(&self.store, parcel.step))?;
+        }
         for group in &parcel.groups {
             self.send(&parcel, group)?;
         }
@@ -255,7 +259,7 @@ impl Delivery<'_> {
         }
     }
 
-    /// The manifest, last; then the markers and whatever else does not belong to the checkpoint go.
+    /// The manifest, last; then the markers go, and files that a killed run of another number of ranks has left.
     fn commit(&self, manifest: &Manifest) -> Result<(), Trouble> {
         let folder = folder(manifest.step);
         let name = format!("{folder}/{MANIFEST}");
@@ -268,8 +272,8 @@ impl Delivery<'_> {
         let names: BTreeSet<&str> = manifest.files.iter().map(|file| file.name.as_str()).chain([MANIFEST]).collect();
         self.patiently(|| {
             for object in self.store.list(&folder)? {
-                let file = object.name.rsplit_once('/').map_or(object.name.as_str(), |(_, file)| file);
-                if !names.contains(file) {
+                let file = object.name.strip_prefix(&folder).and_then(|file| file.strip_prefix('/'));
+                if file.is_some_and(|file| !names.contains(file) && step_folder::is_checkpoint_file(file)) {
                     self.store.delete(&object.name)?;
                 }
             }
@@ -357,7 +361,8 @@ mod tests {
         }
         let url = run.display().to_string();
         let store = Store::open(&url).unwrap();
-        store.put("step-00000005/manifest.json", b"older".to_vec()).unwrap();
+        store.put("step-00000005/manifest.json", b"{\"format_version\":1,\"step\":5,\"files\":[]}".to_vec()).unwrap();
+        store.put("step-00000007/notes.txt", b"of a person".to_vec()).unwrap();
         store.put("step-00000007/model-00001-of-00003.safetensors", b"of a killed run".to_vec()).unwrap();
         store.put("step-00000007/uploaded-00002-of-00002.json", b"[]".to_vec()).unwrap();
         let manifest = manifest(7, &FILES);
@@ -380,7 +385,7 @@ mod tests {
         let mut expected: Vec<String> = FILES
             .iter()
             .map(|(name, _)| *name)
-            .chain(["manifest.json"])
+            .chain(["manifest.json", "notes.txt"])
             .map(|n| format!("step-00000007/{n}"))
             .collect();
         expected.sort();

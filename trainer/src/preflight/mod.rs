@@ -29,6 +29,7 @@ use crate::{
     cuda,
     estimate::{Checkpoints, NO_EVALUATION, checkpoint_bytes},
     exit::Stop,
+    ledger::LedgerFile,
     run::{Placement, facts},
     train::Plan,
 };
@@ -271,6 +272,8 @@ impl Look<'_> {
     fn run_folder(&self, config: &TrainConfig, sound: bool, data: Option<&Data>, findings: &mut Vec<Finding>) {
         if self.role.rank == 0 {
             findings.push(log_folder(config).look());
+            let foreign = LedgerFile::check(Path::new(&config.run.log_dir)).err();
+            findings.extend(foreign.map(|problem| Finding::problem("run.log_dir", problem)));
         }
         let store = match stores::open(&config.run.dir) {
             Ok(store) => store,
@@ -321,6 +324,9 @@ impl Look<'_> {
         let path = config.data.cache_dir.as_ref().map_or_else(default_cache, PathBuf::from);
         let Window { bytes, .. } = window.unwrap_or_default();
         let purpose = window.map_or("shards", |window| window.described());
+        if let Err(problem) = arinar_data::cache::probe(&path) {
+            return Some(Finding::problem("data.cache_dir", problem));
+        }
         Some(Place { key: "data.cache_dir", path, needed: bytes, purpose }.look())
     }
 }

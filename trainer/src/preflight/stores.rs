@@ -174,9 +174,13 @@ fn put_get_delete(store: &Store) -> Result<(), StoreError> {
     let letters: String = host.chars().filter(char::is_ascii_alphanumeric).collect();
     // A run lists its checkpoints first; and where there is no bucket, some stores would make one to put into.
     store.list("")?;
-    let probe = Probe { store, name: format!("check-{letters}-{}.tmp", std::process::id()) };
+    let mut probe = Probe { store, name: format!("check-{letters}-{}.tmp", std::process::id()) };
     let contents = probe.name.clone().into_bytes();
-    store.put(&probe.name, contents.clone())?;
+    if !store.put_new(&probe.name, contents.clone())? {
+        // Not this check's to delete.
+        let url = store.url_of(&std::mem::take(&mut probe.name));
+        return Err(StoreError::Other { url, source: "it exists already; delete it and check again".into() });
+    }
     let found = store.get(&probe.name)?;
     if found != contents {
         let (url, bytes) = (store.url_of(&probe.name), found.len() as u64);
@@ -193,8 +197,10 @@ struct Probe<'a> {
 
 impl Drop for Probe<'_> {
     fn drop(&mut self) {
-        // If it cannot be deleted, that has been said already.
-        let _ = self.store.delete(&self.name);
+        if !self.name.is_empty() {
+            // If it cannot be deleted, that has been said already.
+            let _ = self.store.delete(&self.name);
+        }
     }
 }
 

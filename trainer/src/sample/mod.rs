@@ -3,6 +3,7 @@
 mod classes;
 mod grid;
 mod pictures;
+pub mod png;
 mod progress;
 
 pub use classes::{UnknownClass, choose};

@@ -78,9 +78,9 @@ fn take(store: &Store, me: &Holder, time_to_live: Duration) -> Result<Version, L
             tries = next(store, tries)?;
             continue;
         };
-        let holder = Holder::parse(&found);
+        let Some(holder) = Holder::parse(&found) else { return Err(foreign(store)) };
         let held = |holder| LeaseError::Held { url: store.url().to_owned(), holder: Box::new(holder) };
-        let dead = holder.as_ref().is_some_and(Holder::is_dead_here);
+        let dead = holder.is_dead_here();
         let silent = seen.as_ref().is_some_and(|(last, since)| *last == version && since.elapsed() >= time_to_live);
         if dead || silent {
             if let Some(version) = store.replace(OBJECT_NAME, text.clone(), &version)? {
@@ -89,12 +89,9 @@ fn take(store: &Store, me: &Holder, time_to_live: Duration) -> Result<Version, L
             tries = next(store, tries)?;
             continue;
         }
-        match (holder, &seen) {
-            (Some(holder), _) if holder.is_here() => return Err(held(holder)),
-            // It was renewed while we looked.
-            (Some(holder), Some((last, _))) if *last != version => return Err(held(holder)),
-            (None, Some((last, _))) if *last != version => tries = next(store, tries)?,
-            _ => {}
+        // In the second case it was renewed while we looked.
+        if holder.is_here() || seen.as_ref().is_some_and(|(last, _)| *last != version) {
+            return Err(held(holder));
         }
         if seen.as_ref().is_none_or(|(last, _)| *last != version) {
             seen = Some((version, Instant::now()));
@@ -107,15 +104,15 @@ fn take(store: &Store, me: &Holder, time_to_live: Duration) -> Result<Version, L
 pub(super) fn holder(store: &Store, time_to_live: Duration) -> Result<Option<Holder>, LeaseError> {
     let mut seen: Option<(Version, Instant)> = None;
     loop {
-        let Some((found, version)) = store.get_versioned(OBJECT_NAME)? else { return Ok(None) };
-        let holder = Holder::parse(&found);
-        if holder.as_ref().is_some_and(Holder::is_here) {
-            return Ok(holder.filter(|holder| !holder.is_dead_here()));
+        let Some((found, version)) = look(store, |_| false)? else { return Ok(None) };
+        let Some(holder) = Holder::parse(&found) else { return Err(foreign(store)) };
+        if holder.is_here() {
+            return Ok(Some(holder).filter(|holder| !holder.is_dead_here()));
         }
         match &seen {
             None => seen = Some((version, Instant::now())),
             // It was renewed while we looked.
-            Some((last, _)) if *last != version => return Ok(holder),
+            Some((last, _)) if *last != version => return Ok(Some(holder)),
             Some((_, since)) if since.elapsed() >= time_to_live => return Ok(None),
             Some(_) => {}
         }
@@ -139,6 +136,11 @@ fn look(store: &Store, expected: impl Fn(&Holder) -> bool) -> Result<Option<(Byt
         found = again;
     }
     Ok(found)
+}
+
+/// The object is no lease, and stays as it is.
+fn foreign(store: &Store) -> LeaseError {
+    LeaseError::Foreign { url: store.url_of(OBJECT_NAME) }
 }
 
 fn next(store: &Store, tries: usize) -> Result<usize, LeaseError> {

@@ -1,14 +1,17 @@
 //! The lease of a local folder: a lock of the kernel on a file that says who holds it.
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Holder, LeaseError};
+use crate::plain_file::nofollow;
 use crate::store::StoreError;
 
 const LOCK_NAME: &str = "writer.lock";
+/// No lease has so many bytes.
+const LONGEST: u64 = 1 << 16;
 /// The file can vanish between opening and locking it when its holder ends; then it is opened again.
 const TRIES: usize = 100;
 
@@ -27,7 +30,8 @@ impl FolderLease {
         std::fs::create_dir_all(folder).map_err(failed)?;
         for _ in 0..TRIES {
             let mut options = File::options();
-            let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+            let options = options.read(true).write(true).create(true).truncate(false);
+            let mut file = nofollow(options).open(&path).map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => match read_holder(&mut file) {
@@ -42,6 +46,9 @@ impl FolderLease {
             }
             if !is_at(&file, &path) {
                 continue;
+            }
+            if !is_lease(&mut file).map_err(failed)? {
+                return Err(LeaseError::Foreign { url: path.display().to_string() });
             }
             file.set_len(0).and_then(|()| file.write_all(&me.text())).map_err(failed)?;
             return Ok(Self { url: url.to_owned(), path, file });
@@ -79,6 +86,9 @@ pub(super) fn holder(folder: &Path) -> Result<Option<Holder>, LeaseError> {
         }
         file => file.map_err(failed)?,
     };
+    if !is_lease(&mut file).map_err(failed)? {
+        return Err(LeaseError::Foreign { url: path.display().to_string() });
+    }
     match read_holder(&mut file) {
         // As long as it lives it keeps the lock: there is no need to try, which whoever wants it just now could feel.
         Some(holder) if holder.is_here() => Ok(Some(holder).filter(|holder| !holder.is_dead_here())),
@@ -91,6 +101,17 @@ pub(super) fn holder(folder: &Path) -> Result<Option<Holder>, LeaseError> {
             Err(TryLockError::Error(error)) => Err(failed(error)),
         },
     }
+}
+
+/// Whether the file is a lease, or empty because its holder was killed before it wrote. A file of somebody else that
+/// happens to have its name must not be lost.
+fn is_lease(file: &mut File) -> io::Result<bool> {
+    let mut text = Vec::new();
+    file.rewind()?;
+    file.take(LONGEST).read_to_end(&mut text)?;
+    file.rewind()?;
+    // A crashed machine may leave zeros.
+    Ok(text.iter().all(|&byte| byte == 0) || Holder::parse(&text).is_some())
 }
 
 /// Whether the open file is the one at the path.

@@ -45,6 +45,12 @@ pub enum LeaseError {
         /// Who, as far as it is known.
         taker: String,
     },
+    /// A file of something else has the name of the lease.
+    #[error("{url} exists and is not a lease of this program; move it away or write elsewhere")]
+    Foreign {
+        /// URL of the file.
+        url: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

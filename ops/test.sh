@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# `make test`: every test, even after one has failed; at the end every failure by name.
+# It expects the programs in target/release. Arguments go to `cargo test`, as in: ops/test.sh --test chaos
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+# shellcheck disable=SC2310 # it returns 1 where libtorch is missing
+. ops/env.sh || exit 1
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=()
+
+echo "== cargo test"
+if ! cargo test --release --locked --workspace --no-fail-fast "$@" 2>&1 | tee "$log"; then
+    mapfile -t failed < <(
+        sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log"
+        # A target that does not compile or that a signal ends names no test.
+        sed -n 's/^    `\(-p .*\)`$/\1/p' "$log"
+    )
+    [ ${#failed[@]} -gt 0 ] || failed=("cargo test")
+fi
+
+# Scripts are tests of the whole: not where some of it was asked for.
+if [ $# = 0 ]; then
+    for script in tests/ops/*.sh; do
+        echo "== $script"
+        "$script" || failed+=("$script")
+    done
+fi
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\nfailed:\n'
+    printf '    %s\n' "${failed[@]}"
+    exit 1
+fi

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs the tests as other processors would: libtorch and oneDNN take the instructions that they are told to, so that a
+# machine stands in for all those that have fewer. Needs what `make test` needs, and takes as long for each setting.
+# Arguments go to `cargo test`, as in: tests/ops/processors/run.sh --test golden_outer
+#
+#   NEIGHBOUR=1  keeps one core busy with another process meanwhile
+#   SETTINGS     which of the settings below, by number (default: all)
+set -uo pipefail
+cd "$(dirname "$0")/../../.." || exit 1
+
+# ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA OMP_NUM_THREADS, and what the processor must have for it.
+readonly settings=(
+    "default AVX2 1 avx2"
+    "avx2 AVX2 2 avx2"
+    "avx512 AVX512_CORE 1 avx512f"
+    "avx512 AVX512_CORE_BF16 2 avx512_bf16"
+    "avx512 AVX512_CORE_AMX 1 amx_tile"
+    "avx512 AVX512_CORE_AMX 2 amx_tile"
+)
+
+neighbour=
+if [ -n "${NEIGHBOUR:-}" ]; then
+    while :; do :; done &
+    neighbour=$!
+    trap 'kill "$neighbour"' EXIT
+fi
+
+status=0
+results=()
+for number in ${SETTINGS:-$(seq ${#settings[@]})}; do
+    read -r aten onednn threads needs <<<"${settings[number - 1]}"
+    name="$number: ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn OMP_NUM_THREADS=$threads"
+    if ! grep -qw "$needs" /proc/cpuinfo; then
+        results+=("not run ($needs is missing)  $name")
+        continue
+    fi
+    echo "=== $name"
+    start=$SECONDS
+    if ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn OMP_NUM_THREADS=$threads ops/test.sh "$@"; then
+        results+=("passed in $((SECONDS - start)) s  $name")
+    else
+        results+=("FAILED  $name")
+        status=1
+    fi
+done
+printf '\n%s\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)${neighbour:+, beside a busy process}"
+printf '%s\n' "${results[@]}"
+exit $status
