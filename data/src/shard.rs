@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use arinar_model::weights::header_of;
 use crc_fast::{CrcAlgorithm, Digest};
 use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
@@ -271,10 +272,10 @@ impl ShardLayout {
 /// Whether a file that begins with `start` is a shard, whole or damaged: its header has the tensors of a shard and says
 /// which encode run made it.
 pub(crate) fn is_shard_header(start: &[u8]) -> bool {
-    let Ok((_, header)) = SafeTensors::read_metadata(start) else { return false };
-    let made_by = header.metadata().as_ref().and_then(|metadata| metadata.get(ENCODE_ID));
-    let names = MOMENTS.iter().chain(&CHECKSUMS).chain([&LABEL, &SOURCE_ID]);
-    made_by.is_some_and(|id| !id.is_empty()) && names.into_iter().all(|name| header.info(name).is_some())
+    let Some(header) = header_of(start) else { return false };
+    let made_by = header.get("__metadata__").and_then(|metadata| metadata.get(ENCODE_ID)).and_then(|id| id.as_str());
+    let mut names = MOMENTS.iter().chain(&CHECKSUMS).chain([&LABEL, &SOURCE_ID]);
+    made_by.is_some_and(|id| !id.is_empty()) && names.all(|name| header.contains_key(*name))
 }
 
 /// Checks a shard file against the manifest's size and hash and returns its layout. Where the hash is wrong the

@@ -186,7 +186,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("thesis.pdf"), "years of work").unwrap();
         let said = refusal(root.path());
-        assert!(said.contains("is not empty") && said.contains("data.cache_dir") && !said.contains("delete"), "{said}");
+        assert!(
+            said.contains("is not empty") && said.contains("data.cache_dir") && !said.contains("delete it"),
+            "{said}"
+        );
         std::fs::remove_file(root.path().join("thesis.pdf")).unwrap();
         std::fs::write(root.path().join(".lock"), "").unwrap();
         std::fs::create_dir(root.path().join("0123456789abcdef")).unwrap();

@@ -59,6 +59,14 @@ pub fn metadata(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>, W
     Ok(header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
+/// The header of a safetensors file of which the first bytes are `start`: tensors by name, and the metadata as
+/// `__metadata__`. None if it is no such file or if the header goes on behind `start`.
+pub fn header_of(start: &[u8]) -> Option<serde_json::Map<String, serde_json::Value>> {
+    let (length, rest) = start.split_first_chunk::<8>()?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+    serde_json::from_slice(rest.get(..length)?).ok()
+}
+
 /// Fills `variables` from a safetensors file; see [`load_bytes`].
 ///
 /// # Errors

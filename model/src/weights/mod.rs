@@ -12,7 +12,7 @@ use tch::{Tensor, nn};
 pub use checkpoint::WeightsFile;
 pub use error::{Mismatch, WeightsError};
 pub(crate) use load::{Stored, fill};
-pub use load::{load, load_bytes, metadata, read};
+pub use load::{header_of, load, load_bytes, metadata, read};
 pub use save::{save, serialize};
 
 /// Start of every name of the inner head.

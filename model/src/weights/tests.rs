@@ -115,3 +115,17 @@ fn decay_spares_vectors_biases_and_the_head() {
     assert!(!decays("z_proj.bias", &[4]));
     assert!(!decays("arhead.head.weight", &[12, 4]));
 }
+
+#[test]
+fn a_header_is_read_from_the_start_of_a_file() {
+    let facts = BTreeMap::from([("key".to_owned(), "value".to_owned())]);
+    let bytes = serialize(&PathBuf::from("w"), &tensors(&[("a", tensor(&[1.0, 2.0]))]), &facts).unwrap();
+    let end = bytes.len() - 8;
+    for cut in [bytes.len(), end] {
+        let header = header_of(&bytes[..cut]).unwrap();
+        assert!(header.contains_key("a") && header["__metadata__"]["key"] == "value");
+    }
+    for other in [&bytes[..end - 1], &bytes[..7], b"", b"PK\x03\x04 a zip file of some length", &[0xff; 40]] {
+        assert!(header_of(other).is_none());
+    }
+}
