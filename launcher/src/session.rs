@@ -1,13 +1,15 @@
 //! What an mpirun that is killed, that kills its ranks, or whose launcher is killed leaves on this machine: a folder in
 //! the temporary folder, and the shared memory of its ranks.
 //!
-//! Other MPI jobs of the same user have theirs in the same places. So the launcher notes in a file which folder its own
-//! mpirun has, and after it was killed the next launcher of the run removes that one and no other.
+//! Other MPI jobs of the same user have theirs in the same places. So the launcher notes in a file which mpirun it has
+//! started, and after it was killed the next launcher of the run removes what that one has left and nothing else.
 
 use std::{
     collections::BTreeSet,
+    fs::Metadata,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,9 @@ use crate::processes;
 
 /// Name of the file that remembers the mpirun of a run, among the logs of its ranks.
 pub const RECORD: &str = "session.json";
+
+/// mpirun makes its folder within this time. One that is made later is of another process that has its number.
+const FOLDER_IS_MADE: Duration = Duration::from_secs(60);
 
 /// Where Open MPI keeps the memory that the ranks of a machine share, as `vader_segment.<host>.<user>.<job>.<rank>`.
 const SHARED_MEMORY: &str = "/dev/shm";
@@ -26,6 +31,7 @@ pub struct Session {
     mpirun: u32,
     /// Open MPI's number of the job, once a rank on this machine has been found.
     job: Option<u32>,
+    started: SystemTime,
     /// Where it is remembered.
     record: PathBuf,
 }
@@ -39,16 +45,20 @@ struct Record {
     boot_id: String,
     mpirun: u32,
     job: Option<u32>,
-    /// mpirun's folder, and which one it is: another mpirun of the same process number has another.
+    /// When mpirun was started, in seconds since 1970.
+    started: u64,
+    /// Its folder.
     folder: PathBuf,
-    device: u64,
-    inode: u64,
+    /// Which folder that is, once it has been seen: device and inode.
+    identity: Option<(u64, u64)>,
 }
 
 impl Session {
-    /// That of the mpirun with this process number, remembered in the file `record`.
+    /// That of the mpirun with this process number, which has just been started. The file `record` remembers it.
     pub fn new(mpirun: u32, record: PathBuf) -> Self {
-        Self { mpirun, job: None, record }
+        let session = Self { mpirun, job: None, started: SystemTime::now(), record };
+        session.remember(&std::env::temp_dir());
+        session
     }
 
     /// Hears of a process that may be a rank on this machine: its environment names the job. mpirun has made its folder
@@ -63,10 +73,10 @@ impl Session {
     /// Best effort: what is not remembered is not removed after the launcher is killed.
     fn remember(&self, temporary: &Path) {
         let folder = temporary.join(session_folder(user())).join(format!("pid.{}", self.mpirun));
-        let Ok(facts) = std::fs::symlink_metadata(&folder) else { return };
-        let (device, inode) = (facts.dev(), facts.ino());
-        let record =
-            Record { host: host(), boot_id: boot_id(), mpirun: self.mpirun, job: self.job, folder, device, inode };
+        let identity = std::fs::symlink_metadata(&folder).ok().map(|facts| (facts.dev(), facts.ino()));
+        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let (host, boot_id, mpirun, job) = (host(), boot_id(), self.mpirun, self.job);
+        let record = Record { host, boot_id, mpirun, job, started, folder, identity };
         if Record::may_be_at(&self.record) {
             let _ = std::fs::write(&self.record, serde_json::to_vec(&record).unwrap_or_default());
         }
@@ -96,7 +106,7 @@ fn remove_memory(folder: &Path, user: u32, jobs: &BTreeSet<u32>) {
     let parts: Vec<String> = jobs.iter().map(|job| format!(".{user}.{job:x}.")).collect();
     for (path, name) in entries(folder) {
         let ours = name.starts_with("vader_segment.") && parts.iter().any(|part| name.contains(part));
-        let is_file = |facts: std::fs::Metadata| facts.is_file() && facts.uid() == self::user();
+        let is_file = |facts: Metadata| facts.is_file() && facts.uid() == self::user();
         if ours && std::fs::symlink_metadata(&path).is_ok_and(is_file) {
             let _ = std::fs::remove_file(path);
         }
@@ -156,11 +166,19 @@ impl Record {
         }
     }
 
+    /// Whether a folder of that name is the one that this mpirun has made.
+    fn is_its_folder(&self, facts: &Metadata) -> bool {
+        let started = UNIX_EPOCH + Duration::from_secs(self.started);
+        // File systems that do not know it say nothing about when a folder was made.
+        let made = || facts.created().is_ok_and(|made| (started..started + FOLDER_IS_MADE).contains(&made));
+        let same = |identity| identity == (facts.dev(), facts.ino());
+        facts.is_dir() && facts.uid() == user() && self.identity.map_or_else(made, same)
+    }
+
     /// Returns the numbers of mpirun's jobs.
     fn remove_folder(&self) -> BTreeSet<u32> {
         let mut found: BTreeSet<u32> = self.job.into_iter().collect();
-        let same = |facts: std::fs::Metadata| facts.is_dir() && (facts.dev(), facts.ino()) == (self.device, self.inode);
-        if std::fs::symlink_metadata(&self.folder).is_ok_and(same) {
+        if std::fs::symlink_metadata(&self.folder).is_ok_and(|facts| self.is_its_folder(&facts)) {
             found.extend(jobs(&self.folder));
             let _ = std::fs::remove_dir_all(&self.folder);
             // Where it was the last one.
@@ -196,7 +214,8 @@ mod tests {
         }
         std::fs::create_dir_all(folder.path().join("ompi.a.0/pid.5/0")).unwrap();
         std::fs::create_dir_all(folder.path().join("ompi.a.0/pid.55")).unwrap();
-        let mut session = Session::new(5, folder.path().join(RECORD));
+        let record = tempfile::tempdir().unwrap();
+        let mut session = Session::new(5, record.path().join(RECORD));
         session.job = job(b"A=1\0PMIX_NAMESPACE=975306753\0B=2");
         remove_memory(folder.path(), 0, &session.job.into_iter().collect());
         session.remove_folder(folder.path(), "ompi.a.0");
@@ -231,9 +250,18 @@ mod tests {
         assert!(!folder.exists() && of_another.exists());
         // Another mpirun that has its process number, and a link in its place.
         std::fs::create_dir(&folder).unwrap();
-        let other = Record { inode: left.inode + 1_000_000, ..Record::read(&session.record).unwrap() };
-        assert!(other.remove_folder().is_empty() && folder.exists());
-        std::fs::remove_dir(&folder).unwrap();
+        let another = || Record::read(&session.record).unwrap();
+        let (device, inode) = left.identity.unwrap();
+        for other in [
+            Record { identity: Some((device, inode + 1_000_000)), ..another() },
+            Record { identity: None, started: left.started + 3600, ..another() },
+            Record { identity: None, started: left.started - 3600, ..another() },
+        ] {
+            assert!(other.remove_folder().is_empty() && folder.exists());
+        }
+        // The launcher may be killed before it has seen the folder.
+        Record { identity: None, ..another() }.remove_folder();
+        assert!(!folder.exists());
         std::os::unix::fs::symlink(&of_another, &folder).unwrap();
         assert!(left.remove_folder().is_empty() && of_another.exists());
     }

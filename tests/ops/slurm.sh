@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 checkout=$PWD
 work=$(mktemp -d /tmp/slurm.XXXXXX) # short: the path of a socket has 107 letters at most
 readonly checkout work
-readonly patience_secs=120
+readonly patience_secs=600
 export SLURM_CONF=$work/slurm.conf PATH=$checkout/target/release:/usr/sbin:$PATH
 
 fail() {

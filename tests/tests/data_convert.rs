@@ -5,7 +5,9 @@
 
 mod data_support;
 
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -170,32 +172,41 @@ fn every_file_that_cannot_be_used_is_named_with_its_reason() {
     assert_eq!(manifest.class_counts, [40, 0]);
 }
 
+/// A picture that the order of the shards puts into one of the last.
+const LATE: usize = 300;
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+
 #[test]
 fn a_killed_run_goes_on_and_two_ranks_make_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let from = folder.path().join("from");
-    for index in 0..600 {
-        good(&from.join(format!("{}/{index:04}.npz", index % 7)), index as f32 / 16.0);
-    }
+    let file = |index: usize| from.join(format!("{}/{index:04}.npz", index % 7));
+    (0..600).for_each(|index| good(&file(index), index as f32 / 16.0));
     let options = ["--shard-bytes", "12KB"];
     let whole = folder.path().join("whole");
     succeeded(&convert(&from, &whole, &options));
     let killed = folder.path().join("killed");
+    // A picture of a late shard is a pipe into which nobody writes: the program stops there.
+    let pipe = file(LATE);
+    std::fs::remove_file(&pipe).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut run = Command::new(program("arinar-data"))
         .args([&["convert", "--from", text(&from), "--out", text(&killed)][..], &options].concat())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let second = killed.join("shard-00001.safetensors");
     let started = Instant::now();
-    while !second.exists() {
-        assert!(started.elapsed() < Duration::from_secs(60), "no shard appears");
-        std::thread::sleep(Duration::from_micros(200));
+    // It cannot be opened before somebody reads from it.
+    while File::options().write(true).custom_flags(NONBLOCK).open(&pipe).is_err() {
+        assert!(started.elapsed() < Duration::from_secs(120), "it does not come to the pipe");
+        std::thread::sleep(Duration::from_millis(2));
     }
     run.kill().unwrap();
     run.wait().unwrap();
-    assert!(!killed.join("manifest.json").exists(), "it ended before it could be killed");
+    assert!(killed.join("shard-00000.safetensors").exists(), "it came to the pipe before it had made a shard");
+    std::fs::remove_file(&pipe).unwrap();
+    good(&pipe, LATE as f32 / 16.0);
     let said = succeeded(&convert(&from, &killed, &options));
     assert!(said.contains("were there from an earlier run"), "{said}");
     assert!(files(&killed) == files(&whole));

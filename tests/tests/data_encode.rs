@@ -95,7 +95,7 @@ fn an_error_of_one_kind_on_all_ranks_is_said_once() {
 
 #[test]
 fn a_killed_run_goes_on_where_it_was() {
-    let work = Workplace::new(200);
+    let work = Workplace::new(400);
     // Small batches take their time.
     let options = ["--batch", "1"];
     succeeded(&work.encode("whole", &options));

@@ -201,7 +201,7 @@ fn communicators_that_cannot_be_made_say_so_or_hang() {
 
     let job = Job::new(2).with_faults("rank 0 init hang");
     let mut ranks = job.start(&["steps", "1"]);
-    std::thread::sleep(Duration::from_millis(200));
+    wait_until_joined(&ranks[1]);
     assert!(ranks.iter_mut().all(|rank| rank.try_wait().unwrap().is_none()));
     ranks[0].kill().unwrap();
     ranks[0].wait().unwrap();
@@ -210,6 +210,16 @@ fn communicators_that_cannot_be_made_say_so_or_hang() {
 
     let job = Job::new(1).with_faults("rank 1 init sideways");
     assert_eq!(job.run(&["steps", "1"]), ["init: ncclInvalidUsage\n"]);
+}
+
+/// Waits until a rank has mapped the memory of a communicator.
+fn wait_until_joined(rank: &Child) {
+    let maps = format!("/proc/{}/maps", rank.id());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !std::fs::read_to_string(&maps).unwrap_or_default().contains("memfd:arinar-stand-in") {
+        assert!(Instant::now() < deadline, "the rank does not join");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Reads what a rank says up to the end of a step.

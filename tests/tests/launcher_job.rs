@@ -17,7 +17,7 @@ use rustix::process::Signal;
 /// A run that is long enough to be disturbed.
 const LONG: &str = r#"{"steps": 100000}"#;
 /// Everything is gone by then.
-const GONE: Duration = Duration::from_secs(5);
+const GONE: Duration = Duration::from_secs(60);
 
 fn two(more: &[&'static str]) -> Vec<&'static str> {
     [&["--nproc", "2"], more].concat()
@@ -209,8 +209,8 @@ fn two_launchers_do_not_share_a_run() {
 
 #[test]
 fn strangers_disturb_nobody() {
-    let stage = Stage::new(r#"{"steps": 150}"#);
-    let running = stage.start(&two(&[]));
+    let stage = Stage::new(LONG);
+    let running = training(&stage, &[]);
     let rank = running.rank(0);
     let environment = std::fs::read(format!("/proc/{rank}/environ")).unwrap();
     let text = environment.split(|byte| *byte == 0).find_map(|word| word.strip_prefix(b"ARINAR_LAUNCHER=")).unwrap();
@@ -225,5 +225,6 @@ fn strangers_disturb_nobody() {
         let _ = stranger.read_to_end(&mut Vec::new());
     }
     let _silent = TcpStream::connect(launcher.addresses[0]).unwrap();
-    running.wait().ended(0).says("no restart");
+    signal(running.pid(), Signal::TERM);
+    running.wait().ended(75).says("no restart");
 }

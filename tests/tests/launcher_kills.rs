@@ -19,10 +19,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rustix::process::Signal;
 use trainer_support::Ended;
-use trial_support::{Jobs, Trial};
+use trial_support::{Jobs, SILENCE, Trial};
 
-/// A death is noticed within this.
-const NOTICED: Duration = Duration::from_secs(1);
+/// A death is noticed by itself, and not because nothing was heard for as long as [`SILENCE`].
+const NOTICED: Duration = Duration::from_secs(SILENCE.as_secs() / 2);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Victim {

@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use trial_support::Trial;
 
 /// As `--grace`.
-const GRACE: Duration = Duration::from_secs(12);
+const GRACE: Duration = Duration::from_secs(24);
 
 const REQUESTS: [(usize, Signal); 4] = [(0, Signal::TERM), (1, Signal::USR1), (1, Signal::TERM), (0, Signal::USR1)];
 

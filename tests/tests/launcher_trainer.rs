@@ -17,11 +17,11 @@ use trainer_support::Lab;
 const LENGTH: [&str; 2] = ["train.max_steps=600", "checkpoint.every=20 steps"];
 
 /// As `--silence-limit`.
-const SILENCE: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_secs(6);
 
 fn launch(lab: &Lab) -> Command {
     let mut command = Command::new(program("arinar-launcher"));
-    command.arg("--config").arg(lab.path("tiny.yaml")).args(["--nproc", "2", "--silence-limit", "3s"]);
+    command.arg("--config").arg(lab.path("tiny.yaml")).args(["--nproc", "2", "--silence-limit", "6s"]);
     for value in LENGTH {
         command.args(["--set", value]);
     }
@@ -64,8 +64,8 @@ fn killed_and_stopped_ranks_change_nothing() {
     signal(running.rank(0), Signal::STOP);
     let stopped = Instant::now();
     let told = running.says("everyone waits for rank 0, which is silent");
-    assert!(stopped.elapsed() < SILENCE + Duration::from_secs(1), "{:?}", stopped.elapsed());
-    assert!(told.contains("; last known: ") && told.contains(" of step ") && told.contains("(limit 3.0 s)"), "{told}");
+    assert!((SILENCE..10 * SILENCE).contains(&stopped.elapsed()), "{:?}", stopped.elapsed());
+    assert!(told.contains("; last known: ") && told.contains(" of step ") && told.contains("(limit 6.0 s)"), "{told}");
     running.wait().ended(0).says("restarts: 1 by crash, 1 by hang").says("(to 600 of 600)");
     assert_like_undisturbed(&lab);
 }

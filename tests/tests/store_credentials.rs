@@ -43,7 +43,7 @@ impl Lab {
     /// Opens with nothing but a home folder and these variables.
     fn open(&self, variables: &[(&str, &str)]) -> Result<Store, StoreError> {
         let home = self.folder.path().to_str().unwrap();
-        let common = [("HOME", home), ("AWS_ALLOW_HTTP", "true"), ("ARINAR_STORE_PATIENCE", "1")];
+        let common = [("HOME", home), ("AWS_ALLOW_HTTP", "true"), ("ARINAR_STORE_PATIENCE", "4")];
         let all: Environment = common.into_iter().chain(variables.iter().copied()).collect();
         Store::open_with("s3://bucket/x", &all)
     }

@@ -71,7 +71,7 @@ fn every_operation_outlives_every_failure_that_passes() {
     std::thread::scope(|scope| {
         for fault in PASSING {
             scope.spawn(move || {
-                let lab = Lab::new("4");
+                let lab = Lab::new("8");
                 let times = if fault == STALL { 1 } else { 2 };
                 let mut operations = 0;
                 everything_works(&lab.store, || {

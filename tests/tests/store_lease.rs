@@ -258,7 +258,7 @@ fn a_lease_that_was_taken_is_lost() {
 fn a_store_that_is_down_for_a_while_does_not_end_a_lease() {
     let folder = tempfile::tempdir().unwrap();
     let server = S3Server::start(folder.path());
-    let store = s3_store(&server, "bucket", "0.3");
+    let store = s3_store(&server, "bucket", "4");
     let lease = Lease::acquire_for(&store, "first", SHORT).unwrap();
     server.set_faults(Faults { down: true, ..Faults::default() });
     let error = lease.check().unwrap_err();

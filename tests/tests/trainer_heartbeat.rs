@@ -209,13 +209,16 @@ fn who_resumes_is_no_straggler() {
         ranks.map(|rank| beats(&rank.join().unwrap()).pop().unwrap().clone())
     };
     run(1, 200);
+    let saved = seconds_in(lab.path("run/step-00000200/state.json")).unwrap();
     let [first, second] = run(2, 220);
     assert_eq!((first.first_step, second.first_step), (200, 200));
     // One of the two is rank 0, and tells what the start before had spent; none has spent it itself.
-    assert!(first.earlier.compute + second.earlier.compute > 4.0 * first.seconds.compute, "{first:?} {second:?}");
+    let earlier = [first.earlier.compute, second.earlier.compute];
+    assert!(earlier == [saved.compute, 0.0] || earlier == [0.0, saved.compute], "{earlier:?} {saved:?}");
     let excess = lab.curve("logs", "slowest_rank_excess");
     let least = excess.range(201..).map(|(_, excess)| *excess).fold(f32::INFINITY, f32::min);
-    assert!(least < 0.5, "a rank seems to have worked {least} longer than the mean all along");
+    // Had it spent the first 200 steps in one of the last 20, its average would be 36 times the other's to the end.
+    assert!(least < 0.9, "a rank seems to have worked {least} longer than the mean all along");
 }
 
 #[test]

@@ -37,24 +37,27 @@ fn signal_a_rank(mpirun: &Child, signal: &str) {
 
 #[test]
 fn a_killed_run_ends_as_if_it_had_not_been() {
-    const STEPS: &str = "train.max_steps=60";
     const EVERY: &str = "checkpoint.every=7 steps";
-    let whole = Lab::new();
-    whole.train(2, &[STEPS, EVERY]).succeeded();
     let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
     let step = 3 + u64::from(nanoseconds / 1000) % 35;
     println!("killed after step {step}");
     let killed = Lab::new();
-    let child = start_until(&killed, 2, &[STEPS, EVERY], step);
+    let child = start_until(&killed, 2, &["train.max_steps=1000000", EVERY], step);
     signal_a_rank(&child, "-9");
     let ended = Ended::of(child.wait_with_output().unwrap());
     assert_ne!(ended.code, Some(0));
-    assert!(!killed.path("run/step-00000060").exists(), "it was killed too late");
-    killed.train(2, &[STEPS, EVERY]).succeeded();
-    assert!(whole.tensors("run/step-00000060") == killed.tensors("run/step-00000060"));
+    // How far it came before the signal reached it is a matter of time.
+    let came = killed.checkpoints("run").last().map_or(0, |newest| checkpoint::step_of(newest).unwrap());
+    let last = came.max(step) + 20;
+    let steps = format!("train.max_steps={last}");
+    killed.train(2, &[&steps, EVERY]).succeeded();
+    let whole = Lab::new();
+    whole.train(2, &[&steps, EVERY]).succeeded();
+    let last_one = format!("run/{}", checkpoint::folder(last));
+    assert!(whole.tensors(&last_one) == killed.tensors(&last_one));
     for tag in ["train_loss", "lr", "grad_norm"] {
         let curve = whole.curve("logs", tag);
-        assert_eq!(curve.keys().copied().collect::<Vec<_>>(), (1..=60).collect::<Vec<_>>(), "{tag}");
+        assert_eq!(curve.keys().copied().collect::<Vec<_>>(), (1..=last).collect::<Vec<_>>(), "{tag}");
         assert_eq!(curve, killed.curve("logs", tag), "{tag}");
     }
 }
@@ -155,7 +158,7 @@ fn a_run_goes_on_at_another_world_size() {
     let (whole, parts) = (whole.curve("logs", "train_loss"), parts.curve("logs", "train_loss"));
     assert_eq!(whole.len(), 12);
     for (step, loss) in &whole {
-        assert!((parts[step] - loss).abs() < 1e-5 * loss.abs(), "step {step}");
+        assert!((parts[step] - loss).abs() < 1e-5 * loss.abs().max(1.0), "step {step}");
     }
 }
 

@@ -162,7 +162,7 @@ mod tests {
         std::fs::write(logs.join("events.out.tfevents.1.another-program"), "theirs").unwrap();
         let copied = run.join("logs/events.out.tfevents.1.arinar");
         let copy = LogCopy::start(run.to_str().unwrap(), logs, Duration::from_millis(20)).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while !copied.exists() {
             assert!(Instant::now() < deadline);
             std::thread::sleep(Duration::from_millis(2));
@@ -179,7 +179,7 @@ mod tests {
         let run = temporary.path().join("run");
         let nowhere = temporary.path().join("nowhere");
         let copy = LogCopy::start(run.to_str().unwrap(), nowhere, Duration::from_millis(1)).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(120);
         let problem = loop {
             assert!(Instant::now() < deadline);
             if let Some(problem) = copy.problem() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests as other processors would: libtorch and oneDNN take the instructions that they are told to, so that a
-# machine stands in for all those that have fewer. Needs what `make test` needs, and takes as long for each setting.
+# Runs the tests as other processors would: libtorch, oneDNN and MKL take the instructions that they are told to, so that
+# a machine stands in for all those that have fewer. Needs what `make test` needs, and takes as long for each setting.
 # Arguments go to `cargo test`, as in: tests/ops/processors/run.sh --test golden_outer
 #
 #   NEIGHBOUR=1  keeps one core busy with another process meanwhile
@@ -8,14 +8,14 @@
 set -uo pipefail
 cd "$(dirname "$0")/../../.." || exit 1
 
-# ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA OMP_NUM_THREADS, and what the processor must have for it.
+# ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA MKL_ENABLE_INSTRUCTIONS OMP_NUM_THREADS, and what the processor must have.
 readonly settings=(
-    "default AVX2 1 avx2"
-    "avx2 AVX2 2 avx2"
-    "avx512 AVX512_CORE 1 avx512f"
-    "avx512 AVX512_CORE_BF16 2 avx512_bf16"
-    "avx512 AVX512_CORE_AMX 1 amx_tile"
-    "avx512 AVX512_CORE_AMX 2 amx_tile"
+    "default AVX2 SSE4_2 1 avx2"
+    "avx2 AVX2 AVX2 2 avx2"
+    "avx512 AVX512_CORE AVX512 1 avx512f"
+    "avx512 AVX512_CORE_BF16 AVX512 2 avx512_bf16"
+    "avx512 AVX512_CORE_AMX AVX512 1 amx_tile"
+    "avx512 AVX512_CORE_AMX AVX512 2 amx_tile"
 )
 
 neighbour=
@@ -28,15 +28,17 @@ fi
 status=0
 results=()
 for number in ${SETTINGS:-$(seq ${#settings[@]})}; do
-    read -r aten onednn threads needs <<<"${settings[number - 1]}"
-    name="$number: ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn OMP_NUM_THREADS=$threads"
+    read -r aten onednn mkl threads needs <<<"${settings[number - 1]}"
+    variables=(ATEN_CPU_CAPABILITY="$aten" ONEDNN_MAX_CPU_ISA="$onednn" MKL_ENABLE_INSTRUCTIONS="$mkl"
+        OMP_NUM_THREADS="$threads")
+    name="$number: ${variables[*]}"
     if ! grep -qw "$needs" /proc/cpuinfo; then
         results+=("not run ($needs is missing)  $name")
         continue
     fi
     echo "=== $name"
     start=$SECONDS
-    if ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn OMP_NUM_THREADS=$threads ops/test.sh "$@"; then
+    if env "${variables[@]}" ops/test.sh "$@"; then
         results+=("passed in $((SECONDS - start)) s  $name")
     else
         results+=("FAILED  $name")

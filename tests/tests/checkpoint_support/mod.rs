@@ -19,6 +19,9 @@ pub const RUN: &str = "s3/runs/tiny";
 pub struct Cloud {
     pub lab: Lab,
     pub server: S3Server,
+    /// `ARINAR_STORE_PATIENCE` of the programs, in seconds. A quarter of it is the longest stall of a request, and uploads
+    /// give way to everything else on the machine.
+    pub patience: &'static str,
 }
 
 impl Cloud {
@@ -26,7 +29,12 @@ impl Cloud {
         let lab = Lab::new();
         let server = S3Server::start(&lab.path("s3"));
         server.create_bucket("runs");
-        Self { lab, server }
+        Self { lab, server, patience: "40" }
+    }
+
+    /// One whose programs soon give up on a store that is out of reach.
+    pub fn impatient() -> Self {
+        Self { patience: "4", ..Self::new() }
     }
 
     /// Puts a copy of the lab's dataset into a bucket of its own, `s3://data`.
@@ -38,7 +46,6 @@ impl Cloud {
         }
     }
 
-    /// With a store that is given up on after a second.
     pub fn command(&self, ranks: usize, overrides: &[&str]) -> Command {
         let spool = format!("checkpoint.spool_dir={}", self.lab.path("spool").display());
         let ours = ["run.dir=s3://runs/tiny", &spool];
@@ -49,7 +56,7 @@ impl Cloud {
 
     pub fn environment(&self) -> Vec<(String, String)> {
         let mut variables = self.server.environment();
-        variables.push(("ARINAR_STORE_PATIENCE".to_owned(), "1".to_owned()));
+        variables.push(("ARINAR_STORE_PATIENCE".to_owned(), self.patience.to_owned()));
         variables
     }
 
@@ -161,7 +168,7 @@ impl Running {
 
 /// Waits for something that happens beside the run.
 pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !happened() {
         assert!(Instant::now() < deadline, "waited for {what} in vain");
         std::thread::sleep(Duration::from_millis(5));

@@ -15,13 +15,18 @@ use crate::{
     trainer_support::{Ended, Lab, launch},
 };
 
-/// Nothing of a job lives longer than this after its end.
-pub const GONE: Duration = Duration::from_secs(5);
+/// Nothing of a job stays after its end. The launcher gives mpirun five seconds before it kills it.
+pub const GONE: Duration = Duration::from_secs(60);
+
+/// The usual `--silence-limit`. What is noticed in a fraction of it is noticed by itself, and not because nothing was heard.
+pub const SILENCE: Duration = Duration::from_secs(60);
 
 /// A run that is going to be disturbed.
 pub struct Trial {
     pub lab: Lab,
     pub ranks: usize,
+    /// The launcher's `--silence-limit`.
+    pub silence: Duration,
     config: PathBuf,
     overrides: Vec<String>,
 }
@@ -51,7 +56,7 @@ impl Trial {
 
     fn new(lab: Lab, config: PathBuf, overrides: Vec<String>) -> Self {
         std::fs::create_dir(lab.path("tmp")).unwrap();
-        Self { lab, ranks: 2, config, overrides }
+        Self { lab, ranks: 2, silence: SILENCE, config, overrides }
     }
 
     /// Puts a text that was not known at first into the overrides.
@@ -65,7 +70,7 @@ impl Trial {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("arinar-launcher"));
         command.arg("--config").arg(&self.config).args(["--nproc", &self.ranks.to_string()]);
-        command.args(["--silence-limit", "3s"]);
+        command.args(["--silence-limit", &format!("{}s", self.silence.as_secs())]);
         for value in &self.overrides {
             command.args(["--set", value]);
         }
