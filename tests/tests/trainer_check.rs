@@ -118,7 +118,9 @@ fn in_a_bucket_nothing_is_left_behind_either() {
 fn every_problem_has_its_line_and_all_are_listed() {
     let lab = Lab::new();
     let before = listing(lab.folder.path());
-    let cases: [(&[&str], &[&[&str]]); 11] = [
+    let cache = |name: &str| format!("data.cache_dir={}", lab.path(name).display());
+    let (new, in_use) = (cache("cache"), cache("dataset"));
+    let cases: [(&[&str], &[&[&str]]); 12] = [
         (&["data.url=/nowhere"], &[&["data.url", "there is no dataset at /nowhere"]]),
         (&["model.vae.channels=8"], &[&["data.url", "model.vae.channels is 8", "encoded with 4"]]),
         (
@@ -128,7 +130,8 @@ fn every_problem_has_its_line_and_all_are_listed() {
         (&["run.dir=/proc/nowhere"], &[&["run.dir", "no file can be written in /proc", "set run.dir"]]),
         (&["run.log_dir=/proc/nowhere"], &[&["run.log_dir", "no file can be written in /proc"]]),
         (&["data.cache_dir=/proc/nowhere"], &[&["data.cache_dir", "no file can be written in /proc"]]),
-        (&["data.cache_dir=/tmp", "data.cache_limit=100"], &[&["data.cache_limit", "set data.cache_limit="]]),
+        (&[&in_use], &[&["data.cache_dir", "is not empty", "set data.cache_dir"]]),
+        (&[&new, "data.cache_limit=100"], &[&["data.cache_limit", "set data.cache_limit="]]),
         (&["optim.ema=1.5", "optim.epochs=0"], &[&["optim.ema: 1.5"], &["optim.epochs: 0"]]),
         (
             &["eval={every_epochs: 0, num_images: 0, guidance_scale: 4.5}"],
