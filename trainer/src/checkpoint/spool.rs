@@ -224,6 +224,7 @@ mod tests {
         save(spool.store(), 10, "there");
         let newest = save(spool.store(), 20, "there");
         let leftover = save(spool.store(), 30, "here");
+        step_folder::mark_unfinished(spool.store(), 40).unwrap();
         spool.store().put("step-00000040/state.json", b"half".to_vec()).unwrap();
         let stock = spool.take_stock(&remote).unwrap();
         assert_eq!(stock.stored, [10, 20]);
