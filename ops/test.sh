@@ -3,7 +3,6 @@
 # It expects the programs in target/release. Arguments go to `cargo test`, as in: ops/test.sh --test chaos
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-# shellcheck disable=SC2310 # it returns 1 where libtorch is missing
 . ops/env.sh || exit 1
 
 # What the tests find must not depend on who runs them: a proxy for the servers that they start on this machine, keys of
@@ -19,7 +18,8 @@ echo "== cargo test"
 if ! cargo test --release --locked --workspace --no-fail-fast "$@" 2>&1 | tee "$log"; then
     mapfile -t failed < <(
         sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log"
-        # A target that does not compile or that a signal ends names no test.
+        # A target that does not compile or that a signal ends names no test. cargo puts it between backquotes.
+        # shellcheck disable=SC2016
         sed -n 's/^    `\(-p .*\)`$/\1/p' "$log"
     )
     [ ${#failed[@]} -gt 0 ] || failed=("cargo test")
