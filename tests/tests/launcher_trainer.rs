@@ -64,7 +64,8 @@ fn killed_and_stopped_ranks_change_nothing() {
     signal(running.rank(0), Signal::STOP);
     let stopped = Instant::now();
     let told = running.says("everyone waits for rank 0, which is silent");
-    assert!((SILENCE..10 * SILENCE).contains(&stopped.elapsed()), "{:?}", stopped.elapsed());
+    // Its last word may have come a moment before it was stopped; and whoever looks may be late.
+    assert!((SILENCE / 2..10 * SILENCE).contains(&stopped.elapsed()), "{:?}", stopped.elapsed());
     assert!(told.contains("; last known: ") && told.contains(" of step ") && told.contains("(limit 6.0 s)"), "{told}");
     running.wait().ended(0).says("restarts: 1 by crash, 1 by hang").says("(to 600 of 600)");
     assert_like_undisturbed(&lab);
