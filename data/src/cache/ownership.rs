@@ -42,10 +42,10 @@ pub(crate) fn claim(folder: &Path) -> Result<(), DataError> {
     if is_cache(folder)? { Ok(()) } else { write_marker(folder).map_err(failed) }
 }
 
-/// Whether [`claim`] would succeed, as far as the folder's contents decide it. Nothing is written.
+/// Whether a folder is a cache or can become one, as far as its contents decide it. Nothing is written.
 ///
 /// # Errors
-/// As [`claim`].
+/// [`DataError::NotACache`] if it holds something else, [`DataError::File`] if it cannot be read.
 pub fn probe(folder: &Path) -> Result<(), DataError> {
     is_cache(folder).map(drop)
 }
