@@ -84,7 +84,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
-NodeName=localhost CPUs=$(nproc) State=UNKNOWN
+NodeName=localhost CPUs=$(env -u OMP_NUM_THREADS nproc) State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES State=UP
 END
     mkdir -m 755 "$work/munge" "$work/state" "$work/spool"
