@@ -138,7 +138,7 @@ fn a_run_does_not_save_over_what_it_has_not_made() {
     mine(&cloud.lab.path(RUN).join("step-00000004/model-00001-of-00001.safetensors"));
     refused(&cloud.train(0, &overrides), &parts);
     assert_mine(&cloud.lab.path(RUN).join("step-00000004/model-00001-of-00001.safetensors"));
-    // What is in nobody's way may stay, and an empty file of the lease's name is one.
+    // Other files in such a folder do not matter.
     let lab = Lab::new();
     mine(&lab.path("run/step-00000004/notes.txt"));
     lab.train(0, &overrides).succeeded();

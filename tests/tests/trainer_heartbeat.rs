@@ -217,7 +217,7 @@ fn who_resumes_is_no_straggler() {
     assert!(earlier == [saved.compute, 0.0] || earlier == [0.0, saved.compute], "{earlier:?} {saved:?}");
     let excess = lab.curve("logs", "slowest_rank_excess");
     let least = excess.range(201..).map(|(_, excess)| *excess).fold(f32::INFINITY, f32::min);
-    // Had it spent the first 200 steps in one of the last 20, its average would be 36 times the other's to the end.
+    // If the first 200 steps were charged to one of the last 20, its average would stay 36 times the other's.
     assert!(least < 0.9, "a rank seems to have worked {least} longer than the mean all along");
 }
 

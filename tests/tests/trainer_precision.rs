@@ -123,8 +123,8 @@ impl State {
         (loss.double_value(&[]), Tensor::cat(&gradients, 0))
     }
 
-    /// What [`Self::loss_and_gradients`] gives in float32 when each weight of a matrix product is off by a random share
-    /// of itself, up to that of a rounding.
+    /// Loss and gradients in float32 after each weight of a matrix product is changed by a random share of itself, at most
+    /// that of a rounding.
     fn with_rounded_weights(&mut self, trial: usize) -> (f64, Tensor) {
         let factors: Vec<(Tensor, Tensor)> = weights::trainable(&self.store)
             .into_iter()

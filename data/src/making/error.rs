@@ -66,7 +66,7 @@ pub enum EncodeError {
     ForeignFile {
         /// URL of the file.
         url: String,
-        /// What it would have to be, in order to be replaced.
+        /// The only kind of file that may be replaced there.
         what: &'static str,
     },
     /// The VAE's output cannot be stored.

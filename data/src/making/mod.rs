@@ -93,7 +93,7 @@ pub(crate) struct Job<M> {
     plan: Plan,
     /// Shape of a record's moments: [2C, H, W].
     shape: [usize; 3],
-    /// What may be replaced.
+    /// The dataset at `--out`, whose files may be replaced.
     earlier: Earlier,
 }
 

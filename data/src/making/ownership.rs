@@ -16,7 +16,7 @@ const MANIFEST_KEY: &[u8] = b"\"encode_id\"";
 /// A shard's header has six tensors and one key of metadata; no longer one is read.
 const LONGEST_HEADER: u64 = 1 << 16;
 
-/// What an earlier encode run has left at `--out`.
+/// The dataset that an earlier encode run has left at `--out`, if any.
 pub(super) struct Earlier {
     /// Its manifest, where there is one that can be read.
     manifest: Option<Manifest>,

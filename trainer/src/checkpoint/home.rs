@@ -150,7 +150,7 @@ impl<'a> Home<'a> {
         Ok(found)
     }
 
-    /// What the run will save must not meet anything that is not its own.
+    /// Checks that no files of another program are where the run will save its checkpoints.
     fn check_later_steps(&self, found: Option<&Found>) -> Result<(), Stop> {
         let step = found.map_or(0, |found| found.step);
         let checked = match self.role.rank {

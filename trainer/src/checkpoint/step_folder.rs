@@ -25,7 +25,7 @@ pub(super) const UPLOADED: &str = "uploaded";
 /// Makes room for the files of a new checkpoint: an older one of that step goes.
 ///
 /// # Errors
-/// [`CheckpointError::ForeignFolder`] if files of somebody else are in the way, or what the store says.
+/// [`CheckpointError::ForeignFolder`] if files of somebody else are in the way, or errors of the store.
 pub(super) fn clear(store: &Store, step: u64) -> Result<(), CheckpointError> {
     delete(store, step)?;
     check_free(store, step)
@@ -34,7 +34,7 @@ pub(super) fn clear(store: &Store, step: u64) -> Result<(), CheckpointError> {
 /// Marks a step's folder as one of this program, before anything else is written there.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) fn mark_unfinished(store: &Store, step: u64) -> Result<(), StoreError> {
     let text = format!("{{\"writer\": \"arinar-trainer {}\"}}\n", env!("CARGO_PKG_VERSION"));
     store.put(&format!("{}/{UNFINISHED}", folder(step)), text.into_bytes())
@@ -43,7 +43,7 @@ pub(super) fn mark_unfinished(store: &Store, step: u64) -> Result<(), StoreError
 /// Takes the mark off a folder whose manifest is written.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) fn unmark(store: &Store, step: u64) -> Result<(), StoreError> {
     store.delete(&format!("{}/{UNFINISHED}", folder(step)))
 }
@@ -67,7 +67,7 @@ pub(super) fn is_checkpoint_file(name: &str) -> bool {
 /// the mark of an unfinished one. A link in its place was not.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) fn is_ours(store: &Store, step: u64) -> Result<bool, StoreError> {
     let folder = folder(step);
     if store.local_path(&folder).is_some_and(|path| !is_plain_folder(&path)) {
@@ -94,7 +94,7 @@ pub(super) fn is_ours(store: &Store, step: u64) -> Result<bool, StoreError> {
 /// The manifest goes first, so that a checkpoint is whole or none.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) fn delete(store: &Store, step: u64) -> Result<(), StoreError> {
     if !is_ours(store, step)? {
         return Ok(());
