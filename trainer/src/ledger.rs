@@ -125,7 +125,7 @@ impl LedgerFile {
     /// Makes sure that a run may keep its file in `log_dir`: there is none, or one of a run.
     ///
     /// # Errors
-    /// What lies there instead, with the fix.
+    /// A message that names the file of another program, with the fix.
     pub fn check(log_dir: &Path) -> Result<(), String> {
         // A crash may leave an empty one, a cut one, or zeros.
         let begins_as_one = |text: &[u8]| [b"{\"run\":".as_slice(), b"\0"].iter().any(|start| text.starts_with(start));

@@ -102,7 +102,7 @@ pub(super) fn delete(store: &Store, step: u64) -> Result<(), StoreError> {
     let folder = folder(step);
     let manifest = format!("{folder}/{MANIFEST}");
     if store.exists(&manifest)? {
-        // What is left by a process that is killed now must be known for what it is.
+        // If this process is killed now, the mark still proves whose the remaining files are.
         mark_unfinished(store, step)?;
         store.delete(&manifest)?;
     }
