@@ -2,6 +2,8 @@
 
 pub mod golden;
 pub mod gpu_stand_in;
+pub mod mpi;
+pub mod reference;
 pub mod s3;
 
 use std::path::PathBuf;

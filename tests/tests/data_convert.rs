@@ -16,6 +16,7 @@ use arinar_data::dataset::Dataset;
 use arinar_data::manifest::Manifest;
 use arinar_data::shard::View;
 use arinar_data::store::Store;
+use arinar_tests::mpi::mpirun;
 use data_support::{arinar_data, ended, files, program, succeeded, text};
 use half::f16;
 use zip::ZipWriter;
@@ -211,8 +212,8 @@ fn a_killed_run_goes_on_and_two_ranks_make_the_same() {
     assert!(said.contains("were there from an earlier run"), "{said}");
     assert!(files(&killed) == files(&whole));
     let two = folder.path().join("two");
-    let output = Command::new("mpirun")
-        .args(["-n", "2", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"])
+    let output = mpirun(2)
+        .args(["--bind-to", "none"])
         .arg(program("arinar-data"))
         .args([&["convert", "--from", text(&from), "--out", text(&two)][..], &options].concat())
         .output()

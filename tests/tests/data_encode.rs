@@ -10,7 +10,12 @@ use std::time::{Duration, Instant};
 
 use arinar_data::manifest::Manifest;
 use arinar_data::store::Store;
+use arinar_model::vae::load_vae;
+use arinar_tests::mpi::mpirun;
+use arinar_tests::reference::records::Records;
 use data_support::{arinar_data, ended, files, flip_bit, picture_tree, program, succeeded, text, tiny_vae};
+use image::{Rgb, RgbImage};
+use tch::{Device, Tensor};
 
 /// Pictures and a VAE in a folder of their own.
 struct Workplace {
@@ -65,12 +70,57 @@ fn a_tree_becomes_a_dataset_that_inspect_and_verify_read() {
     assert!(succeeded(&arinar_data(&["verify", "--deep", text(&out)])).contains("3 shards with 70 records are sound"));
 }
 
+/// A picture that no mirror and no swap of axes or colours leaves as it is.
+fn asymmetric(index: u32) -> RgbImage {
+    RgbImage::from_fn(8, 8, |x, y| Rgb([(30 * x + index) as u8, (250 - 25 * y) as u8, (x * y * 5) as u8]))
+}
+
+/// A picture as the VAE takes it, [1, 3, 8, 8], levels 0 to 255 being -1 to 1; `column` says where its columns come from.
+fn as_input(picture: &RgbImage, column: impl Fn(u32) -> u32) -> Tensor {
+    let level = |channel: usize, y: u32, x: u32| f32::from(picture.get_pixel(column(x), y).0[channel]) / 127.5 - 1.0;
+    let levels: Vec<f32> = (0..3)
+        .flat_map(|c| (0..8).flat_map(move |y| (0..8).map(move |x| (c, y, x))))
+        .map(|(c, y, x)| level(c, y, x))
+        .collect();
+    Tensor::from_slice(&levels).view([1, 3, 8, 8])
+}
+
+#[test]
+fn records_are_the_moments_of_the_picture_and_of_its_mirror_image() {
+    let work = Workplace::new(0);
+    for index in 0..5 {
+        let class = if index < 3 { "birds" } else { "apes" };
+        asymmetric(index).save(work.path("pictures").join(class).join(format!("{index}.png"))).unwrap();
+    }
+    succeeded(&work.encode("out", &[]));
+    let vae = load_vae(&work.path("vae.safetensors"), Device::Cpu).unwrap();
+    let moments = |input: &Tensor| tch::no_grad(|| vae.vae.encode(input).concatenated().get(0));
+    let records = Records::read(&work.path("out")).records;
+    // Sorted by name: apes/3 and apes/4, then birds/0 to birds/2.
+    let pictures = [3, 4, 0, 1, 2];
+    let mut seen: Vec<i64> = records.iter().map(|record| record.source_id).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1, 2, 3, 4]);
+    for record in &records {
+        assert_eq!(record.label, i64::from(record.source_id > 1));
+        let picture = asymmetric(pictures[record.source_id as usize]);
+        let expected = [as_input(&picture, |x| x), as_input(&picture, |x| 7 - x)].map(|input| moments(&input));
+        for (view, expected) in record.views.iter().zip(&expected) {
+            // Half precision keeps eleven bits.
+            let error = ((view - expected).abs() / (expected.abs() + 0.01)).max().double_value(&[]);
+            assert!(error < 1e-3, "picture {}: {error}", record.source_id);
+        }
+        let apart = (&expected[0] - &expected[1]).abs().max().double_value(&[]);
+        assert!(apart > 0.05, "the mirror image is like the picture: {apart}");
+    }
+}
+
 #[test]
 fn two_ranks_make_the_same_dataset_as_one() {
     let work = Workplace::new(70);
     succeeded(&work.encode("one", &[]));
-    let output = Command::new("mpirun")
-        .args(["-n", "2", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"])
+    let output = mpirun(2)
+        .args(["--bind-to", "none"])
         .arg(program("arinar-data"))
         .args(work.arguments("two", &[]))
         .output()
@@ -83,8 +133,8 @@ fn two_ranks_make_the_same_dataset_as_one() {
 #[test]
 fn an_error_of_one_kind_on_all_ranks_is_said_once() {
     let work = Workplace::new(5);
-    let output = Command::new("mpirun")
-        .args(["-n", "2", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"])
+    let output = mpirun(2)
+        .args(["--bind-to", "none"])
         .arg(program("arinar-data"))
         .args(work.arguments("out", &["--image-size=9"]))
         .output()

@@ -105,7 +105,7 @@ fn patches_are_the_official_ones() {
 }
 
 #[test]
-fn dropout_acts_in_training_only() {
+fn dropout_acts_in_encoder_and_decoder_and_in_training_only() {
     let case = case();
     let mut config = case.golden.model_config();
     config.outer.dropout = 0.1;
@@ -119,5 +119,81 @@ fn dropout_acts_in_training_only() {
     comparison.check("out.enc", &encode(false));
     comparison.finish();
     assert_ne!(encode(true), encode(true));
+    let encoded = encode(false);
+    let decode = |train| outer.decode(&encoded, &mask, train);
+    assert_eq!(decode(false), decode(false));
+    assert_ne!(decode(true), decode(true));
     assert_eq!(store.len(), case.store.len());
+}
+
+/// Width, attention heads and dropout of the blocks below.
+const WIDTH: i64 = 16;
+const HEADS: i64 = 2;
+const HALF: f64 = 0.5;
+
+/// What a block with dropout 1/2 adds to its inputs, [B, N, D], whose weights are zero but for those given. Both norms give
+/// ones.
+fn branch(batch: i64, length: i64, train: bool, given: &[(&str, Tensor)]) -> Tensor {
+    tch::manual_seed(3);
+    let store = nn::VarStore::new(Device::Cpu);
+    let block = Block::new(&store.root(), WIDTH, HEADS, HALF);
+    let ones = Tensor::ones([WIDTH], (Kind::Float, Device::Cpu));
+    tch::no_grad(|| {
+        for (name, variable) in store.variables() {
+            let mut variable = variable.shallow_clone();
+            match given.iter().find(|(wanted, _)| *wanted == name) {
+                Some((_, value)) => variable.copy_(value),
+                None if name == "norm1.bias" || name == "norm2.bias" => variable.copy_(&ones),
+                None => {
+                    let _ = variable.zero_();
+                }
+            }
+        }
+        block.forward(&Tensor::zeros([batch, length, WIDTH], (Kind::Float, Device::Cpu)), train)
+    })
+}
+
+fn identity() -> Tensor {
+    Tensor::eye(WIDTH, (Kind::Float, Device::Cpu))
+}
+
+/// Asserts that the share of elements with this value is as expected, within six standard deviations.
+#[track_caller]
+fn assert_share(elements: &Tensor, value: f64, expected: f64) {
+    let share = (elements - value).abs().lt(1e-3).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+    let limit = 6.0 * (expected * (1.0 - expected) / elements.numel() as f64).sqrt();
+    assert!((share - expected).abs() <= limit, "{share} of the elements are {value}, not {expected}");
+}
+
+#[test]
+fn attention_weights_and_their_projection_are_dropped_each_by_itself() {
+    // One token attends to itself: its weight is one, and with these weights the branch is one everywhere.
+    let value = Tensor::cat(&[Tensor::zeros([2 * WIDTH, WIDTH], (Kind::Float, Device::Cpu)), identity()], 0);
+    let given = [("attn.qkv.weight", value), ("attn.proj.weight", identity())];
+    assert_eq!(branch(2, 1, false, &given), Tensor::ones([2, 1, WIDTH], (Kind::Float, Device::Cpu)));
+    let heads = branch(20_000, 1, true, &given).view([-1, WIDTH / HEADS]);
+    // An element outlives both, and is doubled by each; a head's elements share one attention weight.
+    assert_share(&heads, 4.0, 0.25);
+    assert_share(&heads, 0.0, 0.75);
+    let whole_head = 0.5 + 0.5 * HALF.powi((WIDTH / HEADS) as i32);
+    let limit = 6.0 * 0.5 / (heads.size()[0] as f64).sqrt();
+    let empty = heads.eq(0.0).all_dim(1, false).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+    // Heads of one sample are independent, elements of one head are not: fewer draws than elements.
+    assert!((empty - whole_head).abs() < limit, "{empty} of the heads are dropped");
+}
+
+#[test]
+fn hidden_units_and_the_output_of_the_mlp_are_dropped_each_by_itself() {
+    // Every output is the mean of two hidden units of GELU(3).
+    let hidden = Tensor::full([4 * WIDTH], 3.0, (Kind::Float, Device::Cpu));
+    let none = Tensor::zeros([WIDTH, 2 * WIDTH], (Kind::Float, Device::Cpu));
+    let half = identity() * 0.5 / Tensor::from(3.0_f32).gelu("none");
+    let given = [("mlp.fc1.bias", hidden), ("mlp.fc2.weight", Tensor::cat(&[half.shallow_clone(), half, none], 1))];
+    let calm = branch(2, 3, false, &given);
+    assert!((calm - 1.0).abs().max().double_value(&[]) < 1e-6);
+    let outputs = branch(2000, 3, true, &given);
+    // Two, one or none of the hidden units live, each doubled, and then the output lives or not and is doubled.
+    assert_share(&outputs, 4.0, 0.125);
+    assert_share(&outputs, 2.0, 0.25);
+    assert_share(&outputs, 0.0, 0.625);
 }

@@ -5,6 +5,8 @@ mod trainer_support;
 
 use std::process::Command;
 
+use arinar_tests::mpi::session_folder;
+use arinar_tests::reference::records::Records;
 use arinar_trainer::exit;
 use trainer_support::{Ended, Lab, trainer, write_dataset};
 
@@ -15,22 +17,43 @@ fn failed(ended: &Ended, parts: &[&str]) {
     }
 }
 
+/// The samples of the first `steps` steps, by the definition of the order.
+fn samples(lab: &Lab, steps: u64) -> Vec<Vec<usize>> {
+    let records = Records::read(&lab.path("dataset"));
+    (0..steps).map(|step| (8 * step..8 * (step + 1)).map(|place| records.at(place, 5, 0).1).collect()).collect()
+}
+
 #[test]
 fn a_sample_that_is_not_finite_is_named_and_touches_nothing() {
+    const BAD_STEP: usize = 5;
     let lab = Lab::new();
-    write_dataset(&lab.path("dataset"), Some(20));
-    let ended = lab.train(2, &["checkpoint.every=1 steps", "train.max_steps=7"]);
-    failed(&ended, &["the loss is", "picture 120 (sample 20)", "train.non_finite=skip"]);
-    let step: u64 = ended.error().split_once("step ").unwrap().1.split(':').next().unwrap().parse().unwrap();
-    assert!((1..=6).contains(&step), "the first epoch meets it");
-    // What was saved before it is whole: training goes on from there, without the step.
-    let again = lab.train(2, &["train.non_finite=skip", "train.max_steps=8"]).succeeded();
-    assert!(again.stdout.contains("picture 120 (sample 20)"), "{}", again.stdout);
-    assert!(again.stdout.contains("this step is skipped"), "{}", again.stdout);
-    let tensors = lab.tensors("run/step-00000008");
+    let steps = samples(&lab, 12);
+    let bad = steps[BAD_STEP - 1][3];
+    let skipped = steps.iter().filter(|samples| samples.contains(&bad)).count();
+    assert_eq!(skipped, 2, "once in each epoch");
+    write_dataset(&lab.path("dataset"), Some(bad as u64));
+    let keep = "checkpoint.keep_last=100";
+    let ended = lab.train(2, &["checkpoint.every=1 steps", keep, "train.max_steps=7"]);
+    let picture = format!("picture {} (sample {bad})", 100 + bad);
+    failed(&ended, &[&format!("step {BAD_STEP}: the loss is"), &picture, "train.non_finite=skip"]);
+    // The newest may not have been whole yet.
+    let last = lab.checkpoints("run").pop().unwrap();
+    assert!(["step-00000003", "step-00000004"].contains(&last.as_str()), "{last}");
+    let before = lab.tensors(&format!("run/{last}"));
+    // Training goes on from there, without the steps that meet the sample.
+    let again = lab.train(2, &["train.non_finite=skip", keep, "train.max_steps=12"]).succeeded();
+    assert!(again.stdout.contains(&picture), "{}", again.stdout);
+    assert_eq!(again.stdout.matches("this step is skipped").count(), skipped, "{}", again.stdout);
+    let state = std::fs::read(lab.path("run/step-00000012/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    assert_eq!(state["optimizer_steps"], 12 - skipped);
+    let tensors = lab.tensors("run/step-00000012");
     for (name, (_, bytes)) in &tensors {
         let finite = bytes.chunks_exact(4).all(|float| f32::from_le_bytes(float.try_into().unwrap()).is_finite());
         assert!(finite, "{name}");
+    }
+    for name in ["model/z_proj.weight", "ema/z_proj.weight", "optimizer/exp_avg.z_proj.weight"] {
+        assert!(tensors[name] != before[name], "{name} was not trained any more");
     }
 }
 
@@ -88,7 +111,7 @@ fn without_space(lab: &Lab, overrides: &[&str]) -> Ended {
         command.arg("-rm");
     }
     command.args(["bash", "-c", script, "bash"]).arg(&run).arg(&saved);
-    command.args(["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]);
+    command.args(["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]).env("TMPDIR", session_folder());
     command.arg(trainer()).arg("--config").arg(lab.path("tiny.yaml"));
     for value in overrides {
         command.arg("--set").arg(value);

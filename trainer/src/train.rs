@@ -372,3 +372,7 @@ impl Training<'_> {
         Ok(requested[0] > 0.0)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

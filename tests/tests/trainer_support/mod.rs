@@ -14,6 +14,9 @@ use arinar_data::{
     store::Store,
 };
 use arinar_model::vae::VaeConfig;
+use arinar_tests::mpi::mpirun;
+use arinar_tests::reference::training::{Tensors, Trained};
+use tch::{Kind, Tensor};
 
 /// Samples of the tiny dataset, in two shards.
 pub const SAMPLES: u64 = 48;
@@ -86,10 +89,30 @@ impl Lab {
         tensors
     }
 
+    /// The trained parameters of the run's checkpoint of a step, their averages and their moments.
+    pub fn trained(&self, step: u64) -> Trained {
+        let tensors = self.tensors(&format!("run/step-{step:08}"));
+        let below = |prefix: &str| -> Tensors {
+            let ours = tensors.iter().filter_map(|(name, value)| Some((name.strip_prefix(prefix)?.to_owned(), value)));
+            ours.map(|(name, (shape, bytes))| (name, tensor(shape, bytes))).collect()
+        };
+        let [first_moment, second_moment] = ["optimizer/exp_avg.", "optimizer/exp_avg_sq."].map(below);
+        // The other tensors of the state dict are not trained.
+        let trained =
+            |tensors: Tensors| tensors.into_iter().filter(|(name, _)| first_moment.contains_key(name)).collect();
+        Trained { weights: trained(below("model/")), ema: trained(below("ema/")), first_moment, second_moment }
+    }
+
     /// A curve of the run's event files: step to value, as TensorBoard shows it.
     pub fn curve(&self, logs: &str, tag: &str) -> BTreeMap<u64, f32> {
         read_curve(&self.path(logs), tag)
     }
+}
+
+/// A tensor from its shape and bytes.
+pub fn tensor(shape: &[usize], bytes: &[u8]) -> Tensor {
+    let shape: Vec<i64> = shape.iter().map(|&length| length as i64).collect();
+    Tensor::from_data_size(bytes, &shape, Kind::Float)
 }
 
 /// How a process ended.
@@ -139,12 +162,7 @@ pub fn trainer() -> &'static Path {
 
 /// `mpirun` with that many ranks, or `env` for none.
 pub fn launch(ranks: usize) -> Command {
-    if ranks == 0 {
-        return Command::new("env");
-    }
-    let mut command = Command::new("mpirun");
-    command.args(["--allow-run-as-root", "--oversubscribe", "-n", &ranks.to_string()]);
-    command
+    if ranks == 0 { Command::new("env") } else { mpirun(ranks) }
 }
 
 const CONFIG: &str = "seed: 5
@@ -176,7 +194,7 @@ pub fn write_dataset(folder: &Path, poison: Option<u64>) {
         let count = SAMPLES / 2;
         for sample in shard * count..(shard + 1) * count {
             let moments = moments(sample, poison == Some(sample));
-            writer.push((sample % 3) as i64, 100 + sample as i64, &moments, &moments);
+            writer.push((sample % 3) as i64, 100 + sample as i64, &moments, &mirrored(&moments));
         }
         let bytes = writer.finish("test").unwrap();
         let name = format!("shard-{shard:05}.safetensors");
@@ -204,6 +222,11 @@ pub fn write_dataset(folder: &Path, poison: Option<u64>) {
         shards,
     };
     manifest.write(&store).unwrap();
+}
+
+/// The moments of the mirror image: every row the other way round.
+fn mirrored(moments: &[u8]) -> Vec<u8> {
+    moments.chunks_exact(2 * GRID).flat_map(|row| row.rchunks_exact(2).flatten().copied()).collect()
 }
 
 /// Means that look random, of size 0.25 to 2, and a log-variance of -4, as f16.

@@ -110,6 +110,14 @@ impl Saver {
         Ok(Self::new(role, Arc::new(Store::open(".")?), None, None))
     }
 
+    /// One whose checkpoint has its copy of the tensors once `copied` is closed.
+    #[cfg(test)]
+    pub(crate) fn copying(role: Role, copied: std::sync::mpsc::Receiver<()>) -> Self {
+        let mut saver = Self::idle(role).expect("a saver for a test");
+        saver.pending = Some(Pending { step: 0, state: Vec::new(), snapshot: Snapshot::copying(copied) });
+        saver
+    }
+
     /// True when this rank's files of the pending checkpoint are written, or failed to be.
     pub fn is_written(&self) -> bool {
         self.pending.as_ref().is_some_and(|pending| pending.snapshot.is_written())

@@ -53,6 +53,12 @@ impl Snapshot {
         Ok(Self { step, copied: Some(copied), thread })
     }
 
+    /// One of no files, which has its copy once `copied` is closed.
+    #[cfg(test)]
+    pub fn copying(copied: mpsc::Receiver<()>) -> Self {
+        Self { step: 0, copied: Some(copied), thread: std::thread::spawn(|| Ok(Vec::new())) }
+    }
+
     /// Returns when the tensors may be changed.
     pub fn wait_until_copied(&mut self) {
         if let Some(copied) = self.copied.take() {

@@ -1,0 +1,43 @@
+//! `mpirun` for tests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Start of the names of [`session_folder`].
+const PREFIX: &str = "arinar-mpi-";
+
+/// `mpirun` with that many ranks, also as root and with more ranks than cores.
+pub fn mpirun(ranks: usize) -> Command {
+    let mut command = Command::new("mpirun");
+    command.args(["--allow-run-as-root", "--oversubscribe", "-n", &ranks.to_string()]);
+    command.env("TMPDIR", session_folder());
+    command
+}
+
+/// A folder for the files of one mpirun, which leaves it empty. Where two share a folder, one that starts while the other
+/// starts or ends may fail: Open MPI looks whether a folder exists, and makes it later.
+pub fn session_folder() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    static SWEEP: Once = Once::new();
+    let all = std::env::temp_dir();
+    SWEEP.call_once(|| remove_left_over(&all));
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let folder = all.join(format!("{PREFIX}{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    folder
+}
+
+/// Removes empty folders of tests that have ended.
+fn remove_left_over(all: &Path) {
+    for entry in std::fs::read_dir(all).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process =
+            name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(process, _)| process.to_owned());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            // One that is not empty stays.
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Sampling from its definition (official `mar.py`, `sample_tokens`, and `arhead.py`, `sample`): which tokens a step
+//! reveals, guidance by resampling candidates, temperature, and the way from latents to pixels.
+
+use std::f64::consts::TAU;
+
+use arinar_model::Arinar;
+use arinar_model::gmm::Mixture;
+use arinar_model::guidance::{FeatureSource, Step};
+use arinar_model::mask::{Mask, gather};
+use arinar_model::vae::AutoencoderKl;
+use tch::{Device, Kind, Tensor};
+
+use super::generator;
+use super::schedule::{guidance, masked_after};
+
+/// Candidates for a feature.
+const CANDIDATES: i64 = 1000;
+
+/// How to sample.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Steps that reveal the tokens.
+    pub steps: i64,
+    /// Guidance at the end, or all the time.
+    pub scale: f64,
+    /// Whether guidance grows with the tokens that are known.
+    pub linear: bool,
+    /// Divides every standard deviation.
+    pub temperature: f64,
+    /// Seed of libtorch's generator.
+    pub seed: i64,
+}
+
+/// Samples pictures of these classes together: the latents, [B, C, H, W], still scaled.
+pub fn latents(model: &Arinar, labels: &[i64], options: &Options) -> Tensor {
+    let _generator = generator();
+    let (length, channels, grid) =
+        (model.config().sequence_length(), model.config().vae.channels, model.config().grid());
+    let (pictures, guided) = (labels.len() as i64, options.scale != 1.0);
+    tch::manual_seed(options.seed);
+    // Tokens are revealed from the end of the order.
+    let order = Tensor::rand([pictures, length], (Kind::Float, Device::Cpu)).argsort(1, false);
+    let classes = class_embeddings(model, labels, guided);
+    let twice = |tensor: &Tensor| if guided { Tensor::cat(&[tensor, tensor], 0) } else { tensor.shallow_clone() };
+    let mut tokens = Tensor::zeros([pictures, length, channels], (Kind::Float, Device::Cpu));
+    let mut masked = length;
+    for next in masked_after(length, options.steps) {
+        let mask = Mask::from_orders(&twice(&order), masked);
+        let encoded = model.outer().encode(&twice(&tokens), &classes, &mask, false);
+        let decoded = model.outer().decode(&encoded, &mask, false);
+        let conditions = gather(&decoded, &mask.order().argsort(1, false)); // in the order of positions
+        let revealed = order.narrow(1, next, masked - next);
+        let z = gather(&conditions, &twice(&revealed)).flatten(0, 1);
+        let guidance = guidance(options.linear, options.scale, next, length);
+        let mut source = Candidates { temperature: options.temperature, guidance };
+        let features = model.head().decode(&z, guided, &mut source).view([pictures, -1, channels]);
+        tokens = tokens.scatter(1, &revealed.unsqueeze(-1).expand_as(&features), &features);
+        masked = next;
+    }
+    tokens.transpose(1, 2).reshape([pictures, channels, grid, grid])
+}
+
+/// Of each class, then of the null class as often.
+fn class_embeddings(model: &Arinar, labels: &[i64], guided: bool) -> Tensor {
+    let labels = Tensor::from_slice(labels);
+    let embedding =
+        |null: bool| model.outer().class_embedding(&labels, &labels.full_like(i64::from(null)).to_kind(Kind::Bool));
+    if guided { Tensor::cat(&[embedding(false), embedding(true)], 0) } else { embedding(false) }
+}
+
+/// Draws candidates from the mixture under the class, and of these one in proportion to (p_class / p_null)^(scale - 1).
+struct Candidates {
+    temperature: f64,
+    guidance: f64,
+}
+
+impl FeatureSource for Candidates {
+    fn begin_step(&mut self, _step: &Step<'_>) {}
+
+    fn choose(&mut self, _feature: i64, class: &Mixture, null: Option<&Mixture>) -> Tensor {
+        let count = if null.is_some() { CANDIDATES } else { 1 };
+        let component = class.log_weight.exp().multinomial(count, true); // [N, V]
+        let mean = class.mean.gather(1, &component, false);
+        let deviation = (class.logvar.gather(1, &component, false) / 2.0).exp() / self.temperature;
+        let candidates = &mean + deviation * mean.randn_like();
+        let Some(null) = null else { return candidates.squeeze_dim(1) };
+        let ratio = (log_density(class, &candidates) - log_density(null, &candidates)) * (self.guidance - 1.0);
+        let chosen = ratio.softmax(-1, Kind::Double).to_kind(Kind::Float).multinomial(1, true);
+        candidates.gather(1, &chosen, false).squeeze_dim(1)
+    }
+}
+
+/// Logarithm of a mixture's density at every candidate, [N, V], in float64.
+fn log_density(mixture: &Mixture, candidates: &Tensor) -> Tensor {
+    let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+    let columns = |tensor: &Tensor| double(tensor).unsqueeze(1); // [N, 1, K]
+    let (mean, logvar) = (columns(&mixture.mean), columns(&mixture.logvar));
+    let distance = (double(candidates).unsqueeze(-1) - mean).square() / logvar.exp();
+    let densities = columns(&mixture.log_weight) - (logvar + distance + TAU.ln()) * 0.5;
+    densities.logsumexp(-1, false)
+}
+
+/// Pixels of scaled latents, [B, H, W, 3], as levels from 0 to 255 that are not rounded yet.
+pub fn pixels(vae: &AutoencoderKl, latents: &Tensor, scale: f64) -> Tensor {
+    let decoded = vae.decode(&(latents / scale)).to_kind(Kind::Double);
+    ((decoded + 1.0) * 127.5).clamp(0.0, 255.0).permute([0, 2, 3, 1])
+}

@@ -1,0 +1,150 @@
+//! What a step must not do: these need a look into the trainer. That it does what it should is proved by the real program
+//! against the reference, in tests/tests/trainer_reference.rs.
+
+use std::{ops::Range, sync::mpsc, time::Duration};
+
+use tch::{Device, Tensor};
+
+use super::*;
+use crate::{
+    checkpoint::Role,
+    collective::{CollectiveError, Single},
+    config,
+    run::{Beginning, Model, Placement, assemble},
+    source::{Data, RankShare},
+};
+
+const SAMPLES: u64 = 1000;
+const ROLE: Role = Role { rank: 0, world: 1, leads: true, ranks_here: 1 };
+
+fn config(overrides: &[&str]) -> TrainConfig {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo.yaml");
+    let ours = ["data.url=synthetic:", "batch.global=4", "optim.warmup_epochs=0", "model.outer.encoder_depth=1"];
+    let overrides: Vec<String> = ours.iter().chain(overrides).map(|value| (*value).to_owned()).collect();
+    config::load(path, &overrides).unwrap()
+}
+
+/// A training on noise that saves nothing.
+fn training<'a>(collective: &'a dyn Collective, config: &'a TrainConfig) -> Training<'a> {
+    let batch = config.share_batch(1, 1).unwrap();
+    let share = RankShare { rank: 0, world: 1, batch };
+    let data = Data::Synthetic(SAMPLES);
+    let beginning = Beginning {
+        plan: Plan::new(config, SAMPLES),
+        share,
+        source: data.batches(config, share, None).unwrap(),
+        sample_log: None,
+        dataset: data.facts(),
+        step: 0,
+    };
+    let placement = Placement {
+        launch: None,
+        device: Device::Cpu,
+        threads: 1,
+        launcher: None,
+        preemption: Preemption::default(),
+        vitals: Arc::new(Vitals::start()),
+    };
+    let model = Model::new(collective, config, Device::Cpu).unwrap();
+    let saver = Saver::idle(ROLE).unwrap();
+    assemble(collective, config, placement, model, saver, Logs::silent(), beginning)
+}
+
+fn weights(training: &Training<'_>) -> Tensor {
+    training.parameters.values().copy()
+}
+
+#[test]
+fn no_weight_changes_before_a_checkpoint_has_its_copy() {
+    let config = config(&[]);
+    let mut training = training(&Single, &config);
+    let (copying, copied) = mpsc::channel();
+    training.saver = Saver::copying(ROLE, copied);
+    let (live, before) = (training.parameters.values().shallow_clone(), weights(&training));
+    let copy = std::thread::spawn(move || {
+        // Much longer than the step takes.
+        std::thread::sleep(Duration::from_secs(2));
+        let untouched = live == before;
+        drop(copying);
+        untouched
+    });
+    let before = weights(&training);
+    training.rehearse().unwrap();
+    assert!(copy.join().unwrap(), "the weights have changed while they were copied");
+    assert_ne!(weights(&training), before, "the step has changed nothing");
+}
+
+/// One rank whose gradients overflow in the sum over the ranks, while every loss is finite, in its first `times` steps.
+struct Overflowing {
+    times: std::cell::Cell<u32>,
+}
+
+impl Collective for Overflowing {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world(&self) -> usize {
+        1
+    }
+
+    fn describe(&self) -> String {
+        "one rank whose gradients overflow".to_owned()
+    }
+
+    fn barrier(&self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn all_reduce_sum(&self, flat: &mut Tensor) -> Result<(), CollectiveError> {
+        if let Some(left) = self.times.get().checked_sub(1) {
+            self.times.set(left);
+            let _ = flat.narrow(0, 5, 1).fill_(f64::INFINITY);
+        }
+        Ok(())
+    }
+
+    fn broadcast(&self, flat: &mut Tensor, root: usize) -> Result<(), CollectiveError> {
+        Single.broadcast(flat, root)
+    }
+
+    fn all_reduce_scalars(&self, scalars: &mut [f64], how: Reduction) -> Result<(), CollectiveError> {
+        Single.all_reduce_scalars(scalars, how)
+    }
+
+    fn broadcast_bytes(&self, bytes: Vec<u8>, root: usize) -> Result<Vec<u8>, CollectiveError> {
+        Single.broadcast_bytes(bytes, root)
+    }
+
+    fn all_gather(&self, flat: &mut Tensor, ranges: &[Range<usize>]) -> Result<(), CollectiveError> {
+        Single.all_gather(flat, ranges)
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_touches_nothing_though_the_loss_is() {
+    let overflowing = Overflowing { times: 1.into() };
+    let config = config(&["train.non_finite=stop"]);
+    let mut training = training(&overflowing, &config);
+    let before = weights(&training);
+    let Err(Stop::Failure(error)) = training.rehearse() else { panic!("the step was taken") };
+    assert!(error.contains("the gradient norm inf") && !error.contains("loss is inf"), "{error}");
+    assert_eq!(weights(&training), before);
+    assert_eq!(training.optimizer.steps(), 0);
+}
+
+#[test]
+fn a_skipped_step_leaves_nothing_behind() {
+    let overflowing = Overflowing { times: 2.into() };
+    let config = config(&["train.non_finite=skip"]);
+    let mut training = training(&overflowing, &config);
+    let before = weights(&training);
+    training.rehearse().unwrap();
+    training.rehearse().unwrap();
+    assert_eq!(weights(&training), before);
+    assert_eq!((training.step, training.optimizer.steps()), (2, 0));
+    assert_eq!(training.parameters.gradients().abs().max().double_value(&[]), 0.0);
+    training.rehearse().unwrap();
+    assert_eq!((training.step, training.optimizer.steps()), (3, 1));
+    assert_ne!(weights(&training), before);
+}
