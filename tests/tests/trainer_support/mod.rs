@@ -144,10 +144,13 @@ impl Ended {
     }
 }
 
-/// The trainer, built from the sources as they are.
+/// The trainer, built from the sources as they are, or one built elsewhere, in the folder that `ARINAR_TEST_PROGRAMS` names.
 pub fn trainer() -> &'static Path {
     static TRAINER: OnceLock<PathBuf> = OnceLock::new();
     TRAINER.get_or_init(|| {
+        if let Some(folder) = std::env::var_os("ARINAR_TEST_PROGRAMS") {
+            return PathBuf::from(folder).join("arinar-trainer");
+        }
         let built = Command::new(env!("CARGO"))
             // Of the whole workspace: for one package alone features differ, and all would be compiled again.
             .args(["build", "--release", "--quiet", "--workspace", "--bins"])
