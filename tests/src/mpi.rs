@@ -16,8 +16,10 @@ pub fn mpirun(ranks: usize) -> Command {
     command
 }
 
-/// A folder for the files of one mpirun, which leaves it empty. Where two share a folder, one that starts while the other
-/// starts or ends may fail: Open MPI looks whether a folder exists, and makes it later.
+/// Creates a `TMPDIR` for one mpirun, which leaves it empty.
+///
+/// Two runs must not share one: Open MPI 4 checks for its session folder and creates it in two steps, so that a run which
+/// starts while another starts or ends can fail with "A call to mkdir was unable to create the desired directory".
 pub fn session_folder() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     static SWEEP: Once = Once::new();
@@ -29,14 +31,14 @@ pub fn session_folder() -> PathBuf {
     folder
 }
 
-/// Removes empty folders of tests that have ended.
+/// Removes the empty folders of test processes that have ended.
 fn remove_left_over(all: &Path) {
     for entry in std::fs::read_dir(all).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let process =
             name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(process, _)| process.to_owned());
         if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
-            // One that is not empty stays.
+            // Fails for a folder that is not empty, which is kept.
             let _ = std::fs::remove_dir(entry.path());
         }
     }

@@ -12,7 +12,7 @@ use arinar_tests::reference::sampling::{self, Options};
 use tch::{Device, Kind, Tensor, nn};
 use trainer_support::{Ended, Lab, trainer};
 
-/// A tiny run whose averages are far from its weights, and a VAE of the right stride and channels with random weights.
+/// A tiny run whose averages differ clearly from its weights, and a fitting VAE with random weights.
 fn lab() -> Lab {
     let lab = Lab::new();
     lab.train(0, &["train.max_steps=12", "optim.warmup_epochs=0"]).succeeded();
@@ -106,12 +106,17 @@ fn levels_apart(one: &Tensor, other: &Tensor) -> f64 {
 fn pictures_are_those_of_the_definition() {
     let lab = lab();
     tch::set_num_threads(1);
-    let guided = Options { steps: 5, scale: 3.0, linear: true, temperature: 1.0, seed: 7 };
+    // So much guidance that the class matters although the model has hardly learned it.
+    let guided = Options { steps: 5, scale: 30.0, linear: true, temperature: 1.0, seed: 7 };
     let cases = [
         (guided, 4),
-        (Options { temperature: 1.7, ..guided }, 3),
-        (Options { linear: false, temperature: 0.6, ..guided }, 1),
-        (Options { scale: 1.0, steps: 16, seed: 8, ..guided }, 2),
+        (guided, 3),
+        (guided, 1),
+        (Options { linear: false, ..guided }, 4),
+        (Options { temperature: 1.7, ..guided }, 4),
+        (Options { scale: 1.0, ..guided }, 4),
+        (Options { steps: 16, ..guided }, 4),
+        (Options { seed: 8, ..guided }, 4),
     ];
     let mut all = Vec::new();
     for (index, (options, batch)) in cases.into_iter().enumerate() {
@@ -138,7 +143,7 @@ fn pictures_are_those_of_the_definition() {
         assert!(apart < 0.51, "{options:?}, batches of {batch}: {apart} levels");
         all.push(found);
     }
-    // All four pictures of a batch differ, also one by one, and so do weights and averages and all settings.
+    // The pictures of a batch, all settings, and averages and weights differ clearly: a mix-up of any would be noticed.
     for (index, pictures) in all.iter().enumerate() {
         for (one, other) in [(0, 1), (0, 2), (2, 3)] {
             let apart = levels_apart(&pictures.get(one), &pictures.get(other));

@@ -1,9 +1,10 @@
-//! The real trainer against the reference, number by number: every step of a run follows from the checkpoint before it by
-//! the definition of a step. Each step starts from what the trainer saved, so that roundings do not add up, and since
-//! the first one starts from the seed, all of them together prove the whole run.
+//! Compares the real trainer with the reference implementation, step by step.
 //!
-//! `ARINAR_TEST_DEVICE=cuda` lets the trainer compute on the first GPU, as one rank. The reference then computes on the CPU,
-//! but for dropout and bf16, which differ from device to device.
+//! The trainer saves a checkpoint after every step. The reference computes each step from the checkpoint before it, and
+//! the first step from the seed, so that rounding errors do not accumulate and all steps together cover the run.
+//!
+//! With `ARINAR_TEST_DEVICE=cuda` the trainer runs as one rank on the first GPU. The reference then runs on the CPU, except
+//! with dropout or bf16, whose numbers depend on the device.
 #![allow(clippy::unwrap_used)]
 
 mod trainer_support;
@@ -80,8 +81,8 @@ impl Case {
         values.map(|(key, value)| format!("{key}={value}")).to_vec()
     }
 
-    /// How far a loss or a gradient may be off. Latents of the reference are off by 1e-7, which bf16 now and then rounds to its
-    /// next number.
+    /// Relative error allowed for losses and gradients. The latents of the reference differ by 1e-7, which occasionally
+    /// changes how a value is rounded to bf16.
     fn tolerance(&self) -> f64 {
         match (self.precision, device()) {
             (Precision::Bf16, _) => 2e-3,
@@ -167,7 +168,7 @@ impl Trial {
     }
 }
 
-/// Asserts that two numbers agree. A loss passes zero; all others are zero only where they are exactly that.
+/// Asserts that two numbers agree within a relative error; within an absolute one for a loss below 1, which may be zero.
 #[track_caller]
 fn agree(what: &str, step: u64, found: f64, expected: f64, tolerance: f64) {
     let limit = tolerance * if what == "train_loss" { expected.abs().max(1.0) } else { expected.abs() };
@@ -206,7 +207,7 @@ fn follow(case: &Case) {
         dropped += passes.dropped;
         before = after;
     }
-    // The case proves what it is there for.
+    // The run must contain what it is meant to test.
     masked.dedup();
     assert!(masked.len() > 3, "{masked:?}");
     assert!(dropped > 0 && dropped < (STEPS * GLOBAL_BATCH) as usize, "{dropped}");
@@ -287,8 +288,8 @@ fn three_ranks_with_dropout_train_by_the_definition() {
     follow(&Case { ranks: 3, dropout: 0.1, grad_clip: 3.0, ..PLAIN });
 }
 
-/// What no sample of a run may use gets no gradient: the null class without label drop, and with nothing but it the
-/// classes.
+/// A class embedding that no sample uses gets no gradient: that of the null class without label drop, those of the
+/// classes when every label is dropped.
 #[test]
 fn labels_are_dropped_as_often_as_configured() {
     let moved = |label_drop: &str| {
@@ -304,6 +305,6 @@ fn labels_are_dropped_as_often_as_configured() {
     assert_eq!(moved("0"), [true, false]);
     assert_eq!(moved("0.999999999"), [false, true]);
     assert_eq!(moved("0.5"), [true, true]);
-    // The reference takes its names from the model.
+    // The reference spells out the prefix of the head's parameters.
     assert_eq!(weights::HEAD_PREFIX, "arhead.");
 }

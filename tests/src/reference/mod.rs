@@ -1,10 +1,10 @@
-//! Training and sampling once more, written from their definitions and from no code of the product.
+//! A reference implementation of training and sampling, for tests.
 //!
-//! The official code in PyTorch vouches for the model itself: its passes forward and backward (`tests/golden`). What lies
-//! around the model is written out here a second time, in the plainest way, from the paper (arXiv 2503.02883) and from
-//! the formats that the documentation promises: which sample comes when, what is drawn for it, how a step changes
-//! weights, moments and averages, how a picture is sampled. The tests let the real programs run and compare every number
-//! that they leave with what these functions give.
+//! It is written from the definitions (the paper, arXiv 2503.02883, and the documented formats), not from the product's
+//! code, and for clarity rather than speed. The forward and backward passes of the model are the product's own: the
+//! golden tests compare them with the official PyTorch code. Everything around them is implemented here a second time:
+//! the order of the samples, the random draws for each of them, the update of weights, moments and averages, and the
+//! sampling of a picture. Tests run the real programs and compare the numbers that these write with the reference.
 
 pub mod random;
 pub mod records;
@@ -14,8 +14,7 @@ pub mod training;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// libtorch has one generator of random numbers, whatever the thread: whoever seeds it holds this until the numbers are
-/// drawn.
+/// Locks libtorch's random number generator, which all threads share, from seeding it to the last draw.
 pub(crate) fn generator() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,8 +1,6 @@
 //! Sampling from its definition (official `mar.py`, `sample_tokens`, and `arhead.py`, `sample`): which tokens a step
 //! reveals, guidance by resampling candidates, temperature, and the way from latents to pixels.
 
-use std::f64::consts::TAU;
-
 use arinar_model::Arinar;
 use arinar_model::gmm::Mixture;
 use arinar_model::guidance::{FeatureSource, Step};
@@ -81,23 +79,14 @@ impl FeatureSource for Candidates {
         let count = if null.is_some() { CANDIDATES } else { 1 };
         let component = class.log_weight.exp().multinomial(count, true); // [N, V]
         let mean = class.mean.gather(1, &component, false);
-        let deviation = (class.logvar.gather(1, &component, false) / 2.0).exp() / self.temperature;
-        let candidates = &mean + deviation * mean.randn_like();
+        let deviation = ((&class.logvar / 2.0).exp() / self.temperature).gather(1, &component, false);
+        let candidates = mean.addcmul(&deviation, &mean.randn_like());
         let Some(null) = null else { return candidates.squeeze_dim(1) };
-        let ratio = (log_density(class, &candidates) - log_density(null, &candidates)) * (self.guidance - 1.0);
-        let chosen = ratio.softmax(-1, Kind::Double).to_kind(Kind::Float).multinomial(1, true);
+        // In the product's own arithmetic: one candidate wins, and rounding must not decide which.
+        let ratio = (class.log_density(&candidates) - null.log_density(&candidates)) * (self.guidance - 1.0);
+        let chosen = ratio.softmax(-1, None::<Kind>).multinomial(1, true);
         candidates.gather(1, &chosen, false).squeeze_dim(1)
     }
-}
-
-/// Logarithm of a mixture's density at every candidate, [N, V], in float64.
-fn log_density(mixture: &Mixture, candidates: &Tensor) -> Tensor {
-    let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
-    let columns = |tensor: &Tensor| double(tensor).unsqueeze(1); // [N, 1, K]
-    let (mean, logvar) = (columns(&mixture.mean), columns(&mixture.logvar));
-    let distance = (double(candidates).unsqueeze(-1) - mean).square() / logvar.exp();
-    let densities = columns(&mixture.log_weight) - (logvar + distance + TAU.ln()) * 0.5;
-    densities.logsumexp(-1, false)
 }
 
 /// Pixels of scaled latents, [B, H, W, 3], as levels from 0 to 255 that are not rounded yet.

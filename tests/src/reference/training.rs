@@ -1,5 +1,5 @@
-//! A training step from its definition: what is drawn for the samples, the loss and its gradients, clipping, AdamW with
-//! its two groups, the moving average.
+//! A training step: random draws for its samples, loss and gradients, clipping, AdamW with its two parameter groups, and
+//! the moving average of the weights.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,7 +17,7 @@ use super::schedule::masked_tokens;
 /// Tensors by their official names.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// What a run is made of.
+/// The settings of a run that determine its numbers.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// Seed of the run.
@@ -48,7 +48,7 @@ pub struct Run {
     pub ema: f64,
 }
 
-/// What the samples of a step give.
+/// The result of the forward and backward passes of a step.
 pub struct Passes {
     /// Mean of the micro-batches' losses.
     pub loss: f64,
@@ -109,7 +109,7 @@ impl Run {
         let mut passes = Passes { loss: 0.0, gradients: Tensors::new(), masked, dropped: 0 };
         let count = self.ranks * self.accumulation;
         let size = self.global_batch / count;
-        // A step's samples are dealt out in turn: the first micro-batch of every rank, then the second of every rank.
+        // Samples are dealt in this order: the first micro-batch of every rank, then the second of every rank.
         for number in 0..count {
             let (rank, micro_batch) = (number % self.ranks, number / self.ranks);
             let first = step * self.global_batch + number * size;
@@ -159,7 +159,7 @@ impl Run {
         [moved(&before.first_moment, self.betas[0], 1.0), moved(&before.second_moment, self.betas[1], 2.0)]
     }
 
-    /// How far AdamW moves a parameter in its step number `count` (from 1) with these moments, weight decay included.
+    /// The change that AdamW makes to a parameter in its step number `count` (from 1), weight decay included.
     pub fn movement(&self, name: &str, weights: &Tensor, moments: [&Tensor; 2], rate: f64, count: i32) -> Tensor {
         let corrected = |moment: &Tensor, beta: f64| moment.to_kind(Kind::Double) / (1.0 - beta.powi(count));
         let (first, second) = (corrected(moments[0], self.betas[0]), corrected(moments[1], self.betas[1]));
@@ -176,7 +176,7 @@ impl Run {
 }
 
 impl Passes {
-    /// Adds a parameter's gradient, of which there is none where a class was not seen, and clears it.
+    /// Adds a parameter's gradient and clears it. libtorch has none for a parameter that the loss does not use.
     fn add(&mut self, name: &str, parameter: &Tensor, count: f64) {
         let mut gradient = parameter.grad();
         let sum = self
@@ -190,7 +190,7 @@ impl Passes {
     }
 }
 
-/// What the loss of a micro-batch takes.
+/// The inputs of a micro-batch's loss.
 struct Inputs {
     latents: Vec<Tensor>,
     labels: Vec<i64>,

@@ -1,5 +1,5 @@
-//! What a step must not do: these need a look into the trainer. That it does what it should is proved by the real program
-//! against the reference, in tests/tests/trainer_reference.rs.
+//! Tests of the loop that need access to its parts. tests/tests/trainer_reference.rs compares the numbers of the real
+//! program with a reference implementation.
 
 use std::{ops::Range, sync::mpsc, time::Duration};
 
@@ -74,7 +74,7 @@ fn no_weight_changes_before_a_checkpoint_has_its_copy() {
     assert_ne!(weights(&training), before, "the step has changed nothing");
 }
 
-/// One rank whose gradients overflow in the sum over the ranks, while every loss is finite, in its first `times` steps.
+/// A single rank whose first `times` all-reduces overflow in a gradient, while every loss is finite.
 struct Overflowing {
     times: std::cell::Cell<u32>,
 }
