@@ -6,6 +6,7 @@ mod trainer_support;
 
 use std::{process::Command, time::Duration};
 
+use arinar_data::store::Store;
 use arinar_model::vae::{AutoencoderKl, VaeConfig, save_vae};
 use arinar_tests::s3::{Fault, Faults};
 use arinar_trainer::exit;
@@ -218,6 +219,38 @@ fn two_trainers_on_one_run_are_kept_apart() {
     let newest = arinar_trainer::checkpoint::step_of(cloud.stored().last().unwrap()).unwrap();
     cloud.train(2, &[&format!("train.max_steps={}", newest + 40)]).succeeded();
     cloud.check_manifests();
+}
+
+/// Another machine takes over the lease, as it may when this one has been silent for too long.
+fn take_lease_elsewhere(cloud: &Cloud) {
+    let store = Store::open_with("s3://runs/tiny", &cloud.environment().into_iter().collect()).unwrap();
+    let mut holder: serde_json::Value = serde_json::from_slice(&store.get("writer.json").unwrap()).unwrap();
+    for (name, value) in [("host", "far-away"), ("boot_id", "elsewhere"), ("nonce", "another")] {
+        holder[name] = value.into();
+    }
+    store.put("writer.json", holder.to_string()).unwrap();
+}
+
+#[test]
+fn a_run_whose_lease_was_taken_makes_no_checkpoint_valid() {
+    let cloud = Cloud::new();
+    // A file of the checkpoint cannot be sent before the lease is gone, so the manifest's turn comes after.
+    let failing = Faults::always(Fault::InternalError, &["PUT"]);
+    cloud.server.set_faults(Faults { prefix: "runs/tiny/step-00000005/optimizer".to_owned(), ..failing });
+    let run = cloud.start(0, &["train.max_steps=5"]);
+    wait_for("the checkpoint to be sent", || cloud.server.counters().faults() > 0);
+    take_lease_elsewhere(&cloud);
+    cloud.server.set_faults(Faults::default());
+    let ended = run.ended();
+    assert!(cloud.stored().is_empty(), "{:?}\n{}", cloud.stored(), ended.stdout);
+    assert_eq!(ended.code, Some(i32::from(exit::FAILED)), "{}", ended.stderr);
+    for part in ["s3://runs/tiny is now being written by", "far-away"] {
+        assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
+    }
+    // All else was sent, and the lease is still the other's.
+    assert!(cloud.lab.path(&format!("{RUN}/step-00000005/uploaded-00001-of-00001.json")).exists());
+    let holder = std::fs::read_to_string(cloud.lab.path(&format!("{RUN}/writer.json"))).unwrap();
+    assert!(holder.contains("far-away"), "{holder}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod data_support;
 mod store_support;
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
@@ -170,6 +171,46 @@ fn secrets_are_never_shown() {
     shown.push(output(lab.folder.path(), "s3://bucket/x", &at(&endpoint)));
     for text in &shown {
         for secret in [WRONG_SECRET, TOKEN, "Wr0ng", "T0ken"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+}
+
+#[test]
+fn secrets_that_a_server_sends_back_are_not_shown() {
+    let lab = Lab::new();
+    let endpoint = lab.server.endpoint();
+    lab.server.set_faults(Faults::always(Fault::Echo(WRONG_SECRET), &[]));
+    let profile = Lab::keys("default", WRONG_SECRET) + &format!("aws_session_token = {TOKEN}\n");
+    let variables = [
+        ("AWS_ENDPOINT_URL", endpoint.as_str()),
+        ("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
+        ("AWS_SECRET_ACCESS_KEY", WRONG_SECRET),
+        ("AWS_SESSION_TOKEN", TOKEN),
+    ];
+    let mut shown = Vec::new();
+    for (profile, variables) in [(profile.as_str(), &variables[..1]), ("", &variables)] {
+        lab.write("credentials", profile);
+        let store = lab.open(variables).unwrap();
+        let copy = File::create(lab.folder.path().join("copy")).unwrap();
+        let errors = [
+            store.get("x").unwrap_err(),
+            store.get_range("x", 0, 1).unwrap_err(),
+            store.download("x", 1, &copy).unwrap_err(),
+            store.size("x").unwrap_err(),
+            store.list("").unwrap_err(),
+            store.put("x", "y").unwrap_err(),
+            store.put("x", vec![0; 17 << 20]).unwrap_err(),
+            store.put_new("x", "y").unwrap_err(),
+            store.delete("x").unwrap_err(),
+        ];
+        shown.extend(errors.map(|error| format!("{error} {error:?} {error:#?}")));
+        shown.push(output(lab.folder.path(), "s3://bucket/x", variables));
+    }
+    for text in &shown {
+        // The message came, and was shown but for its secrets.
+        assert!(text.contains("The token [secret] and the key [secret] do not match."), "{text}");
+        for secret in ["Wr0ng", "T0ken", "AWS4-HMAC", "Signature="] {
             assert!(!text.contains(secret), "{text}");
         }
     }

@@ -29,6 +29,11 @@ pub enum Fault {
     FlipBit,
     /// 403 ExpiredToken, as temporary credentials end.
     ExpiredToken,
+    /// 403 AccessDenied; where several objects are to be deleted, a refusal for each.
+    AccessDenied,
+    /// 403 SignatureDoesNotMatch, whose body holds the token that the client sent and this secret, in its message and
+    /// beside it, and beside it all headers, too.
+    Echo(&'static str),
 }
 
 impl Fault {
@@ -43,6 +48,8 @@ impl Fault {
             Self::Truncate => "Truncate",
             Self::FlipBit => "FlipBit",
             Self::ExpiredToken => "ExpiredToken",
+            Self::AccessDenied => "AccessDenied",
+            Self::Echo(_) => "Echo",
         }
     }
 

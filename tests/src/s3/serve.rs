@@ -14,6 +14,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue};
+use hyper::http::request;
 use hyper::http::response::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -105,7 +106,7 @@ impl Gateway {
         }
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
         self.counters.request(&method, &key, body.len());
-        if let Some(refusal) = fault.and_then(refusal) {
+        if let Some(refusal) = fault.and_then(|fault| refusal(fault, &parts, &body)) {
             return Ok(refusal);
         }
         let (head, body) = self.carry_out(Request::from_parts(parts, body)).await?;
@@ -260,23 +261,50 @@ fn method_name(request: &Request<Incoming>) -> String {
 }
 
 /// The answer to a request that the store refuses, as S3 words it.
-fn refusal(fault: Fault) -> Option<Response<Body>> {
+fn refusal(fault: Fault, head: &request::Parts, body: &[u8]) -> Option<Response<Body>> {
     let (status, code, message) = match fault {
         Fault::InternalError => {
             (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "We encountered an internal error. Please try again.")
         }
         Fault::SlowDown => (StatusCode::SERVICE_UNAVAILABLE, "SlowDown", "Please reduce your request rate."),
         Fault::ExpiredToken => (StatusCode::FORBIDDEN, "ExpiredToken", "The provided token has expired."),
+        Fault::AccessDenied if head.uri.query() == Some("delete") => return Some(none_deleted(body)),
+        Fault::AccessDenied => (StatusCode::FORBIDDEN, "AccessDenied", "Access Denied."),
+        Fault::Echo(secret) => return Some(echo(secret, head)),
         _ => return None,
     };
-    let body = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
-         <RequestId>0000000000000000</RequestId></Error>"
+    let error = format!(
+        "<Error><Code>{code}</Code><Message>{message}</Message><RequestId>0000000000000000</RequestId></Error>"
     );
+    Some(xml(status, &error))
+}
+
+/// The answer to a request to delete several objects, none of which may be.
+fn none_deleted(request: &[u8]) -> Response<Body> {
+    let request = String::from_utf8_lossy(request);
+    let keys = request.split("<Key>").skip(1).filter_map(|rest| Some(rest.split_once("</Key>")?.0));
+    let refused =
+        |key| format!("<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>");
+    xml(StatusCode::OK, &format!("<DeleteResult>{}</DeleteResult>", keys.map(refused).collect::<String>()))
+}
+
+/// What a careless server tells of a client: all that it knows.
+fn echo(secret: &str, head: &request::Parts) -> Response<Body> {
+    let token = head.headers.get("x-amz-security-token").and_then(|token| token.to_str().ok()).unwrap_or_default();
+    let error = format!(
+        "<Error><Token-0>{token}</Token-0><SecretKey>{secret}</SecretKey><Code>SignatureDoesNotMatch</Code>\
+         <Message>The token {token} and the key {secret} do not match.</Message><Headers>{:?}</Headers></Error>",
+        head.headers
+    );
+    xml(StatusCode::FORBIDDEN, &error)
+}
+
+fn xml(status: StatusCode, body: &str) -> Response<Body> {
+    let body = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{body}");
     let mut response = Response::new(whole(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
-    Some(response)
+    response
 }
 
 fn whole(body: Bytes) -> Body {

@@ -323,6 +323,8 @@ impl Delivery<'_> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::checkpoint::FORMAT_VERSION;
 
@@ -351,6 +353,13 @@ mod tests {
         }
     }
 
+    /// Puts a link to itself in the place of a file: reading it is an error, which whoever reads it shows as an outage.
+    fn make_unreadable(file: &Path) {
+        let link = file.with_extension("link");
+        std::os::unix::fs::symlink(file, &link).unwrap();
+        std::fs::rename(&link, file).unwrap();
+    }
+
     #[test]
     fn the_manifest_waits_for_every_rank() {
         let temporary = tempfile::tempdir().unwrap();
@@ -364,7 +373,9 @@ mod tests {
         store.put("step-00000005/manifest.json", b"{\"format_version\":1,\"step\":5,\"files\":[]}".to_vec()).unwrap();
         store.put("step-00000007/notes.txt", b"of a person".to_vec()).unwrap();
         store.put("step-00000007/model-00001-of-00003.safetensors", b"of a killed run".to_vec()).unwrap();
-        store.put("step-00000007/uploaded-00002-of-00002.json", b"[]".to_vec()).unwrap();
+        let marker = "step-00000007/uploaded-00002-of-00002.json";
+        store.put(marker, b"[]".to_vec()).unwrap();
+        make_unreadable(&run.join(marker));
         let manifest = manifest(7, &FILES);
         let parcel = |rank: usize| Parcel {
             step: 7,
@@ -375,9 +386,18 @@ mod tests {
             replaces: false,
         };
         let (first, second) = (uploader(&url), uploader(&url));
+        // Either it reads the marker of the second rank, or it goes on without.
+        let reads_the_marker = || {
+            wait(|| first.outage().is_some() || first.delivered().is_some());
+            assert!(first.delivered().is_none() && !store.exists("step-00000007/manifest.json").unwrap());
+        };
         first.deliver(parcel(0));
-        wait(|| store.exists("step-00000007/uploaded-00001-of-00002.json").unwrap());
-        assert!(first.delivered().is_none() && !store.exists("step-00000007/manifest.json").unwrap());
+        reads_the_marker();
+        // One that names other files is no reason to go on either: it is read again.
+        store.put(marker, b"[]".to_vec()).unwrap();
+        wait(|| first.outage().is_none());
+        make_unreadable(&run.join(marker));
+        reads_the_marker();
         second.deliver(parcel(1));
         wait(|| first.delivered() == Some(7));
         wait(|| second.delivered() == Some(7));
