@@ -129,6 +129,51 @@ mod tests {
         let sharing = Sharing { global_batch: 250, rank: 0, world: 8, micro_batch: 1 };
         let error = sharing.accumulation().expect_err("not divisible").to_string();
         assert!(error.contains("use 248 or 256"), "{error}");
+        // None is less than what the ranks take together.
+        let sharing = Sharing { global_batch: 5, rank: 7, world: 8, micro_batch: 2 };
+        let error = sharing.accumulation().expect_err("not divisible").to_string();
+        assert!(error.ends_with("8 ranks x micro-batch 2; use 16"), "{error}");
+    }
+
+    #[test]
+    fn a_batch_the_ranks_can_share_is_cut_evenly() {
+        let sharing = Sharing { global_batch: 24, rank: 1, world: 2, micro_batch: 3 };
+        assert_eq!(sharing.accumulation().expect("sharing"), 4);
+        for nonsense in [
+            Sharing { global_batch: 0, ..sharing },
+            Sharing { micro_batch: 0, ..sharing },
+            Sharing { world: 0, ..sharing },
+            Sharing { rank: 2, ..sharing },
+            Sharing { rank: 3, ..sharing },
+        ] {
+            let error = nonsense.accumulation().expect_err("nonsense").to_string();
+            assert!(error.contains("all must be at least 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn ranks_take_turns_within_a_batch() {
+        let starts = |rank| -> Vec<u64> {
+            let sharing = Sharing { global_batch: 24, rank, world: 2, micro_batch: 3 };
+            (0..9).map(|micro_batches| sharing.start_of(micro_batches, 4)).collect()
+        };
+        assert_eq!(starts(0), [0, 6, 12, 18, 24, 30, 36, 42, 48]);
+        assert_eq!(starts(1), [3, 9, 15, 21, 27, 33, 39, 45, 51]);
+    }
+
+    #[test]
+    fn every_place_knows_its_epoch_and_its_window() {
+        // Two windows of 3 shards each, and one of a single shard, in an epoch of 48.
+        let shuffle = Shuffle::new([10, 3, 8, 1, 12, 5, 9], 9, 3);
+        let sharing = Sharing { global_batch: 4, rank: 0, world: 1, micro_batch: 4 };
+        let mut batches = MicroBatches::new(shuffle.clone(), sharing, 0).expect("sharing");
+        for place in 0..144 / 4 {
+            for (found, place) in batches.next_places().into_iter().zip(4 * place..) {
+                let window = shuffle.window_at(found.window).expect("a window");
+                assert_eq!((found.epoch, found.window), (place / 48, shuffle.window_of(place)));
+                assert_eq!(found.sample, u64::from(shuffle.order(&window)[(place % 48 - window.first) as usize]));
+            }
+        }
     }
 
     #[test]

@@ -188,6 +188,63 @@ mod tests {
         }
     }
 
+    /// Every run that goes on from a checkpoint relies on them. They come from ChaCha8 as it is defined (RFC 8439 with
+    /// eight rounds, a counter and a stream number of 64 bits each), written down once more in Python.
+    #[test]
+    fn the_numbers_never_change() {
+        let sample = |purpose| SampleRandom::new(1, 2, 3, purpose);
+        let mut flips = sample(Purpose::Flip);
+        let uniform = [0.9438217647251103, 0.12485900437863118, 0.8775110152523949];
+        assert_eq!([(); 3].map(|()| flips.uniform()), uniform);
+        let mut drops = sample(Purpose::LabelDrop);
+        let dropped: Vec<usize> = (0..12).filter(|_| drops.bernoulli(0.3)).collect();
+        assert_eq!(dropped, [2, 4, 9]);
+        assert_eq!(sample(Purpose::MaskOrder).permutation(10), [5, 0, 4, 8, 2, 3, 6, 7, 9, 1]);
+        assert_eq!(StepRandom::new(1, 4, Purpose::MaskRatio).uniform(), 0.8075894249893261);
+        assert_eq!(StepRandom::new(1, 4, Purpose::Dropout).bits(), 0x3f69_acd9_9afc_642a);
+        assert_eq!(global_order(1, 2, Purpose::EpochOrder, 12), [9, 0, 8, 3, 2, 7, 5, 10, 6, 4, 11, 1]);
+        assert_eq!(global_order(1, 2, Purpose::ShardWindows, 5), [1, 2, 0, 3, 4]);
+        assert_eq!(window_order(1, 2, 1, (20..30).collect()), [22, 21, 24, 25, 27, 28, 23, 29, 20, 26]);
+    }
+
+    /// As above; the quantiles are those of Python's statistics.NormalDist().
+    #[test]
+    fn the_noise_never_changes_whether_it_is_drawn_at_once_or_not() {
+        let known = [-0.3895515, 2.2284634, -1.0017954, 1.3548636, -0.0872111, 0.0372302, 1.682988, -0.4960836];
+        let mut noise = SampleRandom::new(1, 2, 3, Purpose::PosteriorNoise);
+        let (mut at_once, one_by_one) = ([0.0; 8], [(); 8].map(|()| noise.normal()));
+        SampleRandom::new(1, 2, 3, Purpose::PosteriorNoise).fill_normal(&mut at_once);
+        assert_eq!(at_once, one_by_one);
+        for (found, expected) in at_once.iter().zip(known) {
+            assert!((found - expected).abs() < 1e-6, "{at_once:?}");
+        }
+    }
+
+    /// As above. Of the first bound's words every second is refused, of the second's every third or so.
+    #[test]
+    fn what_would_be_biased_is_drawn_again() {
+        let draws = |mut generator, bound| -> Vec<u64> { (0..6).map(|_| below(&mut generator, bound)).collect() };
+        let known = [
+            8841191258145854753,
+            8902745186921560495,
+            4355648313286050058,
+            3037083083106433113,
+            6365587339287501175,
+            629364829232299402,
+        ];
+        assert_eq!(draws(keyed(1, 2, 3, Purpose::ShardOrder), (1 << 63) + 1), known);
+        let known = [
+            2506792919078750888,
+            5844954977129082636,
+            2769903433287222840,
+            2821436113698098356,
+            7038283048622276384,
+            4795059587953974944,
+        ];
+        assert_eq!(draws(keyed(1, 2, 0, Purpose::EpochOrder), 3 << 62), known);
+        assert_eq!(draws(keyed(1, 2, 3, Purpose::ShardOrder), 1), [0; 6]);
+    }
+
     #[test]
     fn normals_have_the_right_moments() {
         let mut values = vec![0.0; 200_000];

@@ -154,6 +154,44 @@ mod tests {
     }
 
     #[test]
+    fn places_are_in_the_windows_that_epochs_are_made_of() {
+        for window in [0, 1, 3, 7] {
+            let shuffle = Shuffle::new(COUNTS, 4, window);
+            let mut places = 0;
+            for (number, window) in (0..3).flat_map(|epoch| shuffle.epoch(epoch)).enumerate() {
+                assert_eq!(window.number, number as u64);
+                for _ in shuffle.order(&window) {
+                    assert_eq!(shuffle.window_of(places), window.number, "place {places}");
+                    places += 1;
+                }
+            }
+            assert_eq!(places, 3 * 48);
+        }
+    }
+
+    #[test]
+    fn a_shuffle_knows_how_it_was_made() {
+        let windows = [0, 1, 3, 7, 100, u64::MAX].map(|window| {
+            let shuffle = Shuffle::new(COUNTS, 4, window);
+            assert_eq!((shuffle.seed(), shuffle.window(), shuffle.samples()), (4, window, 48));
+            shuffle.windows_per_epoch()
+        });
+        assert_eq!(windows, [1, 7, 3, 1, 1, 1]);
+        // There is always one, if only with nothing in it.
+        assert_eq!(Shuffle::new([], 4, 3).windows_per_epoch(), 1);
+    }
+
+    #[test]
+    fn the_order_of_shards_never_changes() {
+        // As the numbers in random.rs: ChaCha8 in Python.
+        let shards = |window| -> Vec<Vec<usize>> {
+            Shuffle::new([10; 5], 1, window).epoch(2).into_iter().map(|window| window.shards).collect()
+        };
+        assert_eq!(shards(2), [vec![1, 2], vec![0, 3], vec![4]]);
+        assert_eq!(shards(0), [vec![0, 1, 2, 3, 4]]);
+    }
+
+    #[test]
     fn epochs_and_windows_are_shuffled_differently() {
         let shuffle = Shuffle::new([50; 6], 4, 2);
         let [first, second] = [0, 1].map(|epoch| shuffle.epoch(epoch));
@@ -179,6 +217,12 @@ mod tests {
             assert!(
                 window.shards.iter().filter(|shard| !used_before(shard)).all(|&shard| uses[shard] == window.number)
             );
+        }
+        // In every epoch, and up to the end of the next one.
+        let of_epoch_4 = shuffle.next_uses(17);
+        for (shard, found) in of_epoch_4.into_iter().enumerate() {
+            let later = (17..24).find(|&number| shuffle.window_at(number).is_some_and(|w| w.shards.contains(&shard)));
+            assert_eq!(Some(found), later, "shard {shard}");
         }
     }
 }

@@ -100,6 +100,45 @@ mod tests {
     }
 
     #[test]
+    fn every_part_is_counted_from_the_launchers_start() {
+        let parts = |first: f64| Seconds {
+            compute: first,
+            all_reduce: first + 1.0,
+            data_wait: first + 2.0,
+            checkpoint: first + 3.0,
+            start_up: first + 4.0,
+            lost_work: first + 5.0,
+        };
+        let mut split = TimeSplit::default();
+        split.note(&beat(parts(10.0), Seconds::default()));
+        split.next_start();
+        split.note(&beat(parts(110.0), parts(1.0)));
+        let mut wanted = parts(1.0);
+        wanted += Seconds {
+            compute: 100.0,
+            all_reduce: 100.0,
+            data_wait: 100.0,
+            checkpoint: 100.0,
+            start_up: 100.0,
+            lost_work: 100.0,
+        };
+        assert_eq!(split.seconds(), wanted);
+        // A checkpoint that is older than the one of the first start: nothing is less than nothing.
+        split.note(&beat(parts(5.0), Seconds::default()));
+        assert_eq!(split.seconds(), Seconds::default());
+    }
+
+    #[test]
+    fn shares_are_shares_whatever_the_clocks_say() {
+        let mut split = TimeSplit::default();
+        assert_eq!((split.goodput(Duration::ZERO), split.down(Duration::ZERO)), (1.0, 0.0));
+        split.note(&beat(Seconds::default(), seconds(1.0, 3.0, 0.0)));
+        // Ranks may count a little more than the launcher has lived.
+        assert_eq!((split.goodput(Duration::from_secs(2)), split.down(Duration::from_secs(2))), (1.0, 0.0));
+        assert_eq!((split.goodput(Duration::from_secs(6)), split.down(Duration::from_secs(6))), (0.5, 2.0));
+    }
+
+    #[test]
     fn a_run_from_scratch_that_dies_early() {
         let mut split = TimeSplit::default();
         split.note(&beat(Seconds::default(), seconds(1.0, 3.0, 0.0)));

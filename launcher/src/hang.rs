@@ -239,6 +239,18 @@ mod tests {
         // Its neighbour's last word came a little later.
         ranks[0].silent = Duration::from_millis(4700);
         assert_eq!(blamed(&ranks), Some((vec![0, 1], Sign::Silent)));
+        // That of one which still talks came later than that.
+        ranks[0].silent = Duration::from_millis(4400);
+        assert_eq!(blamed(&ranks), Some((vec![1], Sign::Silent)));
+    }
+
+    #[test]
+    fn the_limit_itself_is_not_too_long() {
+        assert_eq!(blamed(&[rank(0, 7, Phase::Compute, 10)]), None);
+        assert_eq!(blamed(&[rank(0, 7, Phase::Compute, 11)]), Some((vec![0], Sign::Still)));
+        let silent = |secs| [RankView { silent: Duration::from_secs(secs), ..rank(0, 7, Phase::Compute, 0) }];
+        assert_eq!(blamed(&silent(5)), None);
+        assert_eq!(blamed(&silent(6)), Some((vec![0], Sign::Silent)));
     }
 
     #[test]
@@ -246,6 +258,10 @@ mod tests {
         let waiting = |still| [rank(0, 7, Phase::AllReduce, still), rank(1, 7, Phase::DataWait, still)];
         assert_eq!(blamed(&waiting(30)), None);
         assert_eq!(blamed(&waiting(31)), Some((vec![1], Sign::Still)));
+        // Where steps take longer than that, as long as they.
+        let limits = Limits { step: Duration::from_secs(40), ..LIMITS };
+        assert_eq!(judge(&waiting(40), &limits), None);
+        assert_eq!(judge(&waiting(41), &limits).unwrap().limit, limits.step);
     }
 
     #[test]
@@ -267,10 +283,51 @@ mod tests {
     }
 
     #[test]
+    fn the_report_says_who_where_and_how_long() {
+        let silent = |rank, secs| RankView { silent: Duration::from_secs(secs), ..rank };
+        let ranks = [
+            rank(0, 8, Phase::AllReduce, 2),
+            silent(rank(1, 7, Phase::DataWait, 12), 6),
+            RankView { ended: true, ..silent(rank(2, 9, Phase::Finish, 13), 14) },
+            RankView { place: None, ..rank(3, 0, Phase::StartUp, 15) },
+        ];
+        let hang = judge(&ranks, &LIMITS).unwrap();
+        let told = [
+            "the job hangs: everyone waits for rank 1, which is silent: its process is stopped, or its machine is cut off \
+             (node, pid 101); last known: data_wait of step 7, 6.0 s ago (limit 5.0 s)",
+            "  rank  host                  pid  phase           step   last word   last move",
+            "     0  node                  100  all_reduce         8     0.2 s ago    2.0 s ago",
+            ">    1  node                  101  data_wait          7     6.0 s ago   12.0 s ago",
+            "     2  node                  102  ended              9    14.0 s ago   13.0 s ago",
+            "     3  -                       0  unheard            0     0.2 s ago   15.0 s ago",
+        ];
+        assert_eq!(report(&hang, &ranks), told.join("\n"));
+        assert_eq!(reason(&hang, &ranks), "the job hung, waiting for rank 1, in data_wait of step 7");
+    }
+
+    #[test]
+    fn of_many_ranks_the_first_are_named() {
+        let hang_of = |count| {
+            let ranks: Vec<RankView> = (0..count).map(|index| rank(index, 7, Phase::Compute, 11)).collect();
+            (judge(&ranks, &LIMITS).unwrap(), ranks)
+        };
+        let (hang, ranks) = hang_of(8);
+        let told = "everyone waits for ranks 0, 1, 2, 3, 4, 5, 6, 7, which each does not move (node, pid 100); ";
+        assert!(report(&hang, &ranks).contains(told), "{}", report(&hang, &ranks));
+        let (hang, ranks) = hang_of(9);
+        assert!(report(&hang, &ranks).contains(" 6, 7, ..., which each does not move "));
+        assert!(reason(&hang, &ranks).starts_with("the job hung, waiting for rank 0, 1, 2, 3, 4, 5, 6, 7, in compute"));
+        assert_eq!(report(&hang, &ranks).lines().filter(|line| line.starts_with('>')).count(), 9);
+    }
+
+    #[test]
     fn the_limit_is_learned() {
         let (floor, slow) = (Duration::from_secs(60), Duration::from_secs(1800));
         assert_eq!(Limits::of_step(None, 20.0, floor, slow), slow);
         assert_eq!(Limits::of_step(Some(Duration::from_secs(1)), 20.0, floor, slow), floor);
         assert_eq!(Limits::of_step(Some(Duration::from_secs(10)), 20.0, floor, slow), Duration::from_secs(200));
+        // However long that is, it is a time.
+        let year = Duration::from_secs(366 * 24 * 3600);
+        assert_eq!(Limits::of_step(Some(year), 1e6, floor, slow), Duration::from_secs(100_000_000));
     }
 }

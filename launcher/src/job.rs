@@ -390,3 +390,6 @@ impl Job<'_, '_> {
         Ended { outcome: Outcome { code, reason, resumed, reached, asked: self.asked }, hung }
     }
 }
+
+#[cfg(test)]
+mod tests;

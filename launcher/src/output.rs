@@ -294,3 +294,14 @@ fn rank_style(rank: usize) -> Style {
         _ => COLOURS[(rank - 1) % COLOURS.len()].on_default(),
     }
 }
+
+#[cfg(test)]
+impl Output {
+    /// For tests: nobody sees it.
+    ///
+    /// # Errors
+    /// There is no room for a thread.
+    pub fn nowhere() -> io::Result<Self> {
+        Ok(Self { terminal: Funnel::start("nowhere", drop)?.0, files: None })
+    }
+}

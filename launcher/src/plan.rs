@@ -195,5 +195,31 @@ mod tests {
         for damaged in ["", "{}", r#"{"run": {"log_dir": "l"}, "batch": {"global": 0}}"#] {
             assert!(Plan::read(damaged.as_bytes()).is_err());
         }
+        for (device, cpu) in
+            [(r#""train": {"device": "cpu"}"#, true), (r#""device": "cpu""#, true), (r#""device": "auto""#, false)]
+        {
+            let json = format!(r#"{{{device}, "run": {{"log_dir": "l"}}, "batch": {{"global": 1}}}}"#);
+            let plan = Plan { name: "run".into(), log_dir: "l".into(), global_batch: 1, cpu };
+            assert_eq!(Plan::read(json.as_bytes()), Ok(plan), "{device}");
+        }
+    }
+
+    #[test]
+    fn a_trainer_that_does_not_answer_says_whether_to_change_something() {
+        let asked = |trainer: &str| {
+            let line = ["arinar-launcher", "--config", "a"].map(Into::into);
+            Plan::ask(Path::new(trainer), &Arguments::read(line).unwrap()).unwrap_err()
+        };
+        assert_eq!(asked("false"), Stop::failure("it says nothing"));
+        let told = asked("true");
+        assert!(told.code == 78 && told.line.starts_with("true --print-config: it prints no JSON"), "{told}");
+        let told = asked("/nowhere/trainer");
+        assert!(told.code == 78 && told.line.contains("--trainer"), "{told}");
+    }
+
+    #[test]
+    fn a_question_is_neither_watched_nor_restarted() {
+        assert!(is_question("--check") && is_question("--plan"));
+        assert!(!is_question("--export") && !is_question("check"));
     }
 }

@@ -141,6 +141,15 @@ mod tests {
     }
 
     #[test]
+    fn steps_that_the_run_had_before_are_not_gained() {
+        let mut policy = Policy::new(None);
+        // The first start dies before it knows where it goes on.
+        assert_eq!(pause(policy.decide(&crash(0, 0), 0.5)), Some(1.0));
+        let pauses: Vec<_> = (0..3).map(|_| pause(policy.decide(&crash(100, 100), 0.5))).collect();
+        assert_eq!(pauses, [Some(2.0), Some(4.0), None]);
+    }
+
+    #[test]
     fn the_pause_has_a_spread() {
         let spread = [0.0, 1.0].map(|jitter| pause(Policy::new(None).decide(&crash(0, 0), jitter)));
         assert_eq!(spread, [Some(0.75), Some(1.25)]);

@@ -115,6 +115,7 @@ fn cpu_list(text: &str) -> Vec<usize> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -138,6 +139,30 @@ mod tests {
     }
 
     #[test]
+    fn the_gpus_of_this_machine_are_found_if_it_has_some() {
+        let known = Nvml::init().map_or(0, |nvml| {
+            (0..nvml.device_count().unwrap_or(0)).filter(|&index| nvml.device_by_index(index).is_ok()).count()
+        });
+        assert_eq!(gpu_names().len(), known);
+    }
+
+    #[test]
+    fn hardware_threads_that_share_a_core_are_one_slot() {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        let siblings = |thread: &usize| {
+            let path = format!("/sys/devices/system/cpu/cpu{thread}/topology/thread_siblings_list");
+            std::fs::read_to_string(path).unwrap_or_else(|_| thread.to_string())
+        };
+        let different = cpu_list(allowed).iter().map(siblings).collect::<BTreeSet<String>>().len();
+        let cores = physical_cores();
+        // A control group may pay for fewer.
+        assert_eq!(cores.len(), different.min(std::thread::available_parallelism().unwrap().get()));
+        assert_eq!(cores.iter().map(siblings).collect::<BTreeSet<String>>().len(), cores.len());
+        assert!(cores.iter().all(|core| cpu_list(allowed).contains(core)));
+    }
+
+    #[test]
     fn this_machine_has_a_core() {
         assert!(Slots::find(true).count() >= 1);
         assert_eq!(cpu_list(" 0-2,8\n"), [0, 1, 2, 8]);
@@ -148,6 +173,22 @@ mod tests {
     fn ranks_share_cores_evenly() {
         let slots = Slots::Cores(vec![0, 2, 4, 6]);
         assert_eq!(slots.of_rank(1, 2), "share 2 of 2 of the 4 cores");
-        assert!(slots.of_rank(0, 5).contains("shared"));
+        assert_eq!(slots.of_rank(3, 4), "share 4 of 4 of the 4 cores");
+        assert_eq!(slots.of_rank(0, 5), "any of 4 cores, shared with other ranks");
+    }
+
+    #[test]
+    fn each_rank_has_a_gpu_while_there_are_some() {
+        let slots = Slots::Gpus(vec!["A".to_owned(), "B".to_owned()]);
+        assert_eq!([0, 1, 2].map(|index| slots.of_rank(index, 3)), ["GPU 0 (A)", "GPU 1 (B)", "no GPU is left"]);
+    }
+
+    #[test]
+    fn slots_are_counted() {
+        let cores = |count| Slots::Cores((0..count).collect());
+        let gpus = |count| Slots::Gpus(vec!["A".to_owned(); count]);
+        let shown = [cores(1), cores(2), gpus(1), gpus(3)].map(|slots| (slots.count(), slots.to_string()));
+        let wanted = [(1, "1 core"), (2, "2 cores"), (1, "1 GPU"), (3, "3 GPUs")];
+        assert_eq!(shown, wanted.map(|(count, text)| (count, text.to_owned())));
     }
 }

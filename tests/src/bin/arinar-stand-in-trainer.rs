@@ -6,7 +6,7 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     path::{Path, PathBuf},
     process::exit,
     sync::{
@@ -44,8 +44,10 @@ struct Fault {
     /// Which start of the job; 0 for each.
     attempt: u32,
     rank: usize,
+    /// Before it is done; 0 for the start, before the first.
     step: u64,
-    /// kill, stop, hang, linger (take leave, and stay), flood, `pause MILLISECONDS`, or `exit CODE [REASON]`.
+    /// kill, stop, hang, starve (hang, waiting for data), hang-up (end the connection, and stay), `linger [CODE]` (take
+    /// leave, and stay), flood, `pause MILLISECONDS`, `exit CODE [REASON]`, or `asked ACT` (that, once asked to end).
     act: String,
 }
 
@@ -147,16 +149,12 @@ impl Trainer {
         let mut step = number_in(&saved);
         println!("goes on from step {step}");
         self.enter(Phase::StartUp, step);
+        self.fail_in(0);
         self.wait_for_others(step)?;
         while step < self.script.steps {
             self.enter(Phase::Compute, step);
             std::thread::sleep(Duration::from_millis(self.script.step_ms));
-            for fault in self.script.faults.clone() {
-                let now = fault.rank == self.rank && fault.step == step + 1;
-                if now && (fault.attempt == 0 || fault.attempt == self.launcher.attempt) {
-                    self.fail(&fault.act);
-                }
-            }
+            self.fail_in(step + 1);
             self.enter(Phase::AllReduce, step);
             self.wait_for_others(step + 1)?;
             step += 1;
@@ -174,6 +172,16 @@ impl Trainer {
         self.leave(0, None)
     }
 
+    /// Does what the script asks for in this step.
+    fn fail_in(&self, step: u64) {
+        for fault in self.script.faults.clone() {
+            let now = fault.rank == self.rank && fault.step == step;
+            if now && (fault.attempt == 0 || fault.attempt == self.launcher.attempt) {
+                self.fail(&fault.act);
+            }
+        }
+    }
+
     fn fail(&self, act: &str) {
         match act.split(' ').collect::<Vec<_>>()[..] {
             ["kill"] => {
@@ -185,12 +193,30 @@ impl Trainer {
                 let _ = kill_process(getpid(), Signal::STOP);
             }
             ["hang"] => std::thread::sleep(HOUR),
+            ["starve"] => {
+                self.beat.lock().unwrap_or_else(|held| held.into_inner()).phase = Phase::DataWait;
+                std::thread::sleep(HOUR);
+            }
+            ["hang-up"] => {
+                let stream = self.stream.lock().unwrap_or_else(|held| held.into_inner());
+                let _ = stream.shutdown(Shutdown::Both);
+                std::thread::sleep(HOUR);
+            }
             ["pause", milliseconds] => {
                 std::thread::sleep(Duration::from_millis(milliseconds.parse().unwrap_or(0)));
             }
-            ["linger"] => {
-                let _stream = self.say_farewell(0, None);
+            ["linger", ref code @ ..] => {
+                let code = code.first().and_then(|code| code.parse().ok()).unwrap_or(0);
+                let _stream = self.say_farewell(code, None);
                 std::thread::sleep(HOUR);
+            }
+            ["asked", ..] => {
+                // So that the launcher knows how far it came.
+                tell_beat(&self.beat, &self.stream, self.began, self.rank);
+                while !self.asked.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                self.fail(act.trim_start_matches("asked "));
             }
             ["flood"] => {
                 for line in 0..2000 {
