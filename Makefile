@@ -7,13 +7,14 @@ BINARIES := arinar-data arinar-trainer arinar-sample arinar-launcher
 ENV      := . ops/env.sh &&
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap bootstrap-tests build install demo test check bench clean
+.PHONY: help bootstrap bootstrap-tests build install demo test check mutants bench clean
 .SILENT:
 
 help:
 	echo "make demo       build, then encode, train on two ranks and sample a small set of pictures (minutes)"
 	echo "make test       build and run every test; lists all failures at the end"
 	echo "make check      formatting, clippy and docs, with warnings denied"
+	echo "make mutants    change the code in one place at a time, and list what no test notices (hours; GROUP=launcher: less)"
 	echo "make build      the programs, in target/release"
 	echo "make install    the programs to PREFIX/bin and the configurations to PREFIX/share/arinar (PREFIX=$(PREFIX))"
 	echo "make bench      time this machine, and how to time the official code beside it"
@@ -52,6 +53,9 @@ check: bootstrap-tests
 	$(ENV) RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	echo "== shellcheck"
 	shellcheck ops/*.sh ops/slurm/*.sbatch tests/ops/*.sh tests/ops/processors/*.sh .ci/run
+
+mutants: bootstrap
+	ops/mutants.sh $(GROUP)
 
 bench: build
 	echo "== bench"
