@@ -14,6 +14,7 @@ use arinar_tests::s3::{ACCESS_KEY_ID, Fault, Faults, REGION, S3Server, SECRET_AC
 use data_support::{ended, program};
 
 const WRONG_SECRET: &str = "Wr0ngS3cretThatNobodyMaySee/+=abcdef";
+const RENEWED_SECRET: &str = "R3newedS3cretThatNobodyMaySee/+=abcde";
 const TOKEN: &str = "T0kenThatNobodyMaySee//////////EaDYFakeFake";
 
 struct Lab {
@@ -207,10 +208,16 @@ fn secrets_that_a_server_sends_back_are_not_shown() {
         shown.extend(errors.map(|error| format!("{error} {error:?} {error:#?}")));
         shown.push(output(lab.folder.path(), "s3://bucket/x", variables));
     }
+    // So are those that were renewed after the store was opened.
+    lab.write("credentials", &profile);
+    let store = lab.open(&variables[..1]).unwrap();
+    lab.write("credentials", &profile.replace(WRONG_SECRET, RENEWED_SECRET));
+    lab.server.set_faults(Faults::always(Fault::Echo(RENEWED_SECRET), &[]));
+    shown.push(format!("{:?}", store.get("x").unwrap_err()));
     for text in &shown {
         // The message came, and was shown but for its secrets.
         assert!(text.contains("The token [secret] and the key [secret] do not match."), "{text}");
-        for secret in ["Wr0ng", "T0ken", "AWS4-HMAC", "Signature="] {
+        for secret in ["Wr0ng", "R3newed", "T0ken", "AWS4-HMAC", "Signature="] {
             assert!(!text.contains(secret), "{text}");
         }
     }

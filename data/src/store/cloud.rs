@@ -30,6 +30,7 @@ use super::error::StoreError;
 use super::profile::{FileCredentials, Profile};
 use super::remote::Remote;
 use super::retry::{PATIENCE_VARIABLE, Patience};
+use super::secrets::Secrets;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Parts of names of variables whose values must never be shown.
@@ -137,13 +138,14 @@ pub(super) fn open(url: &str, environment: &Environment) -> Result<Remote, Store
     let (scheme, prefix) =
         ObjectStoreScheme::parse(&parsed).map_err(|_| unusable("no such kind of store".to_owned()))?;
     let patience = Patience::parse(environment.get(PATIENCE_VARIABLE)).map_err(setup)?;
-    let mut secrets = environment.secrets();
-    let refused = |error: object_store::Error| setup(secret_free(&error.to_string(), &environment.secrets()));
+    let secrets = Arc::new(Secrets::default());
+    secrets.add(environment.secrets());
+    let refused = |error: object_store::Error| setup(secrets.redact(&error.to_string()));
     let (objects, parts) = match scheme {
         ObjectStoreScheme::AmazonS3 => {
             let profile = Profile::read(environment).map_err(setup)?;
-            secrets.extend(profile.secrets());
-            let builder = amazon(url, environment, profile).map_err(setup)?;
+            secrets.add(profile.secrets());
+            let builder = amazon(url, environment, profile, &secrets).map_err(setup)?;
             let store = Arc::new(builder.with_retry(no_retries()).build().map_err(refused)?);
             (
                 store.clone() as Arc<dyn object_store::ObjectStore>,
@@ -170,12 +172,16 @@ pub(super) fn open(url: &str, environment: &Environment) -> Result<Remote, Store
         }
         _ => return Err(unusable("no such kind of store".to_owned())),
     };
-    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     let prefix = Path::parse(prefix).map_err(|error| unusable(error.to_string()))?;
     Ok(Remote { objects, parts, prefix, patience, secrets })
 }
 
-fn amazon(url: &str, environment: &Environment, profile: Profile) -> Result<AmazonS3Builder, String> {
+fn amazon(
+    url: &str,
+    environment: &Environment,
+    profile: Profile,
+    secrets: &Arc<Secrets>,
+) -> Result<AmazonS3Builder, String> {
     let mut builder =
         AmazonS3Builder::new().with_url(url).with_client_options(client_options(environment, "AWS_ALLOW_HTTP")?);
     for (key, value) in environment.options::<AmazonS3ConfigKey>("AWS_") {
@@ -204,7 +210,7 @@ fn amazon(url: &str, environment: &Environment, profile: Profile) -> Result<Amaz
         }
         (None, None) if environment.get("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() => Ok(builder),
         (None, None) if environment.is_true("AWS_SKIP_SIGNATURE") => Ok(builder),
-        (None, None) => match FileCredentials::new(profile)? {
+        (None, None) => match FileCredentials::new(profile, Arc::clone(secrets))? {
             Some(credentials) => Ok(builder.with_credentials(Arc::new(credentials))),
             None => Ok(builder),
         },
@@ -250,10 +256,6 @@ fn client_options(environment: &Environment, allow_http: &str) -> Result<ClientO
 /// object_store's own retries are off: one policy for all, see [`super::retry`].
 fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, ..RetryConfig::default() }
-}
-
-fn secret_free(text: &str, secrets: &[String]) -> String {
-    secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "[secret]"))
 }
 
 #[cfg(test)]

@@ -189,10 +189,10 @@ fn http_kind(error: &object_store::Error) -> Option<HttpErrorKind> {
 
 fn one_line(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.char_indices().nth(SHOWN_CHARACTERS) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+    let Some((end, _)) = text.char_indices().nth(SHOWN_CHARACTERS) else { return text };
+    // Whole words only: of a secret that was cut, a part would be left for all to see.
+    let end = if text[end..].starts_with(' ') { end } else { text[..end].rfind(' ').unwrap_or(0) };
+    format!("{}...", &text[..end])
 }
 
 #[cfg(test)]
@@ -206,6 +206,15 @@ mod tests {
         let failure = Failure::from(object_store::Error::Generic { store: "S3", source: text.into() });
         assert_eq!(failure.kind, Kind::Expired);
         assert_eq!(failure.text, "the store answers 400 ExpiredToken: The token has expired.");
+    }
+
+    #[test]
+    fn a_long_text_ends_with_a_whole_word() {
+        let words = "word ".repeat(47);
+        assert_eq!(one_line(&format!("{words}{}", "s3cr3t".repeat(6))), format!("{}...", words.trim_end()));
+        assert_eq!(one_line(&"s3cr3t".repeat(100)), "...");
+        let exact = format!("{words}words");
+        assert_eq!((one_line(&exact), one_line(&format!("{exact} more"))), (exact.clone(), format!("{exact}...")));
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod profile;
 mod remote;
 mod retry;
 mod runtime;
+mod secrets;
 mod transfer;
 
 use std::fmt;

@@ -11,6 +11,7 @@ use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
 
 use super::cloud::Environment;
+use super::secrets::Secrets;
 
 /// Settings of a profile that only Amazon's own tools can turn into credentials.
 const FOREIGN: [&str; 6] =
@@ -57,10 +58,13 @@ impl Profile {
         self.settings.get("endpoint_url").map(String::as_str)
     }
 
-    pub(super) fn secrets(&self) -> Vec<String> {
-        let names = ["aws_secret_access_key", "aws_session_token"];
-        names.iter().filter_map(|name| self.settings.get(*name)).filter(|secret| !secret.is_empty()).cloned().collect()
+    pub(super) fn secrets(&self) -> impl Iterator<Item = String> {
+        secrets_of(&self.settings)
     }
+}
+
+fn secrets_of(settings: &BTreeMap<String, String>) -> impl Iterator<Item = String> {
+    ["aws_secret_access_key", "aws_session_token"].into_iter().filter_map(|name| settings.get(name)).cloned()
 }
 
 impl Files {
@@ -135,6 +139,8 @@ pub(super) struct FileCredentials {
     name: String,
     files: Files,
     known: Mutex<(Option<Times>, Arc<AwsCredential>)>,
+    /// Told of every key, before it is used.
+    secrets: Arc<Secrets>,
 }
 
 impl std::fmt::Debug for FileCredentials {
@@ -145,7 +151,7 @@ impl std::fmt::Debug for FileCredentials {
 
 impl FileCredentials {
     /// None if the profile has nothing to do with credentials.
-    pub(super) fn new(profile: Profile) -> Result<Option<Self>, String> {
+    pub(super) fn new(profile: Profile, secrets: Arc<Secrets>) -> Result<Option<Self>, String> {
         let Profile { name, files, settings } = profile;
         if let Some(setting) = FOREIGN.into_iter().find(|setting| settings.contains_key(*setting)) {
             return Err(format!(
@@ -155,7 +161,7 @@ impl FileCredentials {
         }
         let Some(credential) = credential(&name, &settings)? else { return Ok(None) };
         // The files may have changed since the settings were read.
-        Ok(Some(Self { name, files, known: Mutex::new((None, Arc::new(credential))) }))
+        Ok(Some(Self { name, files, known: Mutex::new((None, Arc::new(credential))), secrets }))
     }
 
     fn current(&self) -> Arc<AwsCredential> {
@@ -165,6 +171,7 @@ impl FileCredentials {
             // A file that is being written may be half there; the keys that were good go on until it is whole.
             let settings = self.files.read(&self.name).ok().flatten().unwrap_or_default();
             if let Ok(Some(credential)) = credential(&self.name, &settings) {
+                self.secrets.add(secrets_of(&settings));
                 *known = (modified, Arc::new(credential));
             }
         }

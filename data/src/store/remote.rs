@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::Version;
 use super::failure::{Failure, Kind};
 use super::retry::{Attempts, Patience, retrying, within};
+use super::secrets::Secrets;
 
 /// Longest that giving up an upload in parts may take: whoever waits has an error to hear of.
 const ABORT: Duration = Duration::from_secs(5);
@@ -24,16 +25,14 @@ pub(super) struct Remote {
     pub(super) parts: Arc<dyn MultipartStore>,
     pub(super) prefix: Path,
     pub(super) patience: Patience,
-    /// Words that must not appear in any message.
-    pub(super) secrets: Vec<String>,
+    /// What must not appear in any message.
+    pub(super) secrets: Arc<Secrets>,
 }
 
 impl Remote {
     /// A message without secrets, whatever a service may echo.
     pub(super) fn scrubbed(&self, mut failure: Failure) -> Failure {
-        for secret in &self.secrets {
-            failure.text = failure.text.replace(secret.as_str(), "[secret]");
-        }
+        failure.text = self.secrets.redact(&failure.text);
         failure
     }
 
