@@ -142,3 +142,27 @@ impl AutoencoderKl {
         self.decoder.forward(&latents.apply(&self.post_quant_conv))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_a_gaussian_whose_log_variance_is_clamped() {
+        let encoded = Tensor::from_slice(&[1.0_f32, -2.0, 50.0, -40.0]).view([1, 4, 1, 1]);
+        let moments = Moments::from_concatenated(&encoded);
+        let flat = |tensor: &Tensor| Vec::<f64>::try_from(tensor.view(-1)).expect("numbers");
+        assert_eq!(flat(&moments.mean), [1.0, -2.0]);
+        assert_eq!(flat(&moments.logvar), [20.0, -30.0]);
+        assert_eq!(flat(&moments.concatenated()), [1.0, -2.0, 20.0, -30.0]);
+        // The standard normal is no nat away from itself; one with mean 1 and twice the deviation is 2 - ln 2 away.
+        let kl = |mean: f32, logvar: f32| {
+            flat(&Moments::from_concatenated(&Tensor::from_slice(&[mean, logvar]).view([1, 2, 1, 1])).kl())[0]
+        };
+        assert_eq!(kl(0.0, 0.0), 0.0);
+        assert!((kl(1.0, 2.0 * 2.0_f32.ln()) - (2.0 - 2.0_f64.ln())).abs() < 1e-6);
+        let noise = Tensor::from_slice(&[3.0_f32]).view([1, 1, 1, 1]);
+        let quarter = Moments::from_concatenated(&Tensor::from_slice(&[1.0, 0.25_f32.ln()]).view([1, 2, 1, 1]));
+        assert!((flat(&quarter.sample(&noise))[0] - 2.5).abs() < 1e-6);
+    }
+}

@@ -9,6 +9,8 @@ use super::schedule::normal_quantile;
 
 /// Purpose: the order of the samples in an epoch.
 pub const EPOCH_ORDER: u64 = 1;
+/// Purpose: which picture lies in which shard.
+pub const SHARD_ORDER: u64 = 2;
 /// Purpose: whether a sample is mirrored.
 pub const FLIP: u64 = 3;
 /// Purpose: the noise of a sample's latent.

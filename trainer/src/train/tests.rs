@@ -50,6 +50,21 @@ fn training<'a>(collective: &'a dyn Collective, config: &'a TrainConfig) -> Trai
     assemble(collective, config, placement, model, saver, Logs::silent(), beginning)
 }
 
+#[test]
+fn a_plan_counts_whole_steps() {
+    let plan = |overrides: &[&str]| Plan::new(&config(overrides), 10);
+    // Four samples a step: three and three quarters of a step are four steps.
+    let epochs = plan(&["optim.epochs=1.5", "checkpoint.keep_every_epochs=0.5"]);
+    assert_eq!(epochs, Plan { total_steps: 4, samples: 10, keep_every_steps: Some(2) });
+    assert_eq!(epochs.epoch(4, 4), 1.6);
+    assert_eq!(plan(&["optim.epochs=1.5", "train.max_steps=3"]).total_steps, 3);
+    assert_eq!(plan(&["optim.epochs=1.5", "train.max_steps=5"]).total_steps, 4);
+    assert_eq!(
+        plan(&["optim.epochs=0.01", "checkpoint.keep_every_epochs=null"]),
+        Plan { total_steps: 1, samples: 10, keep_every_steps: None }
+    );
+}
+
 fn weights(training: &Training<'_>) -> Tensor {
     training.parameters.values().copy()
 }
