@@ -14,7 +14,7 @@ help:
 	echo "make demo       build, then encode, train on two ranks and sample a small set of pictures (minutes)"
 	echo "make test       build and run every test; lists all failures at the end"
 	echo "make check      formatting, clippy and docs, with warnings denied"
-	echo "make mutants    change the code in one place at a time, and list what no test notices (hours; GROUP=launcher: less)"
+	echo "make mutants    mutation testing: list the changes of the code that no test notices (hours; GROUP=launcher: minutes)"
 	echo "make build      the programs, in target/release"
 	echo "make install    the programs to PREFIX/bin and the configurations to PREFIX/share/arinar (PREFIX=$(PREFIX))"
 	echo "make bench      time this machine, and how to time the official code beside it"

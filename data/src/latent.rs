@@ -72,4 +72,21 @@ mod tests {
         let expected = [(0.5 + (-1.0f32).exp() * 2.0) * 0.25, (-1.0 - 1.5f32.exp()) * 0.25];
         assert!(latent.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-6), "{latent:?}");
     }
+
+    #[test]
+    fn a_latent_of_any_length_follows_the_formula() {
+        // Moments are read in pieces of 256 values.
+        for length in [1, 127, 128, 129, 256, 700] {
+            let means = (0..length).map(|index| index as f32 * 0.5);
+            let logvars = (0..length).map(|index| -(index as f32) * 0.125 % 8.0);
+            let moments: Vec<f32> = means.clone().chain(logvars.clone()).collect();
+            let bytes: Vec<u8> = moments.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect();
+            let mut latent = vec![2.0; length];
+            sample_latent(&bytes, 0.5, &mut latent, &mut Vec::new());
+            for ((found, mean), logvar) in latent.into_iter().zip(means).zip(logvars) {
+                let expected = (mean + (0.5 * logvar).exp() * 2.0) * 0.5;
+                assert!((found - expected).abs() < 1e-4, "{length}: {found}, expected {expected}");
+            }
+        }
+    }
 }

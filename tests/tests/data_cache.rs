@@ -5,8 +5,9 @@
 
 mod data_support;
 
-use std::collections::BTreeSet;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs::{DirEntry, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -55,8 +56,22 @@ impl Lab {
 
     /// Bytes of everything in the cache.
     fn used(&self) -> u64 {
-        let Ok(entries) = std::fs::read_dir(self.cache().join(DATASET_ID)) else { return 0 };
-        entries.filter_map(|entry| entry.unwrap().metadata().ok()).map(|facts| facts.len()).sum()
+        // A file may go and another may come while the folder is read: two equal readings are one moment.
+        let mut files = self.files();
+        loop {
+            let again = self.files();
+            if again == files {
+                return files.values().sum();
+            }
+            files = again;
+        }
+    }
+
+    /// Bytes of each file of the dataset in the cache.
+    fn files(&self) -> BTreeMap<OsString, u64> {
+        let Ok(entries) = std::fs::read_dir(self.cache().join(DATASET_ID)) else { return BTreeMap::new() };
+        let size = |entry: DirEntry| Some((entry.file_name(), entry.metadata().ok()?.len()));
+        entries.filter_map(|entry| size(entry.unwrap())).collect()
     }
 }
 
