@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# `make mutants`: changes the code in one place at a time, and looks whether a test notices (cargo-mutants; which files,
-# .cargo/mutants.toml says). Arguments are the groups to try, all four by default; what follows a -- goes to cargo-mutants,
-# as in: ops/mutants.sh launcher -- --re decide
-# All that it makes is below target/mutants: GROUP/mutants.out has the output of each build and test.
+# `make mutants`: mutation testing with cargo-mutants, which changes the code in one place at a time and reports changes that
+# no test notices. ops/mutants.toml lists the files. Arguments are the groups to test (default: all four); arguments after
+# -- go to cargo-mutants, as in: ops/mutants.sh launcher -- --re decide
+# All output is below target/mutants: GROUP/mutants.out has the log of each build and test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +17,7 @@ fi
 export CUDA_VISIBLE_DEVICES=
 unset ARINAR_STORE_PATIENCE "${!AWS_@}" "${!SLURM_@}" "${!PMIX_@}" "${!OMPI_COMM_@}"
 
-# cargo-mutants copies the tree. What it depends on is compiled once for all copies.
+# cargo-mutants copies the tree; all copies share the compiled dependencies.
 export CARGO_TARGET_DIR=$PWD/target/mutants/build CARGO_INCREMENTAL=1
 
 groups=()
@@ -28,7 +28,7 @@ done
 [ $# = 0 ] || shift
 [ ${#groups[@]} -gt 0 ] || groups=(launcher data model trainer)
 
-# The quick suites of tests/ that try a group once its crate's own tests have.
+# The suites of tests/ that run on the mutants of a group which its unit tests do not catch.
 suites() {
     case $1 in
         launcher) ;;
@@ -42,9 +42,10 @@ suites() {
     esac
 }
 
-lines() { wc -l <"$1"; }
+# cargo-mutants writes no lists where no mutant matches.
+lines() { if [ -f "$1" ]; then wc -l <"$1"; else echo 0; fi; }
 
-# Each copy has a name of its own, so what was compiled of an earlier one is of no use.
+# Each copy has its own path, so that the workspace's crates are compiled again; those of earlier copies only take space.
 forget_copies() {
     local release=$CARGO_TARGET_DIR/release
     [ -d "$release/deps" ] || return 0
@@ -52,41 +53,40 @@ forget_copies() {
     find "$release/deps" -type f -executable ! -name '*.so' -delete
 }
 
-# Has cargo-mutants try a group. Where some changes are not noticed, or make tests wait too long, it is no failure.
-look() {
+# Runs cargo-mutants. Mutants that are not caught or time out are results, not failures.
+run_mutants() {
     local code=0
-    cargo mutants "$@" || code=$?
+    cargo mutants --config ops/mutants.toml "$@" || code=$?
     case $code in
         0 | 2 | 3) ;;
         *) return "$code" ;;
     esac
 }
 
-try() {
-    local group=$1 out=target/mutants/$1 named noticed broken more=()
+test_group() {
+    local group=$1 out=target/mutants/$1 named caught broken more=()
     shift
     named=$(suites "$group")
     forget_copies
     mkdir -p "$out"
     echo "== $group"
-    look --package "arinar-$group" --cargo-arg=--lib --output "$out" "$@"
-    noticed=$(lines "$out/mutants.out/caught.txt") broken=$(lines "$out/mutants.out/unviable.txt")
+    run_mutants --package "arinar-$group" --cargo-arg=--lib --output "$out" "$@"
+    caught=$(lines "$out/mutants.out/caught.txt") broken=$(lines "$out/mutants.out/unviable.txt")
     if [ -n "$named" ] && { [ -s "$out/mutants.out/missed.txt" ] || [ -s "$out/mutants.out/timeout.txt" ]; }; then
-        # What the crate's own tests, built in seconds, do not notice. Not --test-package: the first run, of the code as it
-        # is, would be without it.
+        # The mutants that the unit tests do not catch. --test-package would not apply to the first run, of the unmutated code.
         more=(--cargo-arg=--package=arinar-tests)
         for suite in $named; do
             more+=("--cargo-arg=--test=$suite")
         done
         echo "== $group, by $named"
         forget_copies
-        look --package "arinar-$group" "${more[@]}" --output "$out" --iterate "$@"
-        noticed=$((noticed + $(lines "$out/mutants.out/caught.txt")))
+        run_mutants --package "arinar-$group" "${more[@]}" --output "$out" --iterate "$@"
+        caught=$((caught + $(lines "$out/mutants.out/caught.txt")))
         broken=$((broken + $(lines "$out/mutants.out/unviable.txt")))
     fi
     out=$out/mutants.out
-    summary+=("$group: $noticed noticed, $(lines "$out/timeout.txt") ran too long, $broken do not compile, $(lines "$out/missed.txt") not noticed")
-    mapfile -t -O ${#summary[@]} summary < <(sed 's/^/    /' "$out/missed.txt")
+    summary+=("$group: $caught caught, $(lines "$out/timeout.txt") timed out, $broken do not compile, $(lines "$out/missed.txt") not caught")
+    [ ! -s "$out/missed.txt" ] || mapfile -t -O ${#summary[@]} summary < <(sed 's/^/    /' "$out/missed.txt")
 }
 
 for group in "${groups[@]}"; do
@@ -94,7 +94,7 @@ for group in "${groups[@]}"; do
 done
 summary=()
 for group in "${groups[@]}"; do
-    try "$group" "$@"
+    test_group "$group" "$@"
 done
 printf '\n'
 printf '%s\n' "${summary[@]}"

@@ -118,20 +118,7 @@ pub async fn run(
     let output = around.output;
     let stdout = relay(child.stdout.take(), Stream::Stdout, output.clone());
     let stderr = relay(child.stderr.take(), Stream::Stderr, output.clone());
-    let mut job = Job {
-        attempt: launcher.attempt,
-        pid: child.id().unwrap_or_default(),
-        session: Session::new(child.id().unwrap_or_default(), around.session.to_path_buf()),
-        ranks: Ranks::new(world, Instant::now()),
-        ending: Ending::No,
-        interrupted: false,
-        asked: false,
-        overdue: false,
-        hang: None,
-        lost: None,
-        looked: Instant::now(),
-        around,
-    };
+    let mut job = Job::new(around, launcher.attempt, child.id().unwrap_or_default(), world);
     let status = job.watch(&mut child).await;
     processes::sweep().await;
     job.session.remove();
@@ -177,6 +164,26 @@ fn relay(
             }
         }
     })
+}
+
+impl<'a, 'b> Job<'a, 'b> {
+    /// Returns start number `attempt` of a job of `world` ranks under the mpirun with process ID `pid`.
+    fn new(around: &'a mut Surroundings<'b>, attempt: u32, pid: u32, world: usize) -> Self {
+        Self {
+            attempt,
+            pid,
+            session: Session::new(pid, around.session.to_path_buf()),
+            ranks: Ranks::new(world, Instant::now()),
+            ending: Ending::No,
+            interrupted: false,
+            asked: false,
+            overdue: false,
+            hang: None,
+            lost: None,
+            looked: Instant::now(),
+            around,
+        }
+    }
 }
 
 impl Job<'_, '_> {

@@ -131,8 +131,8 @@ const WIDTH: i64 = 16;
 const HEADS: i64 = 2;
 const HALF: f64 = 0.5;
 
-/// What a block with dropout 1/2 adds to its inputs, [B, N, D], whose weights are zero but for those given. Both norms give
-/// ones.
+/// Returns what a block with dropout 1/2 adds to its input, [B, N, D]. Its weights are zero except those given, and both
+/// layer norms output ones.
 fn branch(batch: i64, length: i64, train: bool, given: &[(&str, Tensor)]) -> Tensor {
     tch::manual_seed(3);
     let store = nn::VarStore::new(Device::Cpu);

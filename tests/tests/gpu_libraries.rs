@@ -22,7 +22,7 @@ fn libtorchs_cuda_part_is_loaded_on_demand() {
 #[test]
 #[ignore = "run by another test in a process of its own"]
 fn look_for_gpus() {
-    // How many it finds behind a driver that is a stand-in is no matter.
+    // The stand-in for the driver determines the number, which does not matter here.
     let _ = device::gpus();
     assert!(device::has_driver() && device::has_libtorch_cuda());
 }

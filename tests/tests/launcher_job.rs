@@ -35,11 +35,11 @@ fn training(stage: &Stage, more: &[&str]) -> Running {
     running
 }
 
-/// The launcher looks at its ranks four times a second, and where it could not for three seconds it excuses them. So it
-/// tells of a hang not later than this after the limit, however busy the machine is: its times have one decimal.
+/// Longest delay of a report after its limit, in seconds. The launcher checks its ranks four times a second; after a pause of
+/// three seconds or more in its own checks it excuses them. Times in the report have one decimal.
 const LATE: f64 = 3.1;
 
-/// What the first report of a hang says, in seconds.
+/// The times of the first hang report, in seconds.
 struct Report {
     limit: f64,
     /// For how long each rank has said nothing.
@@ -106,7 +106,7 @@ fn program_of(stage: &Stage, name: &str, text: &str) -> String {
     path
 }
 
-/// What a rank knows of its launcher.
+/// The launcher's address and settings, as a rank receives them.
 fn launcher_of(rank: u32) -> Launcher {
     let environment = std::fs::read(format!("/proc/{rank}/environ")).unwrap();
     let text = environment.split(|byte| *byte == 0).find_map(|word| word.strip_prefix(b"ARINAR_LAUNCHER=")).unwrap();
@@ -211,7 +211,7 @@ fn a_launcher_that_stood_still_blames_nobody() {
     // The ranks share a busy machine's disk, which may stop them for seconds, too.
     let running = training(&stage, &["--silence-limit", "20s", "--hang-floor", "20s"]);
     signal(running.pid(), Signal::STOP);
-    // Longer than its limits: what is tried is this pause itself.
+    // Longer than the limits: the pause itself is what this tests.
     std::thread::sleep(Duration::from_secs(23));
     let before = stage.log("rank-0").len();
     signal(running.pid(), Signal::CONT);

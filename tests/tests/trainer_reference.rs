@@ -29,7 +29,7 @@ const RESUMED: u64 = 3;
 const WARMUP_EPOCHS: f64 = 3.0 * GLOBAL_BATCH as f64 / SAMPLES as f64;
 const LR_PER_256: f64 = 0.05;
 
-/// What differs from run to run.
+/// The settings that differ between the runs.
 #[derive(Clone, Copy)]
 struct Case {
     ranks: u64,
@@ -122,7 +122,7 @@ impl Case {
     }
 }
 
-/// What `ARINAR_TEST_DEVICE` names.
+/// The device that `ARINAR_TEST_DEVICE` selects, the CPU by default.
 fn test_device() -> Device {
     match std::env::var("ARINAR_TEST_DEVICE").as_deref() {
         Ok("cuda") => {

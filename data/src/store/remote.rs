@@ -25,7 +25,7 @@ pub(super) struct Remote {
     pub(super) parts: Arc<dyn MultipartStore>,
     pub(super) prefix: Path,
     pub(super) patience: Patience,
-    /// What must not appear in any message.
+    /// Keys and tokens, which are removed from every message.
     pub(super) secrets: Arc<Secrets>,
 }
 

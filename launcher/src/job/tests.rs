@@ -1,4 +1,4 @@
-//! How a job is judged and ended, decided without any process.
+//! Tests of judging and ending a job, without processes.
 #![allow(clippy::unwrap_used)]
 
 use std::{os::unix::process::ExitStatusExt, path::PathBuf};
@@ -7,7 +7,7 @@ use arinar_heartbeat::{Beat, Farewell, Hello, Phase, Seconds};
 
 use super::*;
 
-/// What a job has around it.
+/// Owns everything that a job's surroundings borrow.
 struct Stage {
     arguments: Arguments,
     output: Output,
@@ -46,22 +46,9 @@ impl Stage {
     }
 }
 
-/// A job of two ranks, both of which have said hello. It has no process: number 0 is none.
+/// A job of two ranks, both of which have reported. It has no process: 0 is no process ID.
 fn job<'a, 'b>(around: &'a mut Surroundings<'b>) -> Job<'a, 'b> {
-    let mut job = Job {
-        attempt: 1,
-        pid: 0,
-        session: Session::new(0, around.session.to_path_buf()),
-        ranks: Ranks::new(2, Instant::now()),
-        ending: Ending::No,
-        interrupted: false,
-        asked: false,
-        overdue: false,
-        hang: None,
-        lost: None,
-        looked: Instant::now(),
-        around,
-    };
+    let mut job = Job::new(around, 1, 0, 2);
     for rank in 0..2 {
         job.hear(said(rank, hello(rank)));
     }
@@ -224,7 +211,7 @@ async fn what_does_not_end_is_killed_step_by_step() {
     assert!(job.press_on().await && job.ending == Ending::Killed);
 }
 
-/// How a job ends whose ranks said this, and whose mpirun ended with this code.
+/// The outcome of a job whose ranks sent these messages and whose mpirun exited with this code.
 fn end(code: i32, words: &[Word], prepare: impl FnOnce(&mut Job)) -> (u8, String, bool) {
     let mut stage = Stage::new("");
     let mut around = stage.around();

@@ -14,14 +14,14 @@ use super::schedule::{guidance, masked_after};
 /// Candidates for a feature.
 const CANDIDATES: i64 = 1000;
 
-/// How to sample.
+/// Sampling options.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Steps that reveal the tokens.
     pub steps: i64,
     /// Guidance at the end, or all the time.
     pub scale: f64,
-    /// Whether guidance grows with the tokens that are known.
+    /// True for guidance that grows with the number of known tokens, false for constant guidance.
     pub linear: bool,
     /// Divides every standard deviation.
     pub temperature: f64,

@@ -288,7 +288,7 @@ fn none_deleted(request: &[u8]) -> Response<Body> {
     xml(StatusCode::OK, &format!("<DeleteResult>{}</DeleteResult>", keys.map(refused).collect::<String>()))
 }
 
-/// What a careless server tells of a client: all that it knows.
+/// An error whose body repeats everything that the client sent.
 fn echo(secret: &str, head: &request::Parts) -> Response<Body> {
     let token = head.headers.get("x-amz-security-token").and_then(|token| token.to_str().ok()).unwrap_or_default();
     let error = format!(
