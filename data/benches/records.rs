@@ -13,8 +13,8 @@ use arinar_data::bench::{open_shards, read_records};
 use arinar_data::dataset::Dataset;
 use arinar_data::manifest::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, VaeFacts};
 use arinar_data::shard::{ShardWriter, xxh3_hex};
-use arinar_data::store::Store;
 use arinar_model::vae::VaeConfig;
+use arinar_store::Store;
 
 /// [2C, H, W]
 const SHAPE: [usize; 3] = [64, 16, 16];

@@ -10,7 +10,7 @@ use crate::manifest::Manifest;
 use crate::mapped::{MappedShard, OpenError};
 use crate::shard::{Record, ShardError, View};
 use crate::shuffle::Shuffle;
-use crate::store::Store;
+use arinar_store::Store;
 
 /// Times a shard is taken out of the cache because one of its records is damaged before that is an error.
 const REPLACEMENTS: usize = 3;

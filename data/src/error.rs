@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::progress::bytes_text;
 use crate::shard::ShardError;
-use crate::store::StoreError;
+use arinar_store::StoreError;
 
 /// An error of reading a dataset; says what to do about it.
 #[derive(Debug, Error)]

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::error::DataError;
 use crate::shard::{record_bytes, xxh3_hex};
-use crate::store::Store;
+use arinar_store::Store;
 
 /// Name of the manifest in the dataset's folder.
 pub const MANIFEST_NAME: &str = "manifest.json";

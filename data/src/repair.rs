@@ -7,7 +7,7 @@ use crate::dataset::default_cache;
 use crate::error::DataError;
 use crate::manifest::{Manifest, ShardFacts};
 use crate::shard::ShardError;
-use crate::store::Store;
+use arinar_store::Store;
 
 /// Copies of a dataset to repair it from.
 #[derive(Debug)]

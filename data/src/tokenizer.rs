@@ -8,7 +8,7 @@ use tch::Device;
 use thiserror::Error;
 
 use crate::dataset::Dataset;
-use crate::store::{Store, StoreError};
+use arinar_store::{Store, StoreError};
 
 /// Name of the weights in the dataset's folder.
 pub const TOKENIZER_NAME: &str = "vae.safetensors";

@@ -7,7 +7,7 @@ use crate::manifest::{Manifest, ShardFacts};
 use crate::progress::Progress;
 use crate::repair::Copies;
 use crate::shard::{ShardError, ShardLayout, check_shard};
-use crate::store::Store;
+use arinar_store::Store;
 
 /// Where copies for a repair may be, besides the user's cache folder.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,7 +1,7 @@
 //! The mpirun command of a job.
 
 use crate::{hosts::Host, programs::Programs};
-use arinar_heartbeat::Launcher;
+use arinar_protocol::Launcher;
 
 /// Variables that ranks on other machines need, where they are set here: credentials and settings of the stores, of
 /// NCCL and its networks, proxies and certificates. Values travel with mpirun's own messages, not on a command line.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use arinar_heartbeat::{Beat, Seconds};
+use arinar_protocol::{Beat, Seconds};
 
 /// The sums of the run, as rank 0 tells them.
 ///

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use arinar_heartbeat::Phase;
+use arinar_protocol::Phase;
 
 /// So many ranks are named in a line.
 const NAMED: usize = 8;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::Launcher;
+use arinar_protocol::Launcher;
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},

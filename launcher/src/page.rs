@@ -119,7 +119,7 @@ fn add_ranks(registry: &mut Registry, status: &Status) {
 mod tests {
     use std::time::Instant;
 
-    use arinar_heartbeat::Beat;
+    use arinar_protocol::Beat;
 
     use super::*;
     use crate::{ranks::Ranks, server::Word, status::Record};

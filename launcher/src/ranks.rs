@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::{Beat, Farewell, Hello};
+use arinar_protocol::{Beat, Farewell, Hello};
 
 use crate::{exit, hang::RankView, server::Word};
 
@@ -207,7 +207,7 @@ impl StepTimes {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use arinar_heartbeat::Phase;
+    use arinar_protocol::Phase;
 
     use super::*;
 

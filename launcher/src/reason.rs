@@ -149,7 +149,7 @@ fn signal_in_words(signal: i32) -> String {
 mod tests {
     use std::{os::unix::process::ExitStatusExt, time::Instant};
 
-    use arinar_heartbeat::{Farewell, Hello};
+    use arinar_protocol::{Farewell, Hello};
 
     use super::*;
     use crate::server::Word;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use arinar_heartbeat::{BEAT_EVERY, Beat, Farewell, Hello, LONGEST_LINE, Message};
+use arinar_protocol::{BEAT_EVERY, Beat, Farewell, Hello, LONGEST_LINE, Message};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{

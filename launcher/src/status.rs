@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::Phase;
+use arinar_protocol::Phase;
 use serde::Serialize;
 
 use crate::{
@@ -155,7 +155,7 @@ impl Record {
         status.restarts = self.restarts.iter().map(|(cause, count)| (cause.name(), *count)).collect();
         self.fill_time(status);
         let beats = || ranks.iter().map(|rank| &rank.beat);
-        let newest = |number: fn(&arinar_heartbeat::Beat) -> u64| beats().map(number).max().unwrap_or(0);
+        let newest = |number: fn(&arinar_protocol::Beat) -> u64| beats().map(number).max().unwrap_or(0);
         // While ranks start they do not know yet; what was known stays.
         if newest(|beat| beat.total_steps) > 0 {
             status.step = ranks.reached();

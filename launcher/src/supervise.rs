@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::Launcher;
+use arinar_protocol::Launcher;
 use tokio::sync::mpsc;
 
 use crate::{

@@ -19,7 +19,7 @@ mod trial_support;
 
 use std::{hint::black_box, process::Command, time::Instant};
 
-use arinar_heartbeat::Phase;
+use arinar_protocol::Phase;
 use arinar_trainer::{
     signals::{Agreed, Signals},
     vitals::Vitals,

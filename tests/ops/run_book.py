@@ -11,7 +11,7 @@ from pathlib import Path
 
 BOOK = Path("docs/operations.md")
 ALARMS = Path("ops/grafana/alerts.yaml")
-SOURCES = ["launcher/**/*.rs", "trainer/src/**/*.rs", "model/src/**/*.rs", "data/src/**/*.rs"]
+SOURCES = ["launcher/**/*.rs", "trainer/**/*.rs", "model/**/*.rs", "data/**/*.rs"]
 # Each is the pieces of one message; every piece is in one literal.
 COMPOSED = [
     ("... was killed by ...", "SIGKILL...", ", as the kernel does when memory runs out (see dmesg)"),

@@ -6,8 +6,8 @@ mod trainer_support;
 
 use std::{process::Command, time::Duration};
 
-use arinar_data::store::Store;
 use arinar_model::vae::{AutoencoderKl, VaeConfig, save_vae};
+use arinar_store::Store;
 use arinar_tests::s3::{Fault, Faults};
 use arinar_trainer::exit;
 use checkpoint_support::{Cloud, RUN, files, wait_for};

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use arinar_data::dataset::Dataset;
 use arinar_data::manifest::Manifest;
 use arinar_data::shard::View;
-use arinar_data::store::Store;
+use arinar_store::Store;
 use arinar_tests::mpi::mpirun;
 use data_support::{arinar_data, ended, files, program, succeeded, text};
 use half::f16;

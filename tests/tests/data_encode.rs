@@ -9,8 +9,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use arinar_data::manifest::Manifest;
-use arinar_data::store::Store;
 use arinar_model::vae::load_vae;
+use arinar_store::Store;
 use arinar_tests::mpi::mpirun;
 use arinar_tests::reference::random::{Draws, SHARD_ORDER};
 use arinar_tests::reference::records::Records;

@@ -7,7 +7,7 @@ mod data_support;
 use std::path::{Path, PathBuf};
 
 use arinar_data::manifest::Manifest;
-use arinar_data::store::Store;
+use arinar_store::Store;
 use data_support::{DATASET_ID, arinar_data, ended, files, flip_bit, hand_made, succeeded, text};
 
 /// A dataset, a second copy of it and a cache folder, all whole.

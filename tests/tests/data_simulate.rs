@@ -7,7 +7,7 @@ mod data_support;
 use arinar_data::manifest::Manifest;
 use arinar_data::shuffle::Shuffle;
 use arinar_data::simulate::quality;
-use arinar_data::store::Store;
+use arinar_store::Store;
 use data_support::{arinar_data, ended, flip_bit, hand_made, succeeded, text};
 use serde_json::Value;
 

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use arinar_heartbeat::Launcher;
+use arinar_protocol::Launcher;
 use launcher_support::{Running, Said, Stage, lives, signal, until, within};
 use rustix::process::Signal;
 

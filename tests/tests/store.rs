@@ -3,7 +3,7 @@
 
 mod store_support;
 
-use arinar_data::store::Store;
+use arinar_store::Store;
 use arinar_tests::s3::S3Server;
 use store_support::{conforms, environment, s3_store};
 

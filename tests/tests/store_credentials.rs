@@ -8,8 +8,8 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
-use arinar_data::store::cloud::Environment;
-use arinar_data::store::{Store, StoreError};
+use arinar_store::cloud::Environment;
+use arinar_store::{Store, StoreError};
 use arinar_tests::s3::{ACCESS_KEY_ID, Fault, Faults, REGION, S3Server, SECRET_ACCESS_KEY};
 use data_support::{ended, program};
 

@@ -7,7 +7,7 @@ mod store_support;
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use arinar_data::store::{Store, StoreError};
+use arinar_store::{Store, StoreError};
 use arinar_tests::s3::{Fault, Faults, S3Server};
 use store_support::{downloaded, pattern, s3_store};
 

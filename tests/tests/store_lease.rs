@@ -7,8 +7,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use arinar_data::store::Store;
-use arinar_data::store::lease::{Lease, LeaseError};
+use arinar_store::Store;
+use arinar_store::lease::{Lease, LeaseError};
 use arinar_tests::s3::{Fault, Faults, S3Server};
 use store_support::s3_store;
 

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use arinar_data::store::{Store, lease::Lease};
+use arinar_store::{Store, lease::Lease};
 use arinar_tests::{
     gpu_stand_in::GpuStandIn,
     s3::{Fault, Faults, S3Server},

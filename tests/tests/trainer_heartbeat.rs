@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::{BEAT_EVERY, Beat, Launcher, Message, Seconds};
+use arinar_protocol::{BEAT_EVERY, Beat, Launcher, Message, Seconds};
 use arinar_trainer::exit;
 use rustix::process::{Pid, Signal, kill_process};
 use trainer_support::{Ended, Lab};

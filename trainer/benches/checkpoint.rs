@@ -14,8 +14,8 @@ use std::{
 };
 
 use arinar_data::loader::ResumeToken;
-use arinar_heartbeat::Seconds;
 use arinar_model::{arinar::Arinar, config::ModelConfig, mask::Mask, weights};
+use arinar_protocol::Seconds;
 use arinar_tests::s3::S3Server;
 use arinar_trainer::{
     allocator,

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::{Beat, Phase};
 use arinar_model::text::one_line;
+use arinar_protocol::{Beat, Phase};
 use signal_hook::{
     consts::{SIGTERM, SIGUSR1},
     iterator::Signals,

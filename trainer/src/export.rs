@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use arinar_data::{object::open_object, store::Store};
 use arinar_model::weights;
+use arinar_store::{Store, object::open_object};
 
 use crate::{
     checkpoint::{folder, load_weights},

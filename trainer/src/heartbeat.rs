@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::{BEAT_EVERY, Farewell, Hello, Launcher, Message};
+use arinar_protocol::{BEAT_EVERY, Farewell, Hello, Launcher, Message};
 use rustix::process::Signal;
 
 use crate::{collective::Launch, exit, vitals::Vitals};

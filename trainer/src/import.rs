@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use arinar_data::{object::LocalCopy, store::StoreError};
 use arinar_model::weights::WeightsFile;
+use arinar_store::{StoreError, object::LocalCopy};
 use tch::Tensor;
 
 use crate::{

@@ -12,8 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_data::plain_file::nofollow;
-use arinar_heartbeat::{Phase, Seconds};
+use arinar_protocol::{Phase, Seconds};
+use arinar_store::plain_file::nofollow;
 use serde::{Deserialize, Serialize};
 
 /// Name of the file beside the curves.

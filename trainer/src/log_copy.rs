@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_data::store::{Store, StoreError};
+use arinar_store::{Store, StoreError};
 
 use crate::{priority, tensorboard};
 

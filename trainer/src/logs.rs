@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use arinar_heartbeat::Seconds;
+use arinar_protocol::Seconds;
 
 use crate::{
     checkpoint::UploadStatus,

@@ -2,8 +2,8 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use arinar_heartbeat::{Launcher, Seconds};
 use arinar_model::{Precision, arinar::Arinar, weights};
+use arinar_protocol::{Launcher, Seconds};
 use tch::{Device, Tensor, nn};
 use xxhash_rust::xxh3::xxh3_64;
 

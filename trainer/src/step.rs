@@ -6,13 +6,13 @@ use arinar_data::{
     loader::{Batch, SampleKey},
     random::{Purpose, SampleRandom, StepRandom},
 };
-use arinar_heartbeat::Phase;
 use arinar_model::{
     arinar::Arinar,
     config::ModelConfig,
     mask::Mask,
     schedule::{mask_ratio_quantile, num_masked},
 };
+use arinar_protocol::Phase;
 use tch::Tensor;
 
 use crate::{

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::Phase;
+use arinar_protocol::Phase;
 
 use crate::{
     checkpoint::{FORMAT_VERSION, Missing, Saver, State, Tensors},

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arinar_heartbeat::{Beat, Phase};
+use arinar_protocol::{Beat, Phase};
 
 use crate::{checkpoint::UploadStatus, ledger::Ledger, memory};
 

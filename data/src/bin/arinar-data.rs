@@ -15,9 +15,9 @@ use arinar_data::inspect;
 use arinar_data::manifest::Manifest;
 use arinar_data::ranks::{Ranks, launched_rank};
 use arinar_data::simulate::{self, SimulateArgs};
-use arinar_data::store::{Store, StoreError};
 use arinar_data::train_vae::{self, TrainVaeArgs};
 use arinar_data::verify::{Repair, verify};
+use arinar_store::{Store, StoreError};
 use clap::{Args, Parser};
 
 /// Something is wrong that other options would not cure.

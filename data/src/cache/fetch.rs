@@ -11,8 +11,8 @@ use super::{ATTEMPTS, ShardCache, lock, warn};
 use crate::error::DataError;
 use crate::manifest::Manifest;
 use crate::mapped::{MappedShard, OpenError};
-use crate::plain_file::nofollow;
-use crate::store::Store;
+use arinar_store::Store;
+use arinar_store::plain_file::nofollow;
 
 /// How long other jobs may keep all space of the cache in use.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::ownership::MARKER;
 use crate::manifest::{is_dataset_id, is_shard_name};
-use crate::plain_file::nofollow;
+use arinar_store::plain_file::nofollow;
 
 /// Ending of a file that is being downloaded.
 pub(super) const PART: &str = ".part";

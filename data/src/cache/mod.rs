@@ -19,7 +19,7 @@ use std::sync::{Mutex, OnceLock};
 use crate::error::DataError;
 use crate::manifest::{Manifest, ShardFacts};
 use crate::mapped::{MappedShard, OpenError};
-use crate::store::Store;
+use arinar_store::Store;
 
 use fetch::NoRoom;
 pub use ownership::probe;

@@ -6,8 +6,8 @@ use thiserror::Error;
 use crate::convert::ConvertError;
 use crate::error::DataError;
 use crate::source::SourceError;
-use crate::store::StoreError;
-use crate::store::lease::LeaseError;
+use arinar_store::StoreError;
+use arinar_store::lease::LeaseError;
 
 /// Why no dataset could be made.
 #[derive(Debug, Error)]

@@ -6,8 +6,8 @@ use super::share::{BadPicture, Share, StoredShard};
 use super::{EncodeError, Job, Maker};
 use crate::manifest::{FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest, dataset_id, is_shard_name, shard_name};
 use crate::progress::{Progress, bytes_text, duration_text};
-use crate::store::lease::Lease;
 use crate::tokenizer::{self, TOKENIZER_NAME};
+use arinar_store::lease::Lease;
 
 /// Pictures that cannot be used are listed up to this many.
 const BAD_LISTED: usize = 20;

@@ -22,8 +22,8 @@ use crate::manifest::VaeFacts;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::source::ImageSource;
-use crate::store::Store;
-use crate::store::lease::Lease;
+use arinar_store::Store;
+use arinar_store::lease::Lease;
 
 /// All pictures that a dataset is made of, in the order of their names.
 pub(crate) trait Pictures {

@@ -8,8 +8,8 @@ use super::EncodeError;
 use crate::error::DataError;
 use crate::manifest::{MANIFEST_NAME, Manifest, is_shard_name};
 use crate::shard::{is_shard_header, xxh3_hex};
-use crate::store::{Store, StoreError};
 use crate::tokenizer::TOKENIZER_NAME;
+use arinar_store::{Store, StoreError};
 
 /// A key of every manifest, near its beginning: also a damaged one is known by it.
 const MANIFEST_KEY: &[u8] = b"\"encode_id\"";

@@ -3,7 +3,7 @@
 
 use std::{os::unix::process::ExitStatusExt, path::PathBuf};
 
-use arinar_heartbeat::{Beat, Farewell, Hello, Phase, Seconds};
+use arinar_protocol::{Beat, Farewell, Hello, Phase, Seconds};
 
 use super::*;
 

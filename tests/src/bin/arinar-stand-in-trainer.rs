@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_heartbeat::{BEAT_EVERY, Beat, Farewell, Hello, Launcher, Message, Phase};
+use arinar_protocol::{BEAT_EVERY, Beat, Farewell, Hello, Launcher, Message, Phase};
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 use serde::Deserialize;
 

@@ -7,8 +7,8 @@ use std::process::{Command, Output};
 
 use arinar_data::manifest::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, VaeFacts};
 use arinar_data::shard::{ShardWriter, xxh3_hex};
-use arinar_data::store::Store;
 use arinar_model::vae::{AutoencoderKl, VaeConfig, save_vae};
+use arinar_store::Store;
 use half::f16;
 use image::{Rgb, RgbImage};
 use tch::{Device, nn};

@@ -11,9 +11,9 @@ use std::{
 use arinar_data::{
     manifest::{ImageFacts, Manifest, ShardFacts, VaeFacts},
     shard::{ShardWriter, xxh3_hex},
-    store::Store,
 };
 use arinar_model::vae::VaeConfig;
+use arinar_store::Store;
 use arinar_tests::mpi::mpirun;
 use arinar_tests::reference::training::{Tensors, Trained};
 use tch::{Kind, Tensor};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use arinar_data::store::{Store, StoreError};
+use arinar_store::{Store, StoreError};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{

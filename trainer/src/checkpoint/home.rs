@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use arinar_data::store::{Pace, Store, lease::Lease};
+use arinar_store::{Pace, Store, lease::Lease};
 
 use super::{
     CheckpointError, State,

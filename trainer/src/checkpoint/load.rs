@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use arinar_data::store::Store;
+use arinar_store::Store;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 use tch::{Kind, Tensor};

@@ -1,6 +1,6 @@
 //! Looking at what a run would go on from, without a lease, a download or a folder made.
 
-use arinar_data::store::Store;
+use arinar_store::Store;
 
 use super::{
     CheckpointError, State,

@@ -7,7 +7,7 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-use arinar_data::store::{Store, StoreError};
+use arinar_store::{Store, StoreError};
 
 use super::CheckpointError;
 

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use arinar_data::store::{Pace, lease::Lease};
+use arinar_store::{Pace, lease::Lease};
 
 use super::{
     CheckpointError, FileEntry, Role,

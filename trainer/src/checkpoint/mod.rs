@@ -21,14 +21,12 @@ mod upload;
 
 use std::path::PathBuf;
 
-use arinar_heartbeat::Seconds;
+use arinar_protocol::Seconds;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use arinar_data::{
-    loader::ResumeToken,
-    store::{StoreError, lease::LeaseError},
-};
+use arinar_data::loader::ResumeToken;
+use arinar_store::{StoreError, lease::LeaseError};
 
 use crate::{config::TrainConfig, exit::Stop};
 

@@ -6,7 +6,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use arinar_data::store::{Store, StoreError};
+use arinar_store::{Store, StoreError};
 use bytes::Bytes;
 
 use super::{

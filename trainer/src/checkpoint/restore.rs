@@ -1,6 +1,6 @@
 //! Reading a checkpoint back into a run, at any world size.
 
-use arinar_data::store::Store;
+use arinar_store::Store;
 use safetensors::SafeTensors;
 use tch::Tensor;
 

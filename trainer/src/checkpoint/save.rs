@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_data::store::{Store, StoreError};
+use arinar_store::{Store, StoreError};
 
 use super::{
     CheckpointError, State,

@@ -13,7 +13,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use arinar_data::store::StoreError;
+use arinar_store::StoreError;
 use memmap2::MmapMut;
 use tch::{Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use arinar_data::store::Store;
+use arinar_store::Store;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -8,7 +8,7 @@
 
 use std::{io, path::Path};
 
-use arinar_data::store::{Store, StoreError, unfinished_of};
+use arinar_store::{Store, StoreError, unfinished_of};
 
 use super::{
     CheckpointError, State,

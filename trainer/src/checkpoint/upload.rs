@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_data::store::{
+use arinar_store::{
     Pace, Store, StoreError,
     lease::{Lease, LeaseError},
 };

@@ -14,8 +14,9 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use arinar_data::{dataset::default_cache, store::Store};
+use arinar_data::dataset::default_cache;
 use arinar_model::device::DeviceChoice;
+use arinar_store::Store;
 use indicatif::DecimalBytes;
 use serde::{Deserialize, Serialize};
 use tch::Device;

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use arinar_data::store::Store;
+use arinar_store::Store;
 use indicatif::DecimalBytes;
 
 use super::finding::Finding;

@@ -1,6 +1,6 @@
 //! The checkpoint that the run would go on from: which, and does it fit?
 
-use arinar_data::store::Store;
+use arinar_store::Store;
 use indicatif::DecimalBytes;
 
 use super::{finding::Finding, stores::Data};

@@ -6,12 +6,12 @@ use arinar_data::{
     cache::{choose_window, needed_bytes},
     error::DataError,
     manifest::Manifest,
-    store::{
-        PATIENCE_VARIABLE, Store, StoreError,
-        cloud::Environment,
-        lease::{Lease, LeaseError},
-    },
     verify::verify_smallest,
+};
+use arinar_store::{
+    PATIENCE_VARIABLE, Store, StoreError,
+    cloud::Environment,
+    lease::{Lease, LeaseError},
 };
 use indicatif::DecimalBytes;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::store::{Store, StoreError};
+use crate::{Store, StoreError};
 
 /// Bytes fetched at a time.
 const PIECE: u64 = 64 << 20;

@@ -10,10 +10,10 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 use tokio::time::timeout;
 
-use super::Version;
-use super::failure::{Failure, Kind};
-use super::retry::{Attempts, Patience, retrying, within};
-use super::secrets::Secrets;
+use crate::Version;
+use crate::failure::{Failure, Kind};
+use crate::retry::{Attempts, Patience, retrying, within};
+use crate::secrets::Secrets;
 
 /// Longest that giving up an upload in parts may take: whoever waits has an error to hear of.
 const ABORT: Duration = Duration::from_secs(5);

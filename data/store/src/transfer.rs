@@ -13,11 +13,11 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, MultipartId, ObjectMeta, PutPayload, UpdateVersion};
 use tokio::time::timeout;
 
-use super::Version;
-use super::failure::{Failure, Kind};
-use super::pace::Pace;
-use super::remote::Remote;
-use super::retry::{Attempts, retrying, within};
+use crate::Version;
+use crate::failure::{Failure, Kind};
+use crate::pace::Pace;
+use crate::remote::Remote;
+use crate::retry::{Attempts, retrying, within};
 
 /// Size of a part of a download.
 const DOWNLOAD_PART: u64 = 4 << 20;

@@ -12,8 +12,8 @@ use object_store::{
     Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion, WriteMultipart,
 };
 
-use super::Version;
-use super::error::Source;
+use crate::Version;
+use crate::error::Source;
 
 /// A file is copied into the store in pieces of this size.
 const PIECE_BYTES: usize = 4 << 20;
@@ -121,7 +121,7 @@ impl Folder {
         io::copy(&mut source, &mut target).map_err(CopyError::Write)
     }
 
-    /// See [`super::Store::remove_unfinished`].
+    /// See [`crate::Store::remove_unfinished`].
     pub(super) fn remove_unfinished(&self, ours: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;

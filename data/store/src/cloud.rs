@@ -26,11 +26,11 @@ use object_store::path::Path;
 use object_store::{Certificate, ClientOptions, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
-use super::error::StoreError;
-use super::profile::{FileCredentials, Profile};
-use super::remote::Remote;
-use super::retry::{PATIENCE_VARIABLE, Patience};
-use super::secrets::Secrets;
+use crate::error::StoreError;
+use crate::profile::{FileCredentials, Profile};
+use crate::remote::Remote;
+use crate::retry::{PATIENCE_VARIABLE, Patience};
+use crate::secrets::Secrets;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Parts of names of variables whose values must never be shown.
@@ -237,7 +237,7 @@ fn check_endpoint(endpoint: &str, environment: &Environment) -> Result<(), Strin
     }
 }
 
-/// Time-outs are this crate's business, by progress and not by the length of a request; see [`super::retry`].
+/// Time-outs are this crate's business, by progress and not by the length of a request; see [`crate::retry`].
 fn client_options(environment: &Environment, allow_http: &str) -> Result<ClientOptions, String> {
     let mut options = ClientOptions::new()
         .with_connect_timeout(CONNECT)
@@ -253,7 +253,7 @@ fn client_options(environment: &Environment, allow_http: &str) -> Result<ClientO
     Ok(options)
 }
 
-/// object_store's own retries are off: one policy for all, see [`super::retry`].
+/// object_store's own retries are off: one policy for all, see [`crate::retry`].
 fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, ..RetryConfig::default() }
 }

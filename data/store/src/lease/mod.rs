@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{Place, Store, StoreError};
+use crate::{Place, Store, StoreError};
 pub use holder::Holder;
 
 /// A lease in a cloud that is not renewed for so long may be taken over.

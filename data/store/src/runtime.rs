@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use tokio::runtime::Runtime;
 
-use super::error::StoreError;
+use crate::error::StoreError;
 
 const WORKER_THREADS: usize = 2;
 

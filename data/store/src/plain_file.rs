@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 ///
 /// ```
 /// # use std::fs::OpenOptions;
-/// # use arinar_data::plain_file::nofollow;
+/// # use arinar_store::plain_file::nofollow;
 /// let folder = tempfile::tempdir()?;
 /// std::fs::write(folder.path().join("file"), "contents")?;
 /// std::os::unix::fs::symlink("file", folder.path().join("link"))?;

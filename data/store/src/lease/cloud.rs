@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Holder, LeaseError};
-use crate::store::{Store, StoreError, Version};
+use crate::{Store, StoreError, Version};
 
 const OBJECT_NAME: &str = "writer.json";
 /// Giving the lease back may take so long; after that it is left to its time to live.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use tokio::time::{sleep, timeout};
 
-use super::failure::{Failure, Kind};
+use crate::failure::{Failure, Kind};
 
 /// Seconds for which a failing operation is tried again before it ends in an error (default 60). A request that makes
 /// no progress for a quarter of it (at most 15 s) counts as failed.

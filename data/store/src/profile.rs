@@ -10,8 +10,8 @@ use configparser::ini::{Ini, IniDefault};
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
 
-use super::cloud::Environment;
-use super::secrets::Secrets;
+use crate::cloud::Environment;
+use crate::secrets::Secrets;
 
 /// Settings of a profile that only Amazon's own tools can turn into credentials.
 const FOREIGN: [&str; 6] =

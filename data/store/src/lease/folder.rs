@@ -6,8 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Holder, LeaseError};
+use crate::StoreError;
 use crate::plain_file::nofollow;
-use crate::store::StoreError;
 
 const LOCK_NAME: &str = "writer.lock";
 /// No lease has so many bytes.

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 
 use object_store::client::{HttpError, HttpErrorKind};
 
-use super::error::StoreError;
+use crate::error::StoreError;
 
 /// Codes of S3, STS and Azure for credentials that were good once.
 const EXPIRED: [&str; 5] =
