@@ -3,7 +3,8 @@
 //! folder.
 
 fn main() {
-    println!("cargo:rerun-if-changed=../ops/link_libtorch.rs");
+    // A changed build script runs again by itself; without this line, a change of any file of the package would do so.
+    println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     if let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
         // What is loaded at run time is looked for there, too, but after LD_LIBRARY_PATH.
         println!("cargo:rustc-link-arg=-Wl,--enable-new-dtags");

@@ -17,7 +17,6 @@ mod mapped;
 pub mod order;
 mod progress;
 pub mod random;
-pub mod ranks;
 pub mod repair;
 pub mod shard;
 pub mod shuffle;

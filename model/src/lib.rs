@@ -6,7 +6,6 @@
 pub mod arinar;
 mod attention;
 pub mod config;
-pub mod device;
 pub mod flops;
 pub mod gmm;
 pub mod guidance;

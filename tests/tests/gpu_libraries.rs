@@ -4,9 +4,8 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use arinar_model::device;
+use arinar_collective::{cuda, device, nccl};
 use arinar_tests::gpu_stand_in::GpuStandIn;
-use arinar_trainer::{collective::nccl, cuda};
 
 #[test]
 fn libtorchs_cuda_part_is_loaded_on_demand() {

@@ -10,12 +10,12 @@ use std::{
     process::{Command, Stdio},
 };
 
+use arinar_collective::cuda::{Gpu, HOST_STAND_IN};
 use arinar_store::{Store, lease::Lease};
 use arinar_tests::{
     gpu_stand_in::GpuStandIn,
     s3::{Fault, Faults, S3Server},
 };
-use arinar_trainer::cuda::{Gpu, HOST_STAND_IN};
 use checkpoint_support::Cloud;
 use trainer_support::{Ended, Lab, launch, trainer};
 

@@ -7,12 +7,12 @@ mod trainer_support;
 
 use std::process::{Command, Stdio};
 
-use arinar_tests::gpu_stand_in::{Event, GpuStandIn};
-use arinar_trainer::{
-    collective::{self, Collective, MpiCollective, NcclCollective},
+use arinar_collective::{
+    Collective, MpiCollective, NcclCollective, conformance,
     cuda::{Gpu, HOST_STAND_IN, HostCopier},
-    exit,
 };
+use arinar_tests::gpu_stand_in::{Event, GpuStandIn};
+use arinar_trainer::exit;
 use launcher_support::{Running, program, until};
 use tch::{Device, Kind, Tensor};
 use trainer_support::{Ended, Lab, launch};
@@ -62,7 +62,7 @@ fn one_rank() {
     let ranks = NcclCollective::start(MpiCollective::start().unwrap(), Device::Cpu).unwrap();
     match part.as_str() {
         "conform" => {
-            if let Err(told) = collective::conformance(&ranks, Device::Cpu) {
+            if let Err(told) = conformance(&ranks, Device::Cpu) {
                 eprintln!("{told}");
                 // Unwinding would wait for the others, and they for this rank.
                 exit::at_once(exit::FAILED);
@@ -81,7 +81,7 @@ fn sum_of_several_buckets(ranks: &NcclCollective) {
     for (index, value) in [(0, 2.0), (1 << 24, 3.0), (ELEMENTS - 1, 4.0)] {
         let _ = flat.narrow(0, index, 1).fill_(value);
     }
-    let expected = &flat * ranks.world() as f64;
+    let expected = &flat * ranks.world_size() as f64;
     ranks.all_reduce_sum(&mut flat).unwrap();
     assert!(flat == expected);
 }

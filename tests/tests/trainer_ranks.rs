@@ -12,10 +12,8 @@ use std::{
     time::Duration,
 };
 
-use arinar_trainer::{
-    collective::{self, MpiCollective},
-    exit,
-};
+use arinar_collective::{MpiCollective, Single, conformance};
+use arinar_trainer::exit;
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use trainer_support::{Ended, Lab, launch};
 
@@ -94,7 +92,7 @@ fn four_then_two_then_three_ranks_see_every_sample_once_an_epoch() {
 
 #[test]
 fn a_rank_by_itself_conforms() {
-    collective::conformance(&collective::Single, tch::Device::Cpu).unwrap();
+    conformance(&Single, tch::Device::Cpu).unwrap();
 }
 
 /// Not a test: what a rank of the next one does.
@@ -104,7 +102,7 @@ fn one_rank_of_several() {
     // Whatever it waits for, it does not outlive mpirun.
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let ranks = MpiCollective::start().unwrap();
-    if let Err(told) = collective::conformance(&ranks, tch::Device::Cpu) {
+    if let Err(told) = conformance(&ranks, tch::Device::Cpu) {
         eprintln!("{told}");
         // Unwinding would wait for the others, and they for this rank.
         exit::at_once(exit::FAILED);

@@ -11,8 +11,9 @@ mod trainer_support;
 
 use std::collections::BTreeMap;
 
+use arinar_collective::device;
 use arinar_model::config::ModelConfig;
-use arinar_model::{Precision, device, weights};
+use arinar_model::{Precision, weights};
 use arinar_tests::reference::records::Records;
 use arinar_tests::reference::schedule::learning_rate;
 use arinar_tests::reference::training::{Passes, Run, Trained};

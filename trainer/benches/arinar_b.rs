@@ -7,6 +7,7 @@
 
 use std::time::Instant;
 
+use arinar_collective::machine::allocator;
 use arinar_model::{
     Precision,
     arinar::Arinar,
@@ -16,7 +17,7 @@ use arinar_model::{
     weights,
 };
 use arinar_trainer::{
-    allocator, clip,
+    clip,
     ema::Ema,
     optimizer::{AdamW, AdamWConfig, Update},
     parameters::FlatParameters,

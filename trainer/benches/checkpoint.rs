@@ -13,21 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arinar_collective::{Single, machine::allocator, machine::memory, machine::priority};
 use arinar_data::loader::ResumeToken;
 use arinar_model::{arinar::Arinar, config::ModelConfig, mask::Mask, weights};
 use arinar_protocol::Seconds;
 use arinar_tests::s3::S3Server;
 use arinar_trainer::{
-    allocator,
     checkpoint::{DatasetFacts, FORMAT_VERSION, Home, Retention, Role, Saver, State, Tensors},
     clip,
-    collective::Single,
     config::{self, TrainConfig},
     ema::Ema,
-    memory,
     optimizer::{AdamW, AdamWConfig, Update},
     parameters::FlatParameters,
-    priority,
 };
 use tch::{Device, Kind, Tensor, nn};
 
@@ -59,7 +56,7 @@ fn compare() -> Result<()> {
     let objects = if memory.is_dir() { tempfile::tempdir_in(memory)? } else { tempfile::tempdir()? };
     let served = objects.path().to_path_buf();
     let server = std::thread::spawn(move || {
-        priority::give_way();
+        priority::lower_thread_priority();
         S3Server::start(&served)
     });
     let server = server.join().map_err(|_| "the server did not start")?;
@@ -164,7 +161,7 @@ fn train(folder: &Path) -> Result<()> {
     ];
     let configuration = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/arinar_b.yaml");
     let config = config::load(&configuration.display().to_string(), &overrides)?;
-    let role = Role { rank: 0, world: 1, leads: true, ranks_here: 1 };
+    let role = Role { rank: 0, world: 1, is_node_leader: true, local_world_size: 1 };
     let home = Home::open(&Single, &config, role, Retention { keep_last: 1, keep_every_steps: None })?;
     let mut saver = home.saver()?;
     let mut bench = Bench::new()?;

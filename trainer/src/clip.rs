@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::host;
+use arinar_collective::host_memory;
 
 /// Elements per partial sum: the norm is the same for any number of threads.
 const CHUNK: usize = 1 << 16;
@@ -12,14 +12,14 @@ const PIECE: i64 = 1 << 24;
 /// The Euclidean norm of a flat gradient tensor, summed in float64; NaN or infinite exactly when
 /// some element is.
 pub fn grad_norm(gradients: &Tensor) -> f64 {
-    if !host::is_host(gradients) {
+    if !host_memory::is_host(gradients) {
         return norm_in_pieces(gradients);
     }
-    let elements = host::slice(gradients);
+    let elements = host_memory::slice(gradients);
     let mut partial = vec![0.0; elements.len().div_ceil(CHUNK)];
     std::thread::scope(|scope| {
         let mut rest = partial.as_mut_slice();
-        for range in host::ranges(elements.len(), host::threads_for(elements.len()), CHUNK) {
+        for range in host_memory::ranges(elements.len(), host_memory::threads_for(elements.len()), CHUNK) {
             let (mine, others) = rest.split_at_mut(range.len().div_ceil(CHUNK));
             rest = others;
             let part = &elements[range];

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arinar_collective::{CollectiveError, JobError};
 use arinar_model::text::one_line;
 use arinar_protocol::{Beat, Phase};
 use signal_hook::{
@@ -15,14 +16,7 @@ use signal_hook::{
 
 use crate::{heartbeat, vitals::Vitals};
 
-/// The run reached its end.
-pub const DONE: u8 = 0;
-/// Something went wrong that a changed configuration would not cure.
-pub const FAILED: u8 = 1;
-/// Ended by a signal after a checkpoint: start again to go on ("requeue me").
-pub const PREEMPTED: u8 = 75;
-/// The configuration, or what it points to, must be changed.
-pub const CONFIGURATION: u8 = 78;
+pub use arinar_protocol::exit_code::{CONFIGURATION, DONE, FAILED, PREEMPTED};
 
 /// Why a rank ends early.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +48,27 @@ pub enum Stop {
         /// The code all ranks end with.
         code: u8,
     },
+}
+
+impl JobError for Stop {
+    fn exit_code(&self) -> u8 {
+        self.code()
+    }
+
+    fn other_rank(rank: usize, exit_code: u8) -> Self {
+        Self::Elsewhere { rank, code: exit_code }
+    }
+}
+
+impl From<CollectiveError> for Stop {
+    fn from(error: CollectiveError) -> Self {
+        match error {
+            CollectiveError::Nccl { .. } | CollectiveError::Cuda(_) => Self::Broken(error.to_string()),
+            CollectiveError::OtherRank { rank, exit_code } => Self::Elsewhere { rank, code: exit_code },
+            error if error.exit_code() == CONFIGURATION => Self::configuration(error),
+            error => Self::failure(error),
+        }
+    }
 }
 
 impl Stop {

@@ -17,7 +17,8 @@ use std::{
 use arinar_protocol::{BEAT_EVERY, Farewell, Hello, Launcher, Message};
 use rustix::process::Signal;
 
-use crate::{collective::Launch, exit, vitals::Vitals};
+use crate::{exit, vitals::Vitals};
+use arinar_collective::LaunchEnvironment;
 
 /// Longest wait for one of the launcher's addresses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -45,14 +46,14 @@ pub fn die_with_parent() {
 ///
 /// # Errors
 /// One line: the launcher cannot be reached, or what should say where it is makes no sense.
-pub fn start(launch: Option<Launch>, vitals: Arc<Vitals>) -> Result<Option<Launcher>, String> {
+pub fn start(launch: Option<LaunchEnvironment>, vitals: Arc<Vitals>) -> Result<Option<Launcher>, String> {
     let Some(launcher) = Launcher::from_environment()? else { return Ok(None) };
     let silence = Duration::from_secs_f64(launcher.silence_secs);
     let stream = connect(&launcher, silence)?;
     let told = |error: io::Error| format!("the connection to the launcher cannot be used: {error}");
     let mut hearing = stream.try_clone().map_err(told)?;
     let line = LINE.get_or_init(|| Line { stream: Mutex::new(stream), ended: AtomicBool::new(false) });
-    let (rank, world) = launch.map_or((0, 1), |launch| (launch.rank, launch.world));
+    let (rank, world) = launch.map_or((0, 1), |launch| (launch.rank, launch.world_size));
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let hello = Hello { token: launcher.token.clone(), rank, world, host, pid: std::process::id() };
     line.tell(&Message::Hello(hello)).map_err(told)?;

@@ -8,13 +8,8 @@ use arinar_model::weights::WeightsFile;
 use arinar_store::{StoreError, object::LocalCopy};
 use tch::Tensor;
 
-use crate::{
-    clip,
-    collective::{Collective, agree},
-    ema::Ema,
-    exit::Stop,
-    parameters::FlatParameters,
-};
+use crate::{clip, ema::Ema, exit::Stop, parameters::FlatParameters};
+use arinar_collective::{Collective, agree};
 
 /// What the weights go into.
 pub struct ImportInto<'a> {
@@ -41,7 +36,7 @@ pub fn import(collective: &dyn Collective, url: &str, into: &ImportInto<'_>) -> 
         collective.broadcast(&mut flat, 0)?;
         buffer.shallow_clone().copy_(&flat.view_as(buffer));
     }
-    for (rank, part) in into.parameters.parts(collective.world()).iter().enumerate() {
+    for (rank, part) in into.parameters.parts(collective.world_size()).iter().enumerate() {
         // On other ranks than 0 what lies in it does not matter: it is overwritten.
         let mut piece = part.of(averages.as_ref().unwrap_or(&values)).copy();
         collective.broadcast(&mut piece, 0)?;

@@ -1,28 +1,21 @@
 //! The training loop of ARINAR and all that needs ranks: flat parameters, collectives, the
 //! optimizer, checkpoints and logs. The loop itself is [`train::Training::run`].
 
-pub mod affinity;
-pub mod allocator;
 pub mod checkpoint;
 pub mod clip;
-pub mod collective;
 pub mod config;
-pub mod cuda;
 pub mod ema;
 pub mod estimate;
 pub mod exit;
 pub mod export;
 pub mod heartbeat;
-mod host;
 pub mod import;
 pub mod ledger;
 pub mod log_copy;
 pub mod logs;
-pub mod memory;
 pub mod optimizer;
 pub mod parameters;
 pub mod preflight;
-pub mod priority;
 pub mod progress;
 pub mod run;
 pub mod sample;
@@ -31,6 +24,5 @@ pub mod signals;
 pub mod source;
 pub mod step;
 pub mod tensorboard;
-pub mod topology;
 pub mod train;
 pub mod vitals;

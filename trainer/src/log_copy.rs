@@ -11,7 +11,8 @@ use std::{
 
 use arinar_store::{Store, StoreError};
 
-use crate::{priority, tensorboard};
+use crate::tensorboard;
+use arinar_collective::machine::priority;
 
 /// Time between two copies.
 pub const COPY_EVERY: Duration = Duration::from_secs(60);
@@ -48,7 +49,7 @@ impl LogCopy {
         let shared = Arc::new(Shared::default());
         let (its, url) = (Arc::clone(&shared), url.to_owned());
         let work = move || {
-            priority::give_way();
+            priority::lower_thread_priority();
             match Store::open(&url) {
                 Ok(store) => Copier { shared: &its, store, folder, sizes: BTreeMap::new() }.run(every),
                 Err(error) => its.lock().problem = Some(error.to_string()),

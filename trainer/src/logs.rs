@@ -8,10 +8,10 @@ use crate::{
     checkpoint::UploadStatus,
     ledger::{self, LedgerFile, Stragglers},
     log_copy::LogCopy,
-    memory,
     progress::{Progress, Report},
     tensorboard::{EventWriter, TensorBoardError},
 };
+use arinar_collective::machine::memory;
 
 /// Where the time went.
 #[derive(Clone, Copy, Debug)]

@@ -11,9 +11,9 @@ use tch::Tensor;
 
 use crate::{
     ema::Ema,
-    host,
     parameters::{FlatParameters, Part},
 };
+use arinar_collective::host_memory;
 
 /// The hyper-parameters of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,7 +92,7 @@ impl AdamW {
         let coefficients = Coefficients::new(&self.config, update, self.steps, ema.rate());
         let mut values = self.part.of(parameters.values());
         let mut gradients = self.part.of(&parameters.gradients());
-        let host = host::is_host(&values);
+        let host = host_memory::is_host(&values);
         let arrays = Arrays {
             values: &mut values,
             gradients: &mut gradients,
@@ -191,14 +191,14 @@ impl Slices<'_> {
 /// The fused pass, cut over the rank's threads.
 fn step_on_host(arrays: Arrays<'_>, decay_end: usize, coefficients: &Coefficients) {
     let mut rest = Slices {
-        values: host::slice_mut(arrays.values),
-        gradients: host::slice_mut(arrays.gradients),
-        first_moment: host::slice_mut(arrays.first_moment),
-        second_moment: host::slice_mut(arrays.second_moment),
-        ema: host::slice_mut(arrays.ema),
+        values: host_memory::slice_mut(arrays.values),
+        gradients: host_memory::slice_mut(arrays.gradients),
+        first_moment: host_memory::slice_mut(arrays.first_moment),
+        second_moment: host_memory::slice_mut(arrays.second_moment),
+        ema: host_memory::slice_mut(arrays.ema),
     };
     let len = rest.values.len();
-    let ranges = host::ranges(len, host::threads_for(len), 16);
+    let ranges = host_memory::ranges(len, host_memory::threads_for(len), 16);
     std::thread::scope(|scope| {
         for (index, range) in ranges.iter().enumerate() {
             let (part, others) = rest.split_at(range.len());

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::host;
+use arinar_collective::host_memory;
 
 /// Each parameter starts at a multiple of 64 bytes, which the matrix kernels like.
 const ALIGNMENT: usize = 16;
@@ -150,7 +150,7 @@ impl FlatParameters {
     /// Reads the scalars that rode on the all-reduce.
     pub fn tail(&self) -> Vec<f32> {
         let tail = self.gradients.narrow(0, self.len as i64, self.tail as i64).to_device(Device::Cpu);
-        host::slice(&tail).to_vec()
+        host_memory::slice(&tail).to_vec()
     }
 
     /// One parameter's part of a flat tensor laid out like this one, under the parameter's shape.

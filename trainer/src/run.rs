@@ -8,11 +8,8 @@ use tch::{Device, Tensor, nn};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    allocator,
     checkpoint::{self, DatasetFacts, FORMAT_VERSION, Found, Home, Place, RestoreInto, Retention, Role, Saver, State},
-    collective::{Collective, Launch, agree, require_equal},
     config::{self, ConfigError, LogFormat, Resume, TrainConfig},
-    cuda::{self, Gpu},
     ema::Ema,
     exit::{Preemption, Stop},
     import::{ImportInto, import},
@@ -27,6 +24,12 @@ use crate::{
     step::Worker,
     train::{Plan, Training},
     vitals::Vitals,
+};
+use arinar_collective::{
+    Collective, LaunchEnvironment, agree,
+    cuda::{self, Gpu},
+    machine::allocator,
+    require_equal,
 };
 
 /// Names a file to which every rank appends "step sample epoch" of each sample it trains on; for
@@ -71,7 +74,7 @@ impl Options {
 #[derive(Clone, Debug)]
 pub struct Placement {
     /// What mpirun said; `None` without it.
-    pub launch: Option<Launch>,
+    pub launch: Option<LaunchEnvironment>,
     /// What this rank computes on.
     pub device: Device,
     /// libtorch threads, unless configured.
@@ -86,9 +89,9 @@ pub struct Placement {
 
 impl Placement {
     pub(crate) fn role(&self, collective: &dyn Collective) -> Role {
-        let (leads, ranks_here) =
-            self.launch.as_ref().map_or((true, 1), |launch| (launch.local_rank == 0, launch.local_world));
-        Role { rank: collective.rank(), world: collective.world(), leads, ranks_here }
+        let (is_node_leader, local_world_size) =
+            self.launch.as_ref().map_or((true, 1), |launch| (launch.local_rank == 0, launch.local_world_size));
+        Role { rank: collective.rank(), world: collective.world_size(), is_node_leader, local_world_size }
     }
 
     /// Ranks of the job when all its machines are there.
@@ -112,10 +115,10 @@ pub fn run(
 ) -> Result<(), Stop> {
     let config = agree(collective, config.map_err(Stop::configuration).and_then(|config| one_start(config, imported)))?;
     require_equal(collective, &facts(&config)?)?;
-    let full_world = placement.full_world(collective.world());
-    let batch = config.share_batch(collective.world(), full_world).map_err(Stop::configuration);
+    let full_world = placement.full_world(collective.world_size());
+    let batch = config.share_batch(collective.world_size(), full_world).map_err(Stop::configuration);
     let batch = agree(collective, batch)?;
-    let share = RankShare { rank: collective.rank(), world: collective.world(), batch };
+    let share = RankShare { rank: collective.rank(), world: collective.world_size(), batch };
     let data = agree(collective, Data::open(&config))?;
     require_equal(collective, &[("dataset", data.facts().id)])?;
     let threads = config.train.threads.unwrap_or(placement.threads);
@@ -272,7 +275,7 @@ impl Model {
         store.set_device(device);
         let (variables, buffers): (Vec<_>, Vec<_>) =
             weights::named(&store).into_iter().partition(|(_, tensor)| tensor.requires_grad());
-        let parameters = FlatParameters::among(&variables, weights::decays, collective.world());
+        let parameters = FlatParameters::among(&variables, weights::decays, collective.world_size());
         let parameters = parameters.map_err(Stop::failure)?;
         let mut values = parameters.values().shallow_clone();
         collective.broadcast(&mut values, 0)?;
@@ -280,7 +283,7 @@ impl Model {
         let adamw = AdamWConfig { betas: optim.betas, eps: optim.eps, weight_decay: optim.weight_decay };
         // Each rank keeps the optimizer state and averages of its own part alone: at ARINAR-B's size
         // that is 2.5 GB less a rank.
-        let part = parameters.parts(collective.world()).swap_remove(collective.rank());
+        let part = parameters.parts(collective.world_size()).swap_remove(collective.rank());
         let ema = Ema::of_part(&parameters, &part, optim.ema);
         let optimizer = AdamW::of_part(&parameters, part, adamw);
         Ok(Self { arinar, parameters, optimizer, ema, buffers, _store: store })

@@ -16,10 +16,10 @@ use tch::Tensor;
 
 use crate::{
     checkpoint::DatasetFacts,
-    collective::Launch,
     config::{BatchShare, TrainConfig},
     exit::Stop,
 };
+use arinar_collective::LaunchEnvironment;
 
 /// One rank's micro-batches, without end.
 pub trait BatchSource {
@@ -136,7 +136,7 @@ impl Data {
                     micro_batch: share.batch.micro,
                     look_ahead: config.data.look_ahead,
                     window,
-                    prefetch: Launch::from_environment().is_none_or(|launch| launch.local_rank == 0),
+                    prefetch: LaunchEnvironment::from_environment().is_none_or(|launch| launch.local_rank == 0),
                 };
                 let loader = Loader::new(dataset.clone(), loader, start).map_err(data_error)?;
                 Ok(Box::new(loader))

@@ -10,7 +10,6 @@ use arinar_protocol::Phase;
 use crate::{
     checkpoint::{FORMAT_VERSION, Missing, Saver, State, Tensors},
     clip,
-    collective::{Collective, Reduction, agree, gather},
     config::{Every, NonFinite, TrainConfig},
     ema::Ema,
     exit::{Preemption, Stop},
@@ -22,6 +21,7 @@ use crate::{
     step::{Local, Worker},
     vitals::Vitals,
 };
+use arinar_collective::{Collective, Reduction, agree, gather};
 
 /// The share of the time from a signal to SIGKILL that goes into sending the last checkpoint to a remote store.
 const UPLOAD_SHARE: f64 = 0.7;
@@ -142,12 +142,12 @@ impl Training<'_> {
         let mut local = self.worker.accumulate(self.step);
         self.hear_of_checkpoints(&mut local);
         let signals = self.signals(&local, last_save);
-        self.parameters.set_tail(&signals.to_tail(self.collective.rank(), self.collective.world()));
+        self.parameters.set_tail(&signals.to_tail(self.collective.rank(), self.collective.world_size()));
         self.vitals.enter(Phase::AllReduce);
         self.collective.all_reduce_sum(self.parameters.gradients_and_tail())?;
         self.vitals.enter(Phase::Compute);
-        let micro_batches = self.collective.world() * self.worker.share.batch.accumulation;
-        let agreed = Agreed::from_tail(&self.parameters.tail(), self.collective.world(), micro_batches);
+        let micro_batches = self.collective.world_size() * self.worker.share.batch.accumulation;
+        let agreed = Agreed::from_tail(&self.parameters.tail(), self.collective.world_size(), micro_batches);
         if agreed.failed {
             agree(self.collective, local.failure.take().map_or(Ok(()), Err))?;
         }
@@ -185,7 +185,7 @@ impl Training<'_> {
     /// Every rank has updated its part of the weights; now all get all of them.
     fn share_update(&self) -> Result<(), Stop> {
         self.vitals.enter(Phase::AllReduce);
-        let parts = self.parameters.parts(self.collective.world());
+        let parts = self.parameters.parts(self.collective.world_size());
         let ranges: Vec<_> = parts.into_iter().map(|part| part.elements).collect();
         self.collective.all_gather(&mut self.parameters.values().shallow_clone(), &ranges)?;
         self.vitals.enter(Phase::Compute);

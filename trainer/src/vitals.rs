@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arinar_protocol::{Beat, Phase};
 
-use crate::{checkpoint::UploadStatus, ledger::Ledger, memory};
+use crate::{checkpoint::UploadStatus, ledger::Ledger};
+use arinar_collective::machine::memory;
 
 /// The live figures of one rank.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use arinar_collective::{WorkGroup, launched_rank};
 use arinar_data::bench::{open_shards, read_records};
 use arinar_data::cache::CacheConfig;
 use arinar_data::convert::{self, ConvertArgs};
@@ -13,7 +14,6 @@ use arinar_data::encode::{self, EncodeArgs, EncodeError};
 use arinar_data::error::DataError;
 use arinar_data::inspect;
 use arinar_data::manifest::Manifest;
-use arinar_data::ranks::{Ranks, launched_rank};
 use arinar_data::simulate::{self, SimulateArgs};
 use arinar_data::train_vae::{self, TrainVaeArgs};
 use arinar_data::verify::{Repair, verify};
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version come this way too. All ranks get the same command line, so one is enough to say what
             // is wrong with it; printing fails only when nobody reads.
-            if launched_rank() == 0 {
+            if launched_rank().unwrap_or(0) == 0 {
                 let _ = error.print();
             }
             return if error.use_stderr() { CONFIGURATION.into() } else { ExitCode::SUCCESS };
@@ -109,9 +109,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Encode(args) => {
-            say(&encode::run(&args, &Ranks::from_environment()?)?);
+            say(&encode::run(&args, &WorkGroup::from_environment()?)?);
         }
-        Command::Convert(args) => say(&convert::run(&args, &Ranks::from_environment()?)?),
+        Command::Convert(args) => say(&convert::run(&args, &WorkGroup::from_environment()?)?),
         Command::TrainVae(args) => train_vae::run(&args)?,
         Command::Inspect { url, json } => {
             let store = Store::open(&url)?;

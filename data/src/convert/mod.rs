@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::encode::parse_bytes;
 use crate::making::{EncodeError, Job, Maker, OpenShard, Pictures, Recipe, make};
 use crate::manifest::VaeFacts;
-use crate::ranks::Ranks;
+use arinar_collective::WorkGroup;
 use folder::NpzFolder;
 pub use npz::{NpzError, read_moments};
 
@@ -94,7 +94,7 @@ pub enum ConvertError {
 ///
 /// # Errors
 /// On rank 0 what went wrong on any rank; on the others [`EncodeError::Ranks`] without a message of their own.
-pub fn run(args: &ConvertArgs, ranks: &Ranks) -> Result<String, EncodeError> {
+pub fn run(args: &ConvertArgs, ranks: &WorkGroup) -> Result<String, EncodeError> {
     make(prepare(args), ranks)
 }
 

@@ -7,15 +7,16 @@ mod pictures;
 
 use std::path::PathBuf;
 
-use arinar_model::{device::DeviceChoice, vae::load_vae};
+use arinar_collective::device::DeviceChoice;
+use arinar_model::vae::load_vae;
 use clap::Args;
 use tch::Device;
 
 pub use crate::making::EncodeError;
 use crate::making::{Job, Recipe, make};
 use crate::manifest::VaeFacts;
-use crate::ranks::Ranks;
 use crate::source::ImageSource;
+use arinar_collective::WorkGroup;
 use encoder::Encoder;
 
 /// Options of `arinar-data encode`.
@@ -60,12 +61,12 @@ pub struct EncodeArgs {
 ///
 /// # Errors
 /// On rank 0 what went wrong on any rank; on the others [`EncodeError::Ranks`] without a message of their own.
-pub fn run(args: &EncodeArgs, ranks: &Ranks) -> Result<String, EncodeError> {
+pub fn run(args: &EncodeArgs, ranks: &WorkGroup) -> Result<String, EncodeError> {
     make(prepare(args, ranks), ranks)
 }
 
-fn prepare<'a>(args: &'a EncodeArgs, ranks: &Ranks) -> Result<Job<Encoder<'a>>, EncodeError> {
-    let threads = args.threads.unwrap_or_else(|| cores().div_ceil(ranks.local_world())).max(1);
+fn prepare<'a>(args: &'a EncodeArgs, ranks: &WorkGroup) -> Result<Job<Encoder<'a>>, EncodeError> {
+    let threads = args.threads.unwrap_or_else(|| cores().div_ceil(ranks.local_world_size())).max(1);
     tch::set_num_threads(threads as i32);
     let source = ImageSource::open(&args.images).map_err(EncodeError::Source)?;
     let device = args.device.device(ranks.local_rank())?;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::EncodeError;
-use crate::ranks::Ranks;
+use arinar_collective::WorkGroup;
 
 /// What a rank tells rank 0.
 #[derive(Serialize, Deserialize)]
@@ -18,7 +18,7 @@ enum Outcome<T> {
 /// All ranks come together. If all are well, rank 0 gets everyone's value (the others an empty list); otherwise every
 /// rank gets an error, and rank 0's says which ranks failed and why.
 pub(super) fn agree<T: Serialize + for<'a> Deserialize<'a>>(
-    ranks: &Ranks,
+    ranks: &WorkGroup,
     mine: Result<impl Borrow<T>, &EncodeError>,
     on_progress: impl FnMut(u64),
 ) -> Result<Vec<T>, EncodeError> {
@@ -43,7 +43,7 @@ pub(super) fn agree<T: Serialize + for<'a> Deserialize<'a>>(
     if code == 0 {
         return Ok(values);
     }
-    Err(EncodeError::Ranks { message: failure_text(&failures, ranks.world()), configuration: code == 2 })
+    Err(EncodeError::Ranks { message: failure_text(&failures, ranks.world_size()), configuration: code == 2 })
 }
 
 /// One line per different failure; ranks are named where not all failed alike.

@@ -23,7 +23,7 @@ pub enum EncodeError {
     Vae(#[from] WeightsError),
     /// The machine's GPUs cannot be used.
     #[error(transparent)]
-    Device(#[from] arinar_model::device::DeviceError),
+    Device(#[from] arinar_collective::device::DeviceError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -20,8 +20,8 @@ use plan::Plan;
 
 use crate::manifest::VaeFacts;
 use crate::progress::Progress;
-use crate::ranks::Ranks;
 use crate::source::ImageSource;
+use arinar_collective::WorkGroup;
 use arinar_store::Store;
 use arinar_store::lease::Lease;
 
@@ -124,7 +124,7 @@ impl<M: Maker> Job<M> {
 ///
 /// # Errors
 /// On rank 0 what went wrong on any rank; on the others [`EncodeError::Ranks`] without a message of their own.
-pub(crate) fn make<M: Maker>(prepared: Result<Job<M>, EncodeError>, ranks: &Ranks) -> Result<String, EncodeError> {
+pub(crate) fn make<M: Maker>(prepared: Result<Job<M>, EncodeError>, ranks: &WorkGroup) -> Result<String, EncodeError> {
     let identities: Vec<String> = agree(ranks, prepared.as_ref().map(|job| job.plan.encode_id.clone()), |_| ())?;
     if identities.iter().any(|identity| *identity != identities[0]) {
         return Err(EncodeError::Ranks {

@@ -8,8 +8,8 @@ use super::existing::Existing;
 use super::{EncodeError, Job, Maker};
 use crate::manifest::{ShardFacts, shard_name};
 use crate::progress::Progress;
-use crate::ranks::Ranks;
 use crate::shard::{ShardWriter, xxh3_hex};
+use arinar_collective::WorkGroup;
 
 /// What a rank has done.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -42,9 +42,9 @@ pub(crate) struct BadPicture {
 
 impl<M: Maker> Job<M> {
     /// Makes the shards of this rank that are not there yet.
-    pub(super) fn make_share(&self, ranks: &Ranks, progress: &mut Progress) -> Result<Share, EncodeError> {
+    pub(super) fn make_share(&self, ranks: &WorkGroup, progress: &mut Progress) -> Result<Share, EncodeError> {
         let mut share = Share::default();
-        for shard in (ranks.rank()..self.plan.num_shards()).step_by(ranks.world()) {
+        for shard in (ranks.rank()..self.plan.num_shards()).step_by(ranks.world_size()) {
             let made = match self.existing(shard)? {
                 Existing::Whole(kept) => {
                     let pictures = self.plan.pictures(shard).len() as u64;
@@ -68,7 +68,7 @@ impl<M: Maker> Job<M> {
         Ok(share)
     }
 
-    fn make_shard(&self, shard: usize, ranks: &Ranks, progress: &mut Progress) -> Result<Made, EncodeError> {
+    fn make_shard(&self, shard: usize, ranks: &WorkGroup, progress: &mut Progress) -> Result<Made, EncodeError> {
         let mut open = OpenShard {
             maker: &self.maker,
             skip_bad: self.recipe.skip_bad,

@@ -6,6 +6,7 @@
 //! farewell is a rank, or a launcher, that died; one that is silent is a process that is stopped or a machine that is
 //! cut off.
 
+pub mod exit_code;
 mod phase;
 
 use std::{net::SocketAddr, time::Duration};

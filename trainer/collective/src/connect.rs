@@ -1,27 +1,36 @@
-//! Which device a rank computes on, and what carries its collective calls there.
+//! Connecting the ranks of a job, and choosing the backend of its collectives.
 
-use arinar_model::device::DeviceChoice;
 use tch::Device;
 
-use super::{Collective, Launch, MpiCollective, NcclCollective, Single, agree, require_equal};
-use crate::{cuda::HOST_STAND_IN, exit::Stop};
+use crate::{
+    agree::{JobError, agree, require_equal},
+    collective::Collective,
+    cuda::HOST_STAND_IN,
+    device::DeviceChoice,
+    error::CollectiveError,
+    launch::LaunchEnvironment,
+    mpi::MpiCollective,
+    nccl::NcclCollective,
+    single::Single,
+};
 
-/// Connects this rank with the others of its job over MPI, if it has any.
+/// Connects this rank with the other ranks of its job over MPI. Without a launch environment the process is a job of one
+/// rank and MPI is not started.
 ///
 /// # Errors
-/// MPI does not start.
-pub fn start(launch: Option<Launch>) -> Result<Connected, Stop> {
+/// Returns [`CollectiveError::Start`] if MPI cannot be initialized.
+pub fn connect(launch: Option<LaunchEnvironment>) -> Result<Connected, CollectiveError> {
     Ok(Connected { mpi: launch.map(|_| MpiCollective::start()).transpose()? })
 }
 
-/// Ranks that have found each other, whatever they are going to compute on.
+/// Ranks that are connected, but have not chosen a device yet.
 pub struct Connected {
-    /// `None` for a process by itself.
+    /// `None` for a job of one process without MPI.
     mpi: Option<MpiCollective>,
 }
 
 impl Connected {
-    /// What they do together in the memory of their machines.
+    /// Returns the collective for tensors in host memory.
     pub fn collective(&self) -> &dyn Collective {
         match &self.mpi {
             Some(mpi) => mpi,
@@ -29,12 +38,13 @@ impl Connected {
         }
     }
 
-    /// Goes on where the ranks compute: over NCCL on GPUs, else over MPI. `device` is what this rank has found, or why
-    /// it cannot take part.
+    /// Returns the collective for the device that all ranks use: NCCL on GPUs, otherwise MPI. `device` is the device of
+    /// this rank, or the reason why it has none.
     ///
     /// # Errors
-    /// Some rank has no device, or another kind than rank 0; NCCL does not start. All ranks end together.
-    pub fn with(self, device: Result<Device, Stop>) -> Result<(Box<dyn Collective>, Device), Stop> {
+    /// Returns an error on all ranks if some rank has no device, if ranks differ in the kind of device, or if NCCL does
+    /// not start.
+    pub fn with<E: JobError>(self, device: Result<Device, E>) -> Result<(Box<dyn Collective>, Device), E> {
         let ranks = self.collective();
         let device = agree(ranks, device)?;
         let kind = if device == Device::Cpu { DeviceChoice::Cpu } else { DeviceChoice::Cuda };
@@ -42,29 +52,29 @@ impl Connected {
         Ok((self.over(device)?, device))
     }
 
-    /// The same for ranks which all are known to have such a device.
+    /// Returns the collective for ranks that are known to use the same kind of device.
     ///
     /// # Errors
-    /// NCCL does not start. All ranks end together.
-    pub fn over(self, device: Device) -> Result<Box<dyn Collective>, Stop> {
-        let stays = self.stays_on_hosts(device);
+    /// Returns an error on all ranks if NCCL does not start.
+    pub fn over(self, device: Device) -> Result<Box<dyn Collective>, CollectiveError> {
+        let in_host_memory = self.uses_host_memory(device);
         match self.mpi {
-            Some(mpi) if stays => Ok(Box::new(mpi)),
-            // The tensors of a single rank go nowhere: it needs no NCCL, and MPI takes none of a GPU.
-            Some(mpi) if mpi.world() == 1 && !over_stand_in() => Ok(Box::new(Single)),
+            Some(mpi) if in_host_memory => Ok(Box::new(mpi)),
+            // A single rank exchanges nothing, so it needs no NCCL; and MPI cannot take tensors of a GPU.
+            Some(mpi) if mpi.world_size() == 1 && !uses_stand_in() => Ok(Box::new(Single)),
             Some(mpi) => Ok(Box::new(NcclCollective::start(mpi, device)?)),
             None => Ok(Box::new(Single)),
         }
     }
 
-    /// True if with such a device all that ranks exchange lies in the memory of their machines.
-    pub fn stays_on_hosts(&self, device: Device) -> bool {
-        device == Device::Cpu && (self.mpi.is_none() || !over_stand_in())
+    /// Returns true if everything that ranks with this device exchange is in host memory.
+    pub fn uses_host_memory(&self, device: Device) -> bool {
+        device == Device::Cpu && (self.mpi.is_none() || !uses_stand_in())
     }
 }
 
-/// Whether tests have NCCL carry what lies in the memory of machines.
-fn over_stand_in() -> bool {
+/// Returns true if a test lets a stand-in for NCCL exchange tensors in host memory.
+fn uses_stand_in() -> bool {
     std::env::var_os(HOST_STAND_IN).is_some()
 }
 
@@ -74,15 +84,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_by_itself_needs_neither_mpi_nor_nccl() {
+    fn a_single_process_needs_neither_mpi_nor_nccl() {
         for device in [Device::Cpu, Device::Cuda(0)] {
-            let ranks = start(None).unwrap();
-            assert_eq!(ranks.stays_on_hosts(device), device == Device::Cpu);
-            let (collective, found) = ranks.with(Ok(device)).unwrap();
-            assert_eq!((collective.world(), found), (1, device));
+            let ranks = connect(None).unwrap();
+            assert_eq!(ranks.uses_host_memory(device), device == Device::Cpu);
+            let (collective, found) = ranks.with(Ok::<_, CollectiveError>(device)).unwrap();
+            assert_eq!((collective.world_size(), found), (1, device));
         }
-        let told = Err(Stop::configuration(arinar_model::device::DeviceError::NoGpu));
-        let stop = start(None).unwrap().with(told).map(|(_, device)| device);
-        assert!(matches!(stop, Err(Stop::Configuration(_))));
+        let unavailable = CollectiveError::Unavailable(Box::new(CollectiveError::NcclMissing));
+        let result = connect(None).unwrap().with(Err(unavailable)).map(|(_, device)| device);
+        assert!(matches!(result, Err(CollectiveError::Unavailable(_))));
     }
 }

@@ -1,5 +1,5 @@
-//! The device that a process computes on. libtorch's CUDA part is loaded at run time, where a GPU driver is: linked, it
-//! would be needed on every machine.
+//! Selection of the device that a process computes on. libtorch's CUDA libraries are loaded at run time if the machine has
+//! a GPU driver; if they were linked, every machine would need them.
 
 use std::{fmt, str::FromStr, sync::OnceLock};
 
@@ -8,50 +8,50 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 use thiserror::Error;
 
-/// NVIDIA's driver library, which is there exactly where its driver is.
+/// NVIDIA's driver library, which is present exactly if the driver is installed.
 const DRIVER: &str = "libcuda.so.1";
-/// libtorch's kernels for GPUs. The programs' rpath names its folder.
+/// libtorch's CUDA kernels. The rpath of the programs contains its folder.
 const LIBTORCH_CUDA: &str = "libtorch_cuda.so";
-/// A folder for each GPU that the kernel's driver drives.
+/// Holds one folder for each GPU that the kernel driver manages.
 const KERNEL_DRIVER: &str = "/proc/driver/nvidia/gpus";
-/// The GPUs that CUDA shows to a process; empty or -1 for none.
+/// The environment variable that lists the GPUs visible to a process; empty or -1 for none.
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
-/// How loading it went.
+/// The result of loading [`LIBTORCH_CUDA`].
 static LOADED: OnceLock<Result<(), DeviceError>> = OnceLock::new();
 
-/// Why the device asked for cannot be used.
+/// The requested device cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DeviceError {
-    /// A driver without libtorch's part for it: training on the CPU is not what was meant.
+    /// A driver is installed but libtorch's CUDA libraries cannot be loaded. Falling back to the CPU would hide that.
     #[error(
         "this machine has an NVIDIA driver, but {LIBTORCH_CUDA} cannot be loaded ({reason}); run ops/bootstrap.sh --cuda, \
          or ask for the device cpu"
     )]
     LibtorchCuda {
-        /// What the dynamic linker says.
+        /// Error of the dynamic linker.
         reason: String,
     },
-    /// The machine has GPUs and libtorch finds none of them: training on the CPU is not what was meant.
+    /// The machine has GPUs but libtorch finds none of them. Falling back to the CPU would hide that.
     #[error(
         "this machine has an NVIDIA GPU, but libtorch cannot use it: is the driver too old for CUDA 13 (nvidia-smi shows \
          its version), or CUDA_VISIBLE_DEVICES wrong? Mend that, or ask for the device cpu"
     )]
     Unusable,
-    /// A GPU is asked for and there is none.
+    /// A GPU is requested and there is none.
     #[error("no GPU is found on this machine; check the driver with nvidia-smi, or ask for the device cpu")]
     NoGpu,
 }
 
-/// What to compute on.
+/// The device requested by the user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
-    /// GPUs where there are any, else the CPU.
+    /// A GPU if there is one, otherwise the CPU.
     #[default]
     Auto,
-    /// The CPU, also where there are GPUs.
+    /// The CPU, even if there are GPUs.
     Cpu,
-    /// GPUs; an error where there are none.
+    /// A GPU; an error if there is none.
     Cuda,
 }
 
@@ -79,11 +79,11 @@ impl fmt::Display for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device of process `local_rank` of this machine: the GPU of that number. Where it sees fewer (Slurm may show
-    /// each process one of its own) they are counted round; that no two share one is for those to check who start them.
+    /// Returns the device of local rank `local_rank`: the GPU with that ordinal, modulo the number of visible GPUs, since
+    /// Slurm may show each process only its own. Whether two ranks share a GPU is checked when they connect.
     ///
     /// # Errors
-    /// [`DeviceError`].
+    /// Returns an error if the requested device is not available.
     pub fn device(self, local_rank: usize) -> Result<Device, DeviceError> {
         let gpus = if self == Self::Cpu { 0 } else { gpus()? };
         self.among(gpus, has_hidden_gpus, local_rank)
@@ -99,10 +99,10 @@ impl DeviceChoice {
     }
 }
 
-/// GPUs that libtorch can use, its CUDA part loaded. None without a driver.
+/// Loads libtorch's CUDA libraries if there is a driver, and returns the number of GPUs that libtorch can use.
 ///
 /// # Errors
-/// [`DeviceError::LibtorchCuda`].
+/// Returns [`DeviceError::LibtorchCuda`] if there is a driver and the libraries cannot be loaded.
 pub fn gpus() -> Result<usize, DeviceError> {
     if has_driver() {
         load_libtorch_cuda()?;
@@ -110,38 +110,38 @@ pub fn gpus() -> Result<usize, DeviceError> {
     Ok(usize::try_from(tch::Cuda::device_count()).unwrap_or(0))
 }
 
-/// True where the kernel's driver has GPUs that nobody hides from this process.
+/// Returns true if the kernel driver has GPUs that are not hidden from this process by [`VISIBLE`].
 fn has_hidden_gpus() -> bool {
     let hidden = std::env::var(VISIBLE).is_ok_and(|shown| shown.is_empty() || shown.starts_with("-1"));
     !hidden && std::fs::read_dir(KERNEL_DRIVER).is_ok_and(|mut gpus| gpus.next().is_some())
 }
 
-/// True where NVIDIA's driver is installed.
+/// Returns true if NVIDIA's driver is installed.
 pub fn has_driver() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| load(DRIVER).is_ok())
 }
 
-/// Loads libtorch's CUDA part, driver or not; it then stays loaded.
+/// Loads libtorch's CUDA libraries, whether or not there is a driver. They stay loaded.
 ///
 /// # Errors
-/// [`DeviceError::LibtorchCuda`].
+/// Returns [`DeviceError::LibtorchCuda`] if they cannot be loaded.
 pub fn load_libtorch_cuda() -> Result<(), DeviceError> {
     LOADED.get_or_init(|| load(LIBTORCH_CUDA).map_err(|reason| DeviceError::LibtorchCuda { reason })).clone()
 }
 
-/// True once libtorch's CUDA part is loaded.
+/// Returns true if libtorch's CUDA libraries are loaded.
 pub fn has_libtorch_cuda() -> bool {
     matches!(LOADED.get(), Some(Ok(())))
 }
 
 fn load(name: &str) -> Result<(), String> {
-    // SAFETY: loading runs the library's initialisers. Those of the driver library only prepare itself; libtorch_cuda's
-    // register its kernels with the libtorch that this process is linked to, which is of the same build, and do so
-    // whether they run at the start of the program (as in PyTorch) or now. Global, because libtorch looks some of its
-    // symbols up by name.
+    // SAFETY: loading runs the initializers of the library. Those of the driver library only initialize the library itself.
+    // Those of libtorch_cuda register its kernels with the libtorch that this process is linked to, which is of the same
+    // build, and may run at program start (as in PyTorch) or later. RTLD_GLOBAL, because libtorch looks up some symbols by
+    // name.
     let loaded = unsafe { Library::open(Some(name), RTLD_LAZY | RTLD_GLOBAL) };
-    // Never unloaded: libtorch keeps pointers into it.
+    // Never unloaded, because libtorch keeps pointers into it.
     loaded.map(std::mem::forget).map_err(|error| error.to_string())
 }
 
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_process_has_a_gpu_of_its_own_where_there_are_enough() {
+    fn each_process_gets_its_own_gpu_if_there_are_enough() {
         use DeviceChoice::{Auto, Cpu, Cuda};
         assert_eq!(Auto.among(0, || true, 0), Err(DeviceError::Unusable));
         assert_eq!(Cpu.among(0, || true, 0), Ok(Device::Cpu));
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_written_as_they_are_read() {
+    fn choices_are_formatted_as_they_are_parsed() {
         for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda] {
             assert_eq!(choice.to_string().parse(), Ok(choice));
             assert_eq!(serde_json::to_value(choice).unwrap(), choice.to_string());

@@ -1,51 +1,48 @@
-//! Host memory of a tensor as a slice, for the few loops that are one pass over flat memory.
+//! Slices over tensors in host memory, for the few loops that are a single pass over flat memory.
 
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-/// True where [`slice`] and [`slice_mut`] apply: a contiguous float32 tensor in host memory.
-pub(crate) fn is_host(tensor: &Tensor) -> bool {
+/// Returns true if [`slice`] and [`slice_mut`] apply: the tensor is contiguous float32 in host memory.
+pub fn is_host(tensor: &Tensor) -> bool {
     tensor.device() == Device::Cpu && tensor.kind() == Kind::Float && tensor.is_contiguous()
 }
 
-/// The elements of a host tensor (see [`is_host`]), in memory order; empty for any other tensor.
-pub(crate) fn slice(tensor: &Tensor) -> &[f32] {
+/// Returns the elements of a host tensor (see [`is_host`]) in memory order; empty for any other tensor.
+pub fn slice(tensor: &Tensor) -> &[f32] {
     if !is_host(tensor) {
         return &[];
     }
-    // SAFETY: the tensor is contiguous float32 in host memory, so `numel` elements start at
-    // `data_ptr`; the storage lives as long as the borrowed handle, and nobody writes to it while
-    // the slice is in use: the training thread writes only inside calls that it makes itself, and
-    // the thread of a checkpoint, which reads the same tensors, is waited for before the next
-    // write (`checkpoint::Saver::wait_until_copied`).
+    // SAFETY: the tensor is contiguous float32 in host memory, so `numel` elements start at `data_ptr`. The storage lives
+    // as long as the borrowed handle, and nothing writes to it while the slice is in use: the training thread writes only
+    // inside calls that it makes itself, and before the next write it waits for the checkpoint thread, which reads the
+    // same tensors (`CheckpointManager::wait_until_copied`).
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
 }
 
-/// The elements of a host tensor for writing; empty for any other tensor.
-pub(crate) fn slice_mut(tensor: &mut Tensor) -> &mut [f32] {
+/// Returns the elements of a host tensor for writing; empty for any other tensor.
+pub fn slice_mut(tensor: &mut Tensor) -> &mut [f32] {
     if !is_host(tensor) {
         return &mut [];
     }
-    // SAFETY: as in `slice`; and the flat tensors this is called on are owned by the caller,
-    // whose other views (the model's variables) are read only by libtorch calls of this same
-    // thread, never while the exclusive slice lives; and a checkpoint's thread, which reads them
-    // too, has been waited for (see `slice`).
+    // SAFETY: as in `slice`. In addition, the flat tensors passed here are owned by the caller, whose other views (the
+    // model's variables) are read only by libtorch calls of this thread and never while the exclusive slice lives, and the
+    // checkpoint thread, which reads them too, has finished (see `slice`).
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
 }
 
-/// The memory of a host tensor as bytes, little-endian as safetensors wants them.
-pub(crate) fn bytes(tensor: &Tensor) -> &[u8] {
+/// Returns the memory of a host tensor as little-endian bytes, the order that safetensors requires.
+pub fn bytes(tensor: &Tensor) -> &[u8] {
     const { assert!(cfg!(target_endian = "little")) };
     let floats = slice(tensor);
-    // SAFETY: the bytes are exactly those of the floats, u8 has no alignment or validity
-    // requirement, and the lifetime is that of the borrowed tensor.
+    // SAFETY: the bytes are exactly those of the floats, u8 has no alignment or validity requirements, and the lifetime is
+    // that of the borrowed tensor.
     unsafe { std::slice::from_raw_parts(floats.as_ptr().cast::<u8>(), size_of_val(floats)) }
 }
 
-/// Cuts `0..len` into at most `parts` ranges of nearly equal length whose starts are multiples
-/// of `grain`; no range is empty (an empty input gives no range).
-pub(crate) fn ranges(len: usize, parts: usize, grain: usize) -> Vec<Range<usize>> {
+/// Splits `0..len` into at most `parts` non-empty ranges of nearly equal length whose starts are multiples of `grain`.
+pub fn ranges(len: usize, parts: usize, grain: usize) -> Vec<Range<usize>> {
     let grains = len.div_ceil(grain);
     let parts = parts.clamp(1, grains.max(1));
     (0..parts)
@@ -58,9 +55,9 @@ pub(crate) fn ranges(len: usize, parts: usize, grain: usize) -> Vec<Range<usize>
         .collect()
 }
 
-/// Threads worth using for a pass over `len` elements: libtorch's number, but at least a quarter
-/// of a million elements each, since starting a thread costs as much as reading 0.1 MB.
-pub(crate) fn threads_for(len: usize) -> usize {
+/// Returns the number of threads worth using for a pass over `len` elements: libtorch's number of threads, but at least a
+/// quarter of a million elements each, because starting a thread costs as much as reading 0.1 MB.
+pub fn threads_for(len: usize) -> usize {
     let available = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     available.min(len / (1 << 18)).max(1)
 }

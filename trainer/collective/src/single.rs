@@ -1,10 +1,13 @@
-//! One rank without MPI: every call is the identity.
+//! A job of one rank without MPI.
 
 use tch::Tensor;
 
-use super::{Collective, CollectiveError, Reduction};
+use crate::{
+    collective::{Collective, Reduction},
+    error::CollectiveError,
+};
 
-/// A world of one.
+/// The collective of a single rank: every operation is the identity.
 pub struct Single;
 
 impl Collective for Single {
@@ -12,7 +15,7 @@ impl Collective for Single {
         0
     }
 
-    fn world(&self) -> usize {
+    fn world_size(&self) -> usize {
         1
     }
 
@@ -48,6 +51,6 @@ mod tests {
 
     #[test]
     fn conforms() {
-        super::super::conformance(&Single, tch::Device::Cpu).unwrap();
+        crate::conformance(&Single, tch::Device::Cpu).unwrap();
     }
 }

@@ -1,7 +1,7 @@
-//! The few things encoding needs of ranks: who am I, collect messages on rank 0, hear its decision.
+//! Ranks that share independent pieces of work: rank 0 collects progress and results from the others.
 //!
-//! MPI is started only in a process that mpirun or a launcher speaking PMIx started; a process started by hand
-//! is one rank alone and never touches MPI.
+//! MPI is started only in a process that was started by mpirun or a launcher that speaks PMIx. A process that was started
+//! by hand is the only rank and never uses MPI.
 
 use std::time::Duration;
 
@@ -11,89 +11,79 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, Destination, MatchedReceiveVec, Root, Source};
 use thiserror::Error;
 
+use crate::launch::{LaunchEnvironment, launched_rank};
+
 const PROGRESS_TAG: i32 = 1;
 const RESULT_TAG: i32 = 2;
-/// How often rank 0 looks for messages while it waits for the others.
+/// Time between two polls for messages while rank 0 waits for the others.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The rank this process was started as, 0 when it was started by hand. MPI need not run.
-pub fn launched_rank() -> usize {
-    let number = |name: &&str| std::env::var(name).ok()?.parse().ok();
-    ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"].iter().find_map(number).unwrap_or(0)
-}
-
-/// MPI does not start.
+/// MPI cannot be initialized.
 #[derive(Debug, Error)]
 #[error("MPI does not start: it is running already in this process")]
-pub struct RanksError;
+pub struct WorkGroupError;
 
-/// This process among those that work together.
-pub struct Ranks {
-    rank: usize,
-    world: usize,
-    local_rank: usize,
-    local_world: usize,
+/// One process of a group that shares independent pieces of work.
+pub struct WorkGroup {
+    launch: LaunchEnvironment,
     communicator: Option<SimpleCommunicator>,
-    // Dropped last: it ends MPI, which waits for every rank.
+    // Dropped last: it finalizes MPI, which waits for every rank.
     _universe: Option<Universe>,
 }
 
-impl Ranks {
-    /// One rank alone, without MPI.
+impl WorkGroup {
+    /// Creates a group of one process without MPI.
     pub fn single() -> Self {
-        Self { rank: 0, world: 1, local_rank: 0, local_world: 1, communicator: None, _universe: None }
+        let launch = LaunchEnvironment { rank: 0, world_size: 1, local_rank: 0, local_world_size: 1 };
+        Self { launch, communicator: None, _universe: None }
     }
 
-    /// Starts MPI if this process was started by mpirun or a launcher speaking PMIx or PMI.
+    /// Starts MPI if this process was started by mpirun or a launcher that speaks PMIx or PMI; otherwise returns a group of
+    /// one process.
     ///
     /// # Errors
-    /// When MPI is running already.
-    pub fn from_environment() -> Result<Self, RanksError> {
-        let launched = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"];
-        if !launched.iter().any(|name| std::env::var_os(name).is_some()) {
+    /// Returns an error if MPI is already running.
+    pub fn from_environment() -> Result<Self, WorkGroupError> {
+        if launched_rank().is_none() {
             return Ok(Self::single());
         }
-        let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Funneled).ok_or(RanksError)?;
+        let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Funneled).ok_or(WorkGroupError)?;
         let communicator = universe.world();
-        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-        Ok(Self {
-            rank: communicator.rank() as usize,
-            world: communicator.size() as usize,
-            local_rank: number("OMPI_COMM_WORLD_LOCAL_RANK").or_else(|| number("SLURM_LOCALID")).unwrap_or(0),
-            local_world: number("OMPI_COMM_WORLD_LOCAL_SIZE").unwrap_or(1).max(1),
-            communicator: Some(communicator),
-            _universe: Some(universe),
-        })
+        let (rank, world_size) = (communicator.rank() as usize, communicator.size() as usize);
+        let (local_rank, local_world_size) =
+            LaunchEnvironment::from_environment().map_or((0, 1), |launch| (launch.local_rank, launch.local_world_size));
+        let launch = LaunchEnvironment { rank, world_size, local_rank, local_world_size };
+        Ok(Self { launch, communicator: Some(communicator), _universe: Some(universe) })
     }
 
-    /// This rank.
+    /// Returns this rank, counted from 0.
     pub fn rank(&self) -> usize {
-        self.rank
+        self.launch.rank
     }
 
-    /// Number of ranks.
-    pub fn world(&self) -> usize {
-        self.world
+    /// Returns the number of ranks.
+    pub fn world_size(&self) -> usize {
+        self.launch.world_size
     }
 
-    /// This rank among those of its machine.
+    /// Returns the rank of this process among those on its node.
     pub fn local_rank(&self) -> usize {
-        self.local_rank
+        self.launch.local_rank
     }
 
-    /// Ranks on this machine.
-    pub fn local_world(&self) -> usize {
-        self.local_world
+    /// Returns the number of ranks on this node.
+    pub fn local_world_size(&self) -> usize {
+        self.launch.local_world_size
     }
 
-    /// Tells rank 0 that `count` more pieces of work are done. Rank 0 itself counts its own.
+    /// Reports to rank 0 that `count` more pieces of work are done. Rank 0 counts its own work itself.
     pub fn report(&self, count: u64) {
-        if let Some(communicator) = self.communicator.as_ref().filter(|_| self.rank != 0) {
+        if let Some(communicator) = self.communicator.as_ref().filter(|_| self.rank() != 0) {
             communicator.process_at_rank(0).send_with_tag(&count, PROGRESS_TAG);
         }
     }
 
-    /// What the other ranks have reported since the last call; on rank 0.
+    /// Returns the pieces of work that other ranks have reported since the last call. Called by rank 0.
     pub fn reported(&self) -> u64 {
         let mut count = 0;
         while let Some(message) = self.probe(PROGRESS_TAG) {
@@ -102,17 +92,17 @@ impl Ranks {
         count
     }
 
-    /// Collects one message of every rank on rank 0, in the order of the ranks; the others get None. While it waits,
-    /// rank 0 passes reported progress to `on_progress`.
+    /// Collects one message of every rank on rank 0, in rank order; the other ranks receive `None`. While it waits, rank 0
+    /// passes reported progress to `on_progress`.
     pub fn gather(&self, message: &[u8], mut on_progress: impl FnMut(u64)) -> Option<Vec<Vec<u8>>> {
         let Some(communicator) = &self.communicator else {
             return Some(vec![message.to_vec()]);
         };
-        if self.rank != 0 {
+        if self.rank() != 0 {
             communicator.process_at_rank(0).send_with_tag(message, RESULT_TAG);
             return None;
         }
-        let mut messages = vec![None; self.world];
+        let mut messages = vec![None; self.world_size()];
         messages[0] = Some(message.to_vec());
         while messages.iter().any(Option::is_none) {
             on_progress(self.reported());
@@ -127,7 +117,7 @@ impl Ranks {
         Some(messages.into_iter().flatten().collect())
     }
 
-    /// Gives every rank the value of rank 0.
+    /// Returns the value of rank 0 on every rank.
     pub fn broadcast(&self, value: u8) -> u8 {
         let mut value = value;
         if let Some(communicator) = &self.communicator {

@@ -3,16 +3,16 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
+use arinar_collective::device::DeviceChoice;
+use arinar_collective::machine::allocator;
 use arinar_data::dataset::Dataset;
 use arinar_model::Precision;
 use arinar_model::arinar::{Arinar, SampleOptions};
-use arinar_model::device::DeviceChoice;
 use arinar_model::schedule::GuidanceSchedule;
 use arinar_model::vae::{LoadedVae, load_vae};
 use arinar_model::weights;
 use arinar_store::Store;
 use arinar_store::object::LocalCopy;
-use arinar_trainer::allocator;
 use arinar_trainer::checkpoint::{LoadedRun, load_ema};
 use arinar_trainer::exit::{self, Stop};
 use arinar_trainer::sample::{Progress, Row, choose, draw, png, to_pictures};

@@ -3,9 +3,11 @@
 
 use std::{io::Write, process::ExitCode, sync::Arc};
 
+use arinar_collective::{
+    LaunchEnvironment, connect,
+    machine::{affinity, allocator},
+};
 use arinar_trainer::{
-    affinity, allocator,
-    collective::{self, Launch},
     config::LogFormat,
     estimate,
     exit::{self, Preemption, Stop},
@@ -73,7 +75,7 @@ impl Arguments {
 fn main() -> ExitCode {
     let vitals = Arc::new(Vitals::start());
     allocator::release_freed_memory();
-    let launch = Launch::from_environment();
+    let launch = LaunchEnvironment::from_environment();
     let rank = launch.map_or(0, |launch| launch.rank);
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -113,8 +115,13 @@ enum Task {
 }
 
 /// What a rank does from here on until it is done.
-fn take_part(options: &Options, task: &Task, launch: Option<Launch>, vitals: Arc<Vitals>) -> Result<(), Stop> {
-    let (local_rank, local_world) = launch.map_or((0, 1), |launch| (launch.local_rank, launch.local_world));
+fn take_part(
+    options: &Options,
+    task: &Task,
+    launch: Option<LaunchEnvironment>,
+    vitals: Arc<Vitals>,
+) -> Result<(), Stop> {
+    let (local_rank, local_world_size) = launch.map_or((0, 1), |launch| (launch.local_rank, launch.local_world_size));
     end_on_panic(launch.map_or(0, |launch| launch.rank), Arc::clone(&vitals));
     let config = options.load();
     // What is wrong with it, or with the GPUs, is told by all ranks together, once they are connected.
@@ -123,7 +130,7 @@ fn take_part(options: &Options, task: &Task, launch: Option<Launch>, vitals: Arc
         Err(error) => Err(Stop::configuration(error)),
     };
     let on_gpu = matches!(device, Ok(Device::Cuda(_)));
-    let threads = affinity::take_share(local_rank, local_world, launch.is_some(), on_gpu);
+    let threads = affinity::bind_to_share(local_rank, local_world_size, launch.is_some(), on_gpu);
     if launch.is_some() {
         heartbeat::die_with_parent();
     }
@@ -133,7 +140,7 @@ fn take_part(options: &Options, task: &Task, launch: Option<Launch>, vitals: Arc
         Task::Check | Task::Plan => Preemption::default(),
     };
     let launcher = heartbeat::start(launch, Arc::clone(&vitals)).map_err(Stop::Failure)?;
-    let ranks = collective::start(launch)?;
+    let ranks = connect(launch)?;
     let place = |device| Placement { launch, device, threads, launcher, preemption, vitals };
     match task {
         Task::Train { import } => {
@@ -145,7 +152,7 @@ fn take_part(options: &Options, task: &Task, launch: Option<Launch>, vitals: Arc
             let placement = place(device.unwrap_or(Device::Cpu));
             let device = placement.device;
             let format = preflight::check(ranks.collective(), &placement, options.read(), options.log_format)?;
-            if ranks.stays_on_hosts(device) {
+            if ranks.uses_host_memory(device) {
                 return Ok(());
             }
             preflight::check_together(ranks.over(device)?.as_ref(), device, format)

@@ -17,10 +17,10 @@ use super::{
     step_folder,
 };
 use crate::{
-    collective::{Collective, Reduction, agree},
     config::{Resume, TrainConfig},
     exit::Stop,
 };
+use arinar_collective::{Collective, Reduction, agree};
 
 /// The place of a run's checkpoints, as one rank sees it. All ranks make the same calls together.
 pub struct Home<'a> {
@@ -106,7 +106,7 @@ impl<'a> Home<'a> {
         };
         let mut stock: Stock = self.tell_all(agree(self.collective, stock)?)?;
         // A leftover of which a machine has lost its share will never be whole.
-        let count = |manifest| if self.role.leads { spool.count_files(manifest) as f64 } else { 0.0 };
+        let count = |manifest| if self.role.is_node_leader { spool.count_files(manifest) as f64 } else { 0.0 };
         let mut here: Vec<f64> = stock.leftovers.iter().map(count).collect();
         self.collective.all_reduce_scalars(&mut here, Reduction::Sum)?;
         let mut counts = here.into_iter();
@@ -117,7 +117,7 @@ impl<'a> Home<'a> {
     }
 
     fn keep_only(&self, spool: &Spool, stock: &Stock) -> Result<(), Stop> {
-        let kept = if self.role.leads { spool.keep_only(stock) } else { Ok(()) };
+        let kept = if self.role.is_node_leader { spool.keep_only(stock) } else { Ok(()) };
         agree(self.collective, kept.map_err(Stop::from))
     }
 
@@ -163,7 +163,7 @@ impl<'a> Home<'a> {
     /// Rank 0 has downloaded and verified it already, for its own machine.
     fn fetch(&self, found: Option<&Found>) -> Result<(), Stop> {
         let fetch = |found: &Found, spool| find::fetch(&Store::open(&found.run)?, found.step, spool);
-        let mine = self.role.leads && self.role.rank != 0;
+        let mine = self.role.is_node_leader && self.role.rank != 0;
         let fetched = match (found.filter(|found| found.place == Place::Fetched && mine), &self.spool) {
             (Some(found), Some(spool)) => fetch(found, spool),
             _ => Ok(()),
@@ -174,7 +174,7 @@ impl<'a> Home<'a> {
     /// Deletes checkpoints that are not in stock from the spool; a downloaded one stays.
     fn delete_others(&self) -> Result<(), Stop> {
         let deleted = match (&self.spool, &self.stock) {
-            (Some(spool), Some(stock)) if self.role.leads => spool.delete_others(stock),
+            (Some(spool), Some(stock)) if self.role.is_node_leader => spool.delete_others(stock),
             _ => Ok(()),
         };
         agree(self.collective, deleted.map_err(Stop::from))
@@ -188,7 +188,7 @@ impl<'a> Home<'a> {
         let restored = self.place(found).and_then(|store| restore::restore(&store, found.step, self.config, into));
         let restored = agree(self.collective, restored.map_err(Stop::from))?;
         let forgotten = match &self.spool {
-            Some(spool) if self.role.leads => spool.forget_fetched(),
+            Some(spool) if self.role.is_node_leader => spool.forget_fetched(),
             _ => Ok(()),
         };
         agree(self.collective, forgotten.map_err(Stop::from))?;
@@ -222,7 +222,7 @@ impl<'a> Home<'a> {
     }
 
     fn saver_with(&self, spool: &Spool, stock: &Stock) -> Result<Saver, Stop> {
-        let publishes = self.role.leads || self.role.rank == 0;
+        let publishes = self.role.is_node_leader || self.role.rank == 0;
         let publisher = publishes.then(|| Publisher::start(Arc::clone(spool.store()), None)).transpose();
         let publisher = agree(self.collective, publisher.map_err(Stop::failure))?;
         let (url, lease) = (&self.config.run.dir, self.lease.clone());

@@ -96,7 +96,7 @@ impl Mirror {
     fn left_over(&self, manifest: &Manifest) -> Waiting {
         let folder = self.spool.path().join(folder(manifest.step));
         let here = |group: &Group| group.files.iter().all(|file| folder.join(&file.name).is_file());
-        let mut groups = if self.role.leads { Group::all(manifest) } else { Vec::new() };
+        let mut groups = if self.role.is_node_leader { Group::all(manifest) } else { Vec::new() };
         groups.retain(here);
         self.parcel(manifest, groups, true)
     }

@@ -180,7 +180,7 @@ pub enum CheckpointError {
         /// The file.
         file: String,
         /// What CUDA said.
-        source: crate::cuda::CudaError,
+        source: arinar_collective::cuda::CudaError,
     },
     /// Nowhere to keep checkpoints on their way to a remote store.
     #[error("neither HOME nor XDG_CACHE_HOME is set; set checkpoint.spool_dir to a folder on a local disk")]

@@ -21,11 +21,8 @@ use super::{
     snapshot::Snapshot,
     step_folder,
 };
-use crate::{
-    collective::{Collective, Reduction, agree, gather},
-    exit::Stop,
-    memory,
-};
+use crate::exit::Stop;
+use arinar_collective::{Collective, Reduction, agree, gather, machine::memory};
 
 /// Time between two looks at an upload that the end of the run waits for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -44,15 +41,15 @@ pub struct Role {
     /// Number of ranks.
     pub world: usize,
     /// True on one rank of each machine.
-    pub leads: bool,
+    pub is_node_leader: bool,
     /// Ranks on its machine.
-    pub ranks_here: usize,
+    pub local_world_size: usize,
 }
 
 impl Role {
     /// True if all ranks share this machine.
     pub fn alone(&self) -> bool {
-        self.ranks_here == self.world
+        self.local_world_size == self.world
     }
 }
 
@@ -266,7 +263,7 @@ impl Saver {
             step_folder::clear(&self.store, step)?;
             self.hear(published);
         }
-        self.spool_room_for(bytes / self.role.world as u64 * self.role.ranks_here as u64)?;
+        self.spool_room_for(bytes / self.role.world as u64 * self.role.local_world_size as u64)?;
         Ok(step_folder::mark_unfinished(&self.store, step)?)
     }
 

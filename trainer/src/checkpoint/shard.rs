@@ -152,7 +152,8 @@ fn header(entries: &[Entry]) -> Result<Vec<u8>, SafeTensorError> {
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
     use super::*;
-    use crate::{host, optimizer::AdamWConfig};
+    use crate::optimizer::AdamWConfig;
+    use arinar_collective::host_memory;
     use safetensors::tensor::TensorView;
     use tch::Device;
 
@@ -188,7 +189,7 @@ pub(super) mod tests {
         for file in files {
             let mut bytes = file.header;
             for stretch in &file.stretches {
-                bytes.extend_from_slice(&host::bytes(&file.sources[stretch.source])[stretch.bytes.clone()]);
+                bytes.extend_from_slice(&host_memory::bytes(&file.sources[stretch.source])[stretch.bytes.clone()]);
             }
             let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
             let tensors: Vec<(String, TensorView<'_>)> = parsed.tensors();

@@ -19,9 +19,9 @@ use tch::{Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{CheckpointError, FileEntry, shard::Layout};
-use crate::{
+use arinar_collective::{
     cuda::{CudaError, Gpu, HostCopier},
-    host,
+    host_memory,
 };
 
 /// The files of one rank: their entries for the manifest.
@@ -125,7 +125,7 @@ enum Memory {
 impl Memory {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Live(tensor) => host::bytes(tensor),
+            Self::Live(tensor) => host_memory::bytes(tensor),
             Self::Copy(pages, len) => &pages[..*len],
         }
     }
@@ -142,7 +142,7 @@ impl Source {
         let name = &self.layout.name;
         for memory in &mut self.memory {
             let Memory::Live(tensor) = memory else { continue };
-            if host::is_host(tensor) && !all {
+            if host_memory::is_host(tensor) && !all {
                 continue;
             }
             let bytes = tensor.numel() * size_of::<f32>();
@@ -155,7 +155,7 @@ impl Source {
             match tensor.device() {
                 Device::Cuda(ordinal) => copy_from_gpu(ordinal, tensor, &mut pages[..bytes], copier)
                     .map_err(|source| CheckpointError::Gpu { file: name.clone(), source })?,
-                _ => pages[..bytes].copy_from_slice(host::bytes(tensor)),
+                _ => pages[..bytes].copy_from_slice(host_memory::bytes(tensor)),
             }
             *memory = Memory::Copy(pages, bytes);
         }

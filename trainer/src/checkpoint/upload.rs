@@ -25,7 +25,7 @@ use super::{
     retention::Retention,
     step_folder,
 };
-use crate::priority;
+use arinar_collective::machine::priority;
 
 /// The first and the longest time between two looks for the markers of other ranks.
 const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
@@ -74,7 +74,7 @@ impl Uploader {
         let work = move || {
             // Signing, encrypting and sending must not slow the training. The store is opened here, so that its
             // threads give way like this one.
-            priority::give_way();
+            priority::lower_thread_priority();
             match Store::open(&destination.url) {
                 Ok(store) => {
                     let store = store.paced(Arc::clone(&destination.pace));

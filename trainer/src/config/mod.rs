@@ -8,10 +8,10 @@ mod error;
 mod load;
 mod values;
 
+use arinar_collective::device::DeviceChoice;
 use arinar_model::{
     Precision,
     config::ModelConfig,
-    device::DeviceChoice,
     schedule::{LearningRate, LrSchedule, lr_at},
 };
 use serde::{Deserialize, Serialize};

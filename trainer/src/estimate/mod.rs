@@ -24,13 +24,13 @@ pub use memory::{EXACTNESS, Memory, Processor, largest_micro};
 pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
 
 use crate::{
-    collective::{Collective, Reduction, agree, require_equal},
     config::{BatchShare, ConfigError, LogFormat, TrainConfig},
     exit::Stop,
     run::{Placement, facts},
     source::{Data, data_error},
     train::Plan,
 };
+use arinar_collective::{Collective, Reduction, agree, require_equal};
 
 /// What becomes of the section `eval` of a configuration.
 pub const NO_EVALUATION: &str = "eval is configured, but this version does not evaluate yet";
@@ -134,20 +134,20 @@ pub fn plan(
 ) -> Result<(), Stop> {
     let config = agree(collective, config.map_err(Stop::configuration))?;
     require_equal(collective, &facts(&config)?)?;
-    let batch = config.share_batch(collective.world(), placement.full_world(collective.world()));
+    let batch = config.share_batch(collective.world_size(), placement.full_world(collective.world_size()));
     let batch = agree(collective, batch.map_err(Stop::configuration))?;
     let data = if collective.rank() == 0 { Data::open(&config).map(Some) } else { Ok(None) };
     let data = agree(collective, data)?;
-    let mut leads = [f64::from(u8::from(placement.role(collective).leads))];
-    collective.all_reduce_scalars(&mut leads, Reduction::Sum)?;
+    let mut is_node_leader = [f64::from(u8::from(placement.role(collective).is_node_leader))];
+    collective.all_reduce_scalars(&mut is_node_leader, Reduction::Sum)?;
     let setting = Setting {
         config: &config,
         batch,
-        ranks: collective.world(),
-        machines: leads[0] as usize,
+        ranks: collective.world_size(),
+        machines: is_node_leader[0] as usize,
         threads: config.train.threads.unwrap_or(placement.threads),
         processor: placement.device.into(),
-        process: crate::memory::resident(),
+        process: arinar_collective::machine::memory::resident(),
     };
     let forecast = agree(collective, data.as_ref().map(|data| setting.forecast(data)).transpose())?;
     // What needs no steps is told before them: they may end the program on a machine that is too small.

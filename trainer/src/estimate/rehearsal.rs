@@ -11,18 +11,15 @@ use super::{
     memory::{Memory, Processor, largest_micro},
 };
 use crate::{
-    allocator,
     checkpoint::Saver,
-    collective::{Collective, Reduction, agree},
     config::{BatchShare, TrainConfig},
-    cuda::Gpu,
     exit::{Preemption, Stop},
     logs::Logs,
-    memory,
     run::{Beginning, Model, Placement, assemble},
     source::{BatchSource, Data, RankShare},
     train::{Plan, Training},
 };
+use arinar_collective::{Collective, Reduction, agree, cuda::Gpu, machine::allocator, machine::memory};
 
 /// Steps of a rehearsal.
 const STEPS: usize = 10;
@@ -81,7 +78,7 @@ pub fn rehearse(
         return Ok(Err("memory is too small for a single picture a rank".to_owned()));
     };
     allocator::keep_freed_memory();
-    if collective.world() > 1 {
+    if collective.world_size() > 1 {
         return stage.perform(most);
     }
     // A rank by itself keeps nobody waiting, wherever it breaks off.
@@ -122,7 +119,7 @@ impl Stage<'_> {
     fn perform(&self, most: usize) -> Result<Rehearsed, Stop> {
         let (collective, batch) = (self.collective, self.batch);
         let one = BatchShare { micro: 1, accumulation: 1 };
-        let (first, second) = (rehearsed(self.config, collective.world(), one), OnceCell::new());
+        let (first, second) = (rehearsed(self.config, collective.world_size(), one), OnceCell::new());
         let mut training = begin(collective, self.placement, &first, one)?;
         if !self.memory_suffices(&mut training)? {
             return Ok(Err(out_of_memory(1)));
@@ -131,7 +128,7 @@ impl Stage<'_> {
         let seconds = agreed(collective, tries.last().copied().unwrap_or_default(), Reduction::Max)?;
         let small = Sample { images: 1, seconds };
         let share = affordable(batch, most, small.seconds);
-        training.config = second.get_or_init(|| rehearsed(self.config, collective.world(), share));
+        training.config = second.get_or_init(|| rehearsed(self.config, collective.world_size(), share));
         training.worker.share.batch = share;
         training.worker.source = source(training.config, training.worker.share)?;
         if !self.memory_suffices(&mut training)? {
@@ -158,7 +155,7 @@ impl Stage<'_> {
     /// out of memory within a step would leave the others waiting. On CPUs nothing is found out this way: the system
     /// ends a process that takes too much.
     fn memory_suffices(&self, training: &mut Training<'_>) -> Result<bool, Stop> {
-        if self.processor() == Processor::Cpu || self.collective.world() == 1 {
+        if self.processor() == Processor::Cpu || self.collective.world_size() == 1 {
             return Ok(true);
         }
         let step = training.step;
@@ -176,7 +173,7 @@ impl Stage<'_> {
     /// Bytes that a rank needs, of its GPU if it has one.
     fn estimate(&self, share: BatchShare) -> u64 {
         let processor = self.processor();
-        let memory = Memory::of_rank(self.config, processor, self.collective.world(), share, self.process);
+        let memory = Memory::of_rank(self.config, processor, self.collective.world_size(), share, self.process);
         match processor {
             Processor::Cpu => memory.while_training(),
             Processor::Gpu => memory.on_gpu(),
@@ -189,8 +186,9 @@ impl Stage<'_> {
             (Processor::Gpu, Some((_, free))) => MEMORY_SHARE * *free as f64,
             (Processor::Gpu, None) => f64::MAX,
             (Processor::Cpu, _) => {
-                let ranks_here = self.placement.role(self.collective).ranks_here;
-                let free = memory::available().map_or(f64::MAX, |free| MEMORY_SHARE * free as f64 / ranks_here as f64);
+                let local_world_size = self.placement.role(self.collective).local_world_size;
+                let free =
+                    memory::available().map_or(f64::MAX, |free| MEMORY_SHARE * free as f64 / local_world_size as f64);
                 free + memory::resident() as f64
             }
         };
@@ -248,7 +246,7 @@ fn begin<'a>(
 ) -> Result<Training<'a>, Stop> {
     let threads = config.train.threads.unwrap_or(placement.threads);
     tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
-    let share = RankShare { rank: collective.rank(), world: collective.world(), batch };
+    let share = RankShare { rank: collective.rank(), world: collective.world_size(), batch };
     let beginning = Beginning {
         plan: Plan::new(config, SAMPLES),
         share,

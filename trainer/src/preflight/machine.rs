@@ -7,10 +7,9 @@ use tch::Device;
 use super::finding::Finding;
 use crate::{
     config::{BatchShare, TrainConfig},
-    cuda::Gpu,
     estimate::{EXACTNESS, Memory, Processor, largest_micro},
-    memory,
 };
+use arinar_collective::{cuda::Gpu, machine::memory};
 
 /// Where Open MPI keeps the memory that ranks of a machine share.
 const SHARED_MEMORY: &str = "/dev/shm";

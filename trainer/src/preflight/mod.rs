@@ -14,8 +14,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use arinar_collective::device::DeviceChoice;
 use arinar_data::dataset::default_cache;
-use arinar_model::device::DeviceChoice;
 use arinar_store::Store;
 use indicatif::DecimalBytes;
 use serde::{Deserialize, Serialize};
@@ -25,15 +25,14 @@ pub use finding::{Finding, Verdict};
 
 use crate::{
     checkpoint::{Role, Spool},
-    collective::{Collective, agree, conformance, gather},
     config::{ConfigError, LogFormat, TrainConfig},
-    cuda,
     estimate::{Checkpoints, NO_EVALUATION, checkpoint_bytes},
     exit::Stop,
     ledger::LedgerFile,
     run::{Placement, facts},
     train::Plan,
 };
+use arinar_collective::{Collective, agree, conformance, cuda, gather};
 
 use machine::Crowd;
 use places::Place;
@@ -182,10 +181,10 @@ impl Witness {
         let local_rank = placement.launch.map_or(0, |launch| launch.local_rank);
         let device = config.as_ref().ok().map(|config| config.train.device.device(local_rank));
         let mut findings = Look { role, placement }.findings(config);
-        if role.leads {
+        if role.is_node_leader {
             findings.extend(software::look(choice, role));
         }
-        if let (false, Some(Err(problem))) = (role.leads, &device) {
+        if let (false, Some(Err(problem))) = (role.is_node_leader, &device) {
             findings.push(Finding::problem("GPUs", problem));
         }
         findings.push(software::collectives(collective));
@@ -200,7 +199,7 @@ impl Witness {
                 _ => None,
             },
             gpu: match device {
-                Some(Ok(Device::Cuda(ordinal))) => Some(cuda::place(ordinal)),
+                Some(Ok(Device::Cuda(ordinal))) => Some(cuda::description(ordinal)),
                 _ => None,
             },
             findings,
@@ -221,9 +220,9 @@ impl Look<'_> {
             Err(problem) => findings.push(Finding::problem("configuration", problem)),
             Ok(config) => self.configured(&config, &mut findings),
         }
-        if self.role.leads {
+        if self.role.is_node_leader {
             let gpus = matches!(self.placement.device, Device::Cuda(_));
-            findings.extend(machine::shared_memory(self.role.ranks_here, gpus));
+            findings.extend(machine::shared_memory(self.role.local_world_size, gpus));
         }
         findings
     }
@@ -246,7 +245,7 @@ impl Look<'_> {
             Ok(_) => {}
             Err(problem) => findings.push(Finding::problem("configuration", problem)),
         }
-        if !self.role.leads {
+        if !self.role.is_node_leader {
             return;
         }
         let (data, found) = stores::dataset(config, sound);
@@ -258,13 +257,13 @@ impl Look<'_> {
             findings.extend(window.map(|window| machine::open_files(window.open)));
         }
         let threads = config.train.threads.unwrap_or(self.placement.threads);
-        findings.push(machine::cores(self.role.ranks_here, threads));
+        findings.push(machine::cores(self.role.local_world_size, threads));
         findings.extend(config.eval.as_ref().map(|_| Finding::note("eval", NO_EVALUATION)));
         if sound {
             findings.push(model(config));
         }
         if let (true, Ok(batch)) = (sound, batch) {
-            let crowd = Crowd { world: self.role.world, here: self.role.ranks_here, batch };
+            let crowd = Crowd { world: self.role.world, here: self.role.local_world_size, batch };
             findings.extend(machine::memory(config, crowd, self.placement.device));
         }
     }
@@ -303,7 +302,7 @@ impl Look<'_> {
             let needed = Checkpoints::of_run(config, &plan, 1.0).most_bytes;
             return Some(Place { key: "run.dir", path, needed, purpose: "its checkpoints" }.look());
         }
-        let here = checkpoint_bytes(&config.model) / self.role.world as u64 * self.role.ranks_here as u64;
+        let here = checkpoint_bytes(&config.model) / self.role.world as u64 * self.role.local_world_size as u64;
         let spool = &config.checkpoint;
         if let Some(limit) = spool.spool_limit.filter(|limit| limit.0 < here) {
             let told =

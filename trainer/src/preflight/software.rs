@@ -1,13 +1,10 @@
 //! Versions of what a run is built on, and the GPUs that it sees.
 
-use arinar_model::device::{self, DeviceChoice, DeviceError};
+use arinar_collective::device::{self, DeviceChoice, DeviceError};
 
 use super::finding::Finding;
-use crate::{
-    checkpoint::Role,
-    collective::{self, Collective, nccl},
-    cuda,
-};
+use crate::checkpoint::Role;
+use arinar_collective::{Collective, conformance, cuda, library_version, nccl};
 
 /// What is installed, and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,13 +29,13 @@ pub fn look(choice: DeviceChoice, role: Role) -> Vec<Finding> {
     };
     let nccl = nccl::version().map_err(|error| error.to_string());
     let (runtime, driver) = (cuda::runtime_version(), cuda::driver_version());
-    let (mpi, world, here) = (collective::library_version(), role.world, role.ranks_here);
+    let (mpi, world, here) = (library_version(), role.world, role.local_world_size);
     Software { mpi, choice, gpus, runtime, driver, nccl, world, here }.findings()
 }
 
 /// Tries what ranks do together in the memory of their machines; all of them call it.
 pub fn collectives(collective: &dyn Collective) -> Finding {
-    match collective::conformance(collective, tch::Device::Cpu) {
+    match conformance(collective, tch::Device::Cpu) {
         Ok(()) => Finding::ok("collectives", format!("{}; what ranks exchange arrives", collective.describe())),
         Err(problem) => Finding::problem("collectives", format!("{}: {problem}", collective.describe())),
     }

@@ -8,14 +8,14 @@ use tch::{Device, Tensor};
 use super::*;
 use crate::{
     checkpoint::Role,
-    collective::{CollectiveError, Single},
     config,
     run::{Beginning, Model, Placement, assemble},
     source::{Data, RankShare},
 };
+use arinar_collective::{CollectiveError, Single};
 
 const SAMPLES: u64 = 1000;
-const ROLE: Role = Role { rank: 0, world: 1, leads: true, ranks_here: 1 };
+const ROLE: Role = Role { rank: 0, world: 1, is_node_leader: true, local_world_size: 1 };
 
 fn config(overrides: &[&str]) -> TrainConfig {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo.yaml");
@@ -99,7 +99,7 @@ impl Collective for Overflowing {
         0
     }
 
-    fn world(&self) -> usize {
+    fn world_size(&self) -> usize {
         1
     }
 

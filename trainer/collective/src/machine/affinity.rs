@@ -1,31 +1,32 @@
-//! Which cores a rank computes on.
+//! CPU affinity: the cores that a rank computes on.
 //!
-//! Open MPI binds each rank of a small job to a single core, which would leave most of a machine
-//! idle. The ranks of one machine share its cores evenly instead: rank i of n takes the i-th nth, NUMA node by NUMA
-//! node, so that its memory lies beside its cores. A rank with a GPU takes its share of those beside the GPU.
+//! Open MPI binds each rank of a small job to a single core, which would leave most of a machine idle. Instead, the ranks
+//! of a node share its cores evenly: rank i of n takes the i-th of n parts, in NUMA order, so that its memory is local to
+//! its cores. A rank with a GPU takes a part of the cores that are local to its GPU.
 
 use std::mem::size_of;
 
-use crate::{cuda, topology};
+use super::topology;
+use crate::cuda;
 
-/// Gives this rank its share of the machine's cores and returns how many threads it should use.
-/// With more ranks than cores nothing is bound and each rank gets one thread.
+/// Binds this rank to its share of the node's cores and returns the number of threads it should use. If there are more
+/// ranks than cores, nothing is bound and each rank uses one thread.
 ///
-/// Under mpirun the cores to share are mpirun's: it binds even a single rank to one core, but not itself.
-pub fn take_share(local_rank: usize, local_ranks: usize, under_mpirun: bool, on_gpus: bool) -> usize {
+/// Under mpirun the cores to share are those of mpirun itself, because it binds even a single rank to one core.
+pub fn bind_to_share(local_rank: usize, local_world_size: usize, under_mpirun: bool, on_gpus: bool) -> usize {
     let own = cores_of(0);
     let parent = i32::try_from(std::os::unix::process::parent_id()).map(cores_of).unwrap_or_default();
     let all = if under_mpirun && parent.len() > own.len() { parent } else { own };
     let all = by_node(all, &topology::numa_nodes());
-    let near = if on_gpus { near_gpus(&all, local_ranks) } else { Vec::new() };
-    let mine = share_near(&near, local_rank).unwrap_or_else(|| share(&all, local_rank, local_ranks));
+    let near = if on_gpus { near_gpus(&all, local_world_size) } else { Vec::new() };
+    let mine = share_near(&near, local_rank).unwrap_or_else(|| share(&all, local_rank, local_world_size));
     if !mine.is_empty() {
         bind(mine);
     }
     mine.len().max(1)
 }
 
-/// The cores of one rank of several; none when there are fewer cores than ranks.
+/// Returns the cores of one of `ranks` ranks; empty if there are fewer cores than ranks.
 fn share(cores: &[usize], rank: usize, ranks: usize) -> &[usize] {
     if ranks == 0 || cores.len() < ranks || rank >= ranks {
         return &[];
@@ -33,23 +34,25 @@ fn share(cores: &[usize], rank: usize, ranks: usize) -> &[usize] {
     &cores[cores.len() * rank / ranks..cores.len() * (rank + 1) / ranks]
 }
 
-/// The same cores, those of a NUMA node together.
+/// Sorts cores by NUMA node.
 fn by_node(mut cores: Vec<usize>, nodes: &[Vec<usize>]) -> Vec<usize> {
     cores.sort_by_key(|core| (nodes.iter().position(|node| node.contains(core)), *core));
     cores
 }
 
-/// For each rank of this machine those of `all` that lie beside its GPU; empty where that is not known of every one.
-fn near_gpus(all: &[usize], local_ranks: usize) -> Vec<Vec<usize>> {
+/// Returns, for each rank of this node, those of `all` that are local to its GPU; empty if that is not known for every
+/// rank.
+fn near_gpus(all: &[usize], local_world_size: usize) -> Vec<Vec<usize>> {
     let near = |rank| {
         let mut cores = topology::cores_near(&cuda::bus_address(rank)?);
         cores.retain(|core| all.contains(core));
         (!cores.is_empty()).then_some(cores)
     };
-    (0..local_ranks).map(near).collect::<Option<_>>().unwrap_or_default()
+    (0..local_world_size).map(near).collect::<Option<_>>().unwrap_or_default()
 }
 
-/// This rank's share of the cores beside its GPU: those whose GPUs have the same ones share them.
+/// Returns this rank's share of the cores that are local to its GPU. Ranks whose GPUs have the same local cores share
+/// them.
 fn share_near(near: &[Vec<usize>], rank: usize) -> Option<&[usize]> {
     let mine = near.get(rank)?;
     let peers = near.iter().filter(|cores| *cores == mine).count();
@@ -57,7 +60,7 @@ fn share_near(near: &[Vec<usize>], rank: usize) -> Option<&[usize]> {
     Some(share(mine, before, peers)).filter(|cores| !cores.is_empty())
 }
 
-/// The cores a process may run on, in order; 0 means this one. Empty if the system does not say.
+/// Returns the cores that a process may run on, in ascending order; process 0 is this process. Empty if unknown.
 fn cores_of(process: i32) -> Vec<usize> {
     // SAFETY: cpu_set_t is a plain bit array, for which all zeros is a value.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -72,7 +75,7 @@ fn cores_of(process: i32) -> Vec<usize> {
         .collect()
 }
 
-/// Binds this process, and the threads it starts later, to these cores; a refusal is harmless.
+/// Binds this process, and the threads it starts later, to these cores. Failure is harmless and ignored.
 fn bind(cores: &[usize]) {
     // SAFETY: as in `cores_of`.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -105,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_share_stays_within_a_node() {
-        // Hardware threads are often counted round the sockets.
+        // Hardware threads are often numbered round-robin over the sockets.
         let nodes = [vec![0, 2, 4, 6], vec![1, 3, 5, 7]];
         let all = by_node((0..8).collect(), &nodes);
         assert_eq!(share(&all, 0, 2), [0, 2, 4, 6]);
@@ -114,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_take_cores_beside_their_gpus() {
+    fn ranks_take_cores_local_to_their_gpus() {
         let (left, right) = (vec![0, 1, 2, 3], vec![4, 5, 6, 7]);
         let near = [right.clone(), left.clone(), left, right];
         let shares: Vec<_> = (0..4).filter_map(|rank| share_near(&near, rank)).collect();

@@ -1,9 +1,9 @@
-//! How much memory there is.
+//! Available and resident memory.
 
 use std::path::{Path, PathBuf};
 
-/// Bytes the machine can still give without swapping, as the kernel estimates, or the container where that has less;
-/// `None` where the system does not say.
+/// Returns the bytes that can be allocated without swapping, as estimated by the kernel, or what the container's limit
+/// leaves if that is less. Returns `None` if unknown.
 pub fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -13,17 +13,17 @@ pub fn available() -> Option<u64> {
     Some(left.iter().filter_map(|group| left_in(group)).fold(kilobytes * 1024, u64::min))
 }
 
-/// Folders of the control group of this process and of those it is in (version 2).
+/// Returns the folders of this process's control group and of its ancestors (cgroup version 2).
 fn control_groups(root: &Path, groups: &str) -> Vec<PathBuf> {
     let Some(path) = groups.lines().find_map(|line| line.strip_prefix("0::/")) else { return Vec::new() };
     let own = root.join(path);
     own.ancestors().take_while(|folder| folder.starts_with(root)).map(Path::to_path_buf).collect()
 }
 
-/// What a control group may still take; pages of files that nobody has used lately make room.
+/// Returns the bytes that a control group may still allocate. Inactive file pages count as available.
 fn left_in(group: &Path) -> Option<u64> {
     let number = |name: &str| std::fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
-    // "max" where there is no limit.
+    // The text is "max" if there is no limit.
     let limit = number("memory.max")?;
     let used = number("memory.current")?;
     let stat = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
@@ -31,7 +31,7 @@ fn left_in(group: &Path) -> Option<u64> {
     Some(limit.saturating_sub(used.saturating_sub(files.unwrap_or(0))))
 }
 
-/// Bytes of physical memory this process holds; 0 where the system does not say.
+/// Returns the resident memory of this process in bytes; 0 if unknown.
 pub fn resident() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm")
         .ok()

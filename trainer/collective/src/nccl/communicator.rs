@@ -1,8 +1,9 @@
-//! One rank's NCCL communicator. It is a non-blocking one: a call that takes long says "in progress", so that a peer
-//! that fails is noticed and the communicator can be aborted, whatever it is busy with.
+//! A non-blocking NCCL communicator: a call that takes long returns "in progress", so that the failure of a peer is
+//! detected and the communicator can be aborted at any time.
 //!
-//! The contract is that of NCCL's guide: after a call that is in progress no other is made on the communicator, and
-//! nothing that depends on it is put on a stream, until `ncclCommGetAsyncError` says success ([`Communicator::settle`]).
+//! As NCCL's user guide requires, after a call that is in progress no other call is made on the communicator, and no
+//! dependent work is submitted to a stream, until `ncclCommGetAsyncError` reports success
+//! ([`Communicator::wait_until_settled`]).
 
 use std::{
     cell::Cell,
@@ -18,56 +19,57 @@ use cudarc::{
 };
 
 use crate::{
-    collective::CollectiveError,
     cuda::{Gpu, pause},
+    error::CollectiveError,
 };
 
-/// Of `nccl.h`: what `NCCL_CONFIG_INITIALIZER` writes.
+/// The magic number in `NCCL_CONFIG_INITIALIZER` of `nccl.h`.
 const CONFIG_MAGIC: u32 = 0xcafe_beef;
-/// Of `nccl.h`: "take the default".
+/// `NCCL_CONFIG_UNDEF_INT` of `nccl.h`: use the default.
 const UNDEFINED: c_int = c_int::MIN;
 
-/// Non-blocking communicators came with NCCL 2.14.
+/// NCCL 2.14, the first version with non-blocking communicators.
 const OLDEST: c_int = 21_400;
 
-/// A member of a group of ranks.
+/// One rank of a group.
 pub(super) struct Communicator {
     /// Never null.
     raw: ncclComm_t,
-    /// Aborted or destroyed.
+    /// True once it is aborted or destroyed.
     ended: Cell<bool>,
 }
 
-/// Version of NCCL, 22907 for 2.29.7.
+/// Returns the version number of NCCL, for example 22907 for 2.29.7.
 pub(super) fn version() -> Result<c_int, CollectiveError> {
     require_library()?;
     let mut version = 0;
-    // SAFETY: the library is there; it writes one integer.
+    // SAFETY: the library is loaded; it writes one integer.
     let result = unsafe { sys::ncclGetVersion(&mut version) };
-    expect(result, "its version is asked for", None)?;
+    expect(result, "its version is queried", None)?;
     Ok(version)
 }
 
-/// What rank 0 sends the others, so that they find each other.
+/// Creates the unique id that rank 0 sends to the other ranks.
 pub(super) fn unique_id() -> Result<Vec<u8>, CollectiveError> {
     require_library()?;
     let mut id = ncclUniqueId { internal: [0; 128] };
-    // SAFETY: the library is there; it writes the id.
+    // SAFETY: the library is loaded; it writes the id.
     let result = unsafe { sys::ncclGetUniqueId(&mut id) };
-    expect(result, "a unique id is made", None)?;
+    expect(result, "a unique id is created", None)?;
     Ok(id.internal.iter().map(|&byte| byte as u8).collect())
 }
 
-/// cudarc panics where the library is missing.
+/// Returns an error if the library is missing. Without this check, cudarc would panic.
 fn require_library() -> Result<(), CollectiveError> {
     static PRESENT: OnceLock<bool> = OnceLock::new();
-    // SAFETY: loads NCCL, whose initialisers read the environment alone, and unloads it; asked once, so that it is never
-    // unloaded while cudarc, which then loads it for good, uses it.
+    // SAFETY: loads NCCL, whose initializers only read the environment, and unloads it. Checked only once, so that it is
+    // never unloaded while cudarc, which then loads it permanently, uses it.
     let present = *PRESENT.get_or_init(|| unsafe { sys::is_culib_present() });
     if present { Ok(()) } else { Err(CollectiveError::NcclMissing) }
 }
 
-/// cudarc panics where the library lacks a call, as one does that is found before libtorch's and is much older.
+/// Returns an error if the library is too old to have all the calls used here, as another installation on the library path
+/// may be. Without this check, cudarc would panic.
 pub(super) fn require_calls() -> Result<(), CollectiveError> {
     match version()? {
         version if version >= OLDEST => Ok(()),
@@ -76,7 +78,7 @@ pub(super) fn require_calls() -> Result<(), CollectiveError> {
 }
 
 impl Communicator {
-    /// Meets the other ranks; returns when all are there.
+    /// Joins the group; returns when all ranks have joined.
     pub fn join(gpu: &Gpu, id: &[u8], rank: usize, world: usize) -> Result<Self, CollectiveError> {
         require_library()?;
         gpu.make_current()?;
@@ -86,28 +88,28 @@ impl Communicator {
         }
         let mut config = non_blocking();
         let mut raw: ncclComm_t = ptr::null_mut();
-        // SAFETY: all pointers are to locals of the types that NCCL expects; `config` carries its own size. NCCL joins
-        // the GPU that is current.
+        // SAFETY: all pointers refer to locals of the types that NCCL expects, and `config` contains its own size. NCCL uses
+        // the current GPU.
         let result =
             unsafe { sys::ncclCommInitRankConfig(&mut raw, world as c_int, id_of_nccl, rank as c_int, &mut config) };
         let during = "ranks join";
         if raw.is_null() {
             expect(result, during, None)?;
-            return Err(CollectiveError::Nccl { during, what: "no communicator was made".to_owned() });
+            return Err(CollectiveError::Nccl { during, what: "no communicator was created".to_owned() });
         }
         let communicator = Self { raw, ended: Cell::new(false) };
-        let joined = communicator.settle(result, during);
+        let joined = communicator.wait_until_settled(result, during);
         if joined.is_err() {
             communicator.abort();
         }
         joined.map(|()| communicator)
     }
 
-    /// Sums in place over all ranks.
+    /// Replaces a buffer by its sum over all ranks.
     ///
     /// # Safety
-    /// `address` points to `elements` float32 in memory of the GPU, which nobody else uses until what is on `stream`
-    /// by then is done or the communicator is aborted.
+    /// `address` must point to `elements` float32 values in the memory of the GPU. They must not be used otherwise until the
+    /// work submitted to `stream` is done or the communicator is aborted.
     pub unsafe fn all_reduce_sum(
         &self,
         address: *mut f32,
@@ -118,12 +120,12 @@ impl Communicator {
         self.usable(during)?;
         let (kind, sum) = (sys::ncclDataType_t::ncclFloat32, sys::ncclRedOp_t::ncclSum);
         let buffer = address.cast::<c_void>();
-        // SAFETY: the caller's promise; the communicator has not ended. The two stream types are one.
+        // SAFETY: guaranteed by the caller; the communicator has not ended. The two stream types are the same.
         let result = unsafe { sys::ncclAllReduce(buffer, buffer, elements, kind, sum, self.raw, stream.cast()) };
-        self.settle(result, during)
+        self.wait_until_settled(result, during)
     }
 
-    /// Overwrites with what rank `root` has.
+    /// Replaces a buffer by that of rank `root`.
     ///
     /// # Safety
     /// As [`Self::all_reduce_sum`].
@@ -134,37 +136,37 @@ impl Communicator {
         root: usize,
         stream: driver::sys::CUstream,
     ) -> Result<(), CollectiveError> {
-        let during = "weights are passed on";
+        let during = "weights are broadcast";
         self.usable(during)?;
         let (kind, root) = (sys::ncclDataType_t::ncclFloat32, root as c_int);
         let buffer = address.cast::<c_void>();
         // SAFETY: as in `all_reduce_sum`.
         let result = unsafe { sys::ncclBroadcast(buffer, buffer, elements, kind, root, self.raw, stream.cast()) };
-        self.settle(result, during)
+        self.wait_until_settled(result, during)
     }
 
-    /// An error that came to light since the last call, a peer's end among them.
+    /// Returns an error that was detected since the last call, such as the failure of a peer.
     pub fn check(&self) -> Result<(), CollectiveError> {
         let during = "other ranks are waited for";
         self.usable(during)?;
         self.expect(self.state(during)?, during)
     }
 
-    /// Frees the GPU from calls that will never end. Every call after it is an error.
+    /// Aborts calls that will never finish. Every later call returns an error.
     pub fn abort(&self) {
         if !self.ended.replace(true) {
-            // SAFETY: the communicator is alive, and marked so that it is not used again. There is nothing to do about
-            // an error: the process ends anyway.
+            // SAFETY: the communicator is alive and is marked so that it is not used again. An error can be ignored, because
+            // the process is about to exit.
             let _ = unsafe { sys::ncclCommAbort(self.raw) };
         }
     }
 
     /// Waits until a call is no longer in progress.
-    fn settle(&self, result: ncclResult_t, during: &'static str) -> Result<(), CollectiveError> {
+    fn wait_until_settled(&self, result: ncclResult_t, during: &'static str) -> Result<(), CollectiveError> {
         let mut state = result;
-        let mut looks = 0;
+        let mut polls = 0;
         while state == ncclResult_t::ncclInProgress {
-            pause(&mut looks);
+            pause(&mut polls);
             state = self.state(during)?;
         }
         self.expect(state, during)
@@ -172,13 +174,13 @@ impl Communicator {
 
     fn state(&self, during: &'static str) -> Result<ncclResult_t, CollectiveError> {
         let mut state = ncclResult_t::ncclSuccess;
-        // SAFETY: the communicator has not ended; NCCL writes one of its results.
-        let asked = unsafe { sys::ncclCommGetAsyncError(self.raw, &mut state) };
-        self.expect(asked, during)?;
+        // SAFETY: the communicator has not ended; NCCL writes one of its result codes.
+        let status = unsafe { sys::ncclCommGetAsyncError(self.raw, &mut state) };
+        self.expect(status, during)?;
         Ok(state)
     }
 
-    /// In progress is no error.
+    /// Returns an error for any result other than success or in progress.
     fn expect(&self, result: ncclResult_t, during: &'static str) -> Result<(), CollectiveError> {
         match result {
             ncclResult_t::ncclInProgress => Ok(()),
@@ -193,20 +195,20 @@ impl Communicator {
         Ok(())
     }
 
-    /// Ends the communicator in order, together with all other ranks. Every call after it is an error.
-    pub fn part(&self) -> Result<(), CollectiveError> {
-        let during = "ranks part";
+    /// Finalizes the communicator together with all other ranks. Every later call returns an error.
+    pub fn finalize(&self) -> Result<(), CollectiveError> {
+        let during = "ranks leave";
         self.usable(during)?;
-        let parted = self.finalize(during);
-        if parted.is_err() {
+        let finalized = self.finalize_and_destroy(during);
+        if finalized.is_err() {
             self.abort();
         }
-        parted
+        finalized
     }
 
-    fn finalize(&self, during: &'static str) -> Result<(), CollectiveError> {
-        // SAFETY: the communicator is alive and nothing is under way on it: each call was waited for.
-        self.settle(unsafe { sys::ncclCommFinalize(self.raw) }, during)?;
+    fn finalize_and_destroy(&self, during: &'static str) -> Result<(), CollectiveError> {
+        // SAFETY: the communicator is alive and no call is in progress, because each call was waited for.
+        self.wait_until_settled(unsafe { sys::ncclCommFinalize(self.raw) }, during)?;
         self.ended.set(true);
         // SAFETY: finalised above, and marked so that it is not used again.
         expect(unsafe { sys::ncclCommDestroy(self.raw) }, during, None)
@@ -215,17 +217,17 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        // Whoever wants to part in order has done so.
+        // Does nothing after `finalize`.
         self.abort();
     }
 }
 
-/// The default configuration, but non-blocking.
+/// Returns the default configuration with non-blocking calls.
 fn non_blocking() -> ncclConfig_t {
     ncclConfig_t {
         size: size_of::<ncclConfig_t>(),
         magic: CONFIG_MAGIC,
-        // Of the header that it is compared with; a library of another version reads what it knows.
+        // The version of the header that a test compares it with. A library of another version reads the fields it knows.
         version: 22_907,
         blocking: 0,
         cgaClusterSize: UNDEFINED,
@@ -246,15 +248,15 @@ fn non_blocking() -> ncclConfig_t {
     }
 }
 
-/// An error for anything but success, with NCCL's own words.
+/// Returns an error with NCCL's message for any result other than success.
 fn expect(result: ncclResult_t, during: &'static str, raw: Option<ncclComm_t>) -> Result<(), CollectiveError> {
     if result == ncclResult_t::ncclSuccess {
         return Ok(());
     }
-    // SAFETY: the library is there, since it gave a result; it answers with a constant text.
+    // SAFETY: the library is loaded, since it returned a result; it returns a static string.
     let mut what = unsafe { text(sys::ncclGetErrorString(result)) };
     if let Some(raw) = raw {
-        // SAFETY: the communicator is alive; the text is NCCL's and is copied before the next call.
+        // SAFETY: the communicator is alive; the string is copied before the next call.
         let detail = unsafe { text(sys::ncclGetLastError(raw)) };
         if !detail.is_empty() {
             what = format!("{what} ({detail})");
@@ -263,15 +265,15 @@ fn expect(result: ncclResult_t, during: &'static str, raw: Option<ncclComm_t>) -
     Err(CollectiveError::Nccl { during, what })
 }
 
-/// A copy of a C text on one line; empty for none.
+/// Copies a C string and joins its lines; empty for a null pointer.
 ///
 /// # Safety
-/// `text` is null or a zero-terminated text that lives through the call.
+/// `text` must be null or a zero-terminated string that is valid during the call.
 unsafe fn text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -283,7 +285,7 @@ mod tests {
 
     use super::*;
 
-    /// Prints the bytes of what NCCL's own header makes of a configuration that is non-blocking.
+    /// Prints the bytes of a non-blocking configuration as NCCL's own header initializes it.
     const PROGRAM: &str = r#"
         #include <nccl.h>
         #include <stdio.h>
@@ -295,13 +297,13 @@ mod tests {
     "#;
 
     #[test]
-    fn the_configuration_is_the_headers() {
+    fn the_configuration_matches_the_header() {
         let torch = std::env::var("LIBTORCH").expect("set by ops/env.sh");
         let wheels = Path::new(&torch).parent().unwrap().join("nvidia");
         let folder = tempfile::tempdir().unwrap();
         let (source, program) = (folder.path().join("config.c"), folder.path().join("config"));
         std::fs::write(&source, PROGRAM).unwrap();
-        // All that NCCL's header wants of CUDA's, which needs parts of the compiler that no wheel has.
+        // All that NCCL's header needs of CUDA's headers, which need parts of the compiler that no wheel contains.
         std::fs::write(
             folder.path().join("cuda_runtime.h"),
             "#include <stddef.h>\ntypedef struct CUstream_st *cudaStream_t;",

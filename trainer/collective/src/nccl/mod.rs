@@ -1,4 +1,4 @@
-//! Ranks with a GPU each: tensors travel through NCCL, everything else through MPI.
+//! Collectives over NCCL for tensors on GPUs. Everything else is exchanged over MPI.
 
 mod communicator;
 
@@ -7,89 +7,91 @@ use std::{mem::ManuallyDrop, ops::Range};
 use tch::{Device, Kind, Tensor};
 
 use self::communicator::Communicator;
-use super::{Collective, CollectiveError, MpiCollective, Reduction, agree, gather, require_equal};
 use crate::{
-    cuda::{self, CudaError, Gpu, HOST_STAND_IN, SideStream},
-    exit::Stop,
+    agree::{agree, gather, require_equal},
+    collective::{Collective, Reduction},
+    cuda::{self, Gpu, HOST_STAND_IN, SideStream},
+    error::CollectiveError,
+    mpi::MpiCollective,
 };
 
-/// Elements per all-reduce call, 64 MiB: long enough for the full bandwidth, and short enough that a communicator that
-/// is aborted stops soon.
+/// Elements per call (64 MiB): enough for the full bandwidth, and few enough that an aborted communicator stops soon.
 const BUCKET: usize = 1 << 24;
 
-/// NCCL's version as "2.29.7".
+/// Returns the version of NCCL, for example "2.29.7".
 ///
 /// # Errors
-/// [`CollectiveError::NcclMissing`].
+/// Returns [`CollectiveError::NcclMissing`] if NCCL cannot be loaded.
 pub fn version() -> Result<String, CollectiveError> {
     let version = communicator::version()?;
     Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
 }
 
-/// A unique id, as rank 0 makes it for all; to see that NCCL works where there is no GPU.
+/// Creates a unique id as rank 0 does for all ranks. Shows that NCCL can be called on a machine without a GPU.
 ///
 /// # Errors
-/// [`CollectiveError::NcclMissing`], [`CollectiveError::Nccl`].
+/// Returns [`CollectiveError::NcclMissing`] if NCCL cannot be loaded, or the error that NCCL reports.
 pub fn unique_id() -> Result<Vec<u8>, CollectiveError> {
     communicator::unique_id()
 }
 
-/// All ranks of an MPI job, each with a GPU of its own. After an error of NCCL or CUDA the other ranks may wait for this
-/// one in vain: it is for the process to end, whereupon mpirun ends theirs.
+/// All ranks of an MPI job, each with its own GPU. After an error of NCCL or CUDA the process must exit, so that mpirun ends
+/// the other ranks, which may otherwise wait for it forever.
 pub struct NcclCollective {
     communicator: Communicator,
     stream: SideStream,
-    /// Where the tensors lie.
-    memory: Device,
+    /// Device of the tensors.
+    device: Device,
     version: String,
-    /// Ended in [`Drop`], if at all.
+    /// Finalized in [`Drop`], unless the communicator failed.
     mpi: ManuallyDrop<MpiCollective>,
 }
 
 impl Drop for NcclCollective {
     fn drop(&mut self) {
-        // To end MPI is to wait for every rank. Ranks that stand still within NCCL never come.
-        if self.communicator.part().is_ok() {
-            // SAFETY: this is the only place that drops it, and nothing uses it afterwards.
+        // Finalizing MPI waits for every rank, and a rank that is blocked in NCCL never arrives.
+        if self.communicator.finalize().is_ok() {
+            // SAFETY: dropped only here, and not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.mpi) };
         }
     }
 }
 
-/// What a rank has ready before it meets the others.
+/// The resources of a rank before it joins the others.
 struct Prepared {
     version: String,
     gpu: Gpu,
     stream: SideStream,
-    /// Where the GPU is: no two ranks may have the same.
-    place: String,
+    /// Identifies the GPU, which no two ranks may share.
+    description: String,
 }
 
 impl NcclCollective {
-    /// Joins all ranks of `mpi`; `device` is this rank's GPU. The unique id travels through MPI.
+    /// Creates a communicator of all ranks of `mpi`. `device` is the GPU of this rank. The unique id is exchanged over MPI.
     ///
     /// # Errors
-    /// NCCL or CUDA is missing or refuses, versions differ, two ranks have one GPU; all ranks end together.
-    pub fn start(mpi: MpiCollective, device: Device) -> Result<Self, Stop> {
+    /// Returns an error on all ranks if NCCL or CUDA cannot be used, if their versions differ, or if two ranks share a GPU.
+    pub fn start(mpi: MpiCollective, device: Device) -> Result<Self, CollectiveError> {
         let ordinal = match device {
             Device::Cuda(ordinal) => Ok(ordinal),
             _ if std::env::var_os(HOST_STAND_IN).is_some() => Ok(0),
             _ => Err(CollectiveError::Layout { kind: Kind::Float, device }),
         };
-        let prepared = agree(&mpi, ordinal.and_then(prepare).map_err(Stop::configuration))?;
+        let prepared =
+            agree(&mpi, ordinal.and_then(prepare).map_err(|error| CollectiveError::Unavailable(Box::new(error))))?;
         require_equal(&mpi, &[("NCCL", prepared.version.clone())])?;
         if device != Device::Cpu {
-            require_distinct(&mpi, &prepared.place)?;
+            require_distinct(&mpi, &prepared.description)?;
         }
-        let id = if mpi.rank() == 0 { communicator::unique_id().map_err(Stop::from) } else { Ok(Vec::new()) };
+        let id = if mpi.rank() == 0 { communicator::unique_id() } else { Ok(Vec::new()) };
         let id = mpi.broadcast_bytes(agree(&mpi, id)?, 0)?;
-        // From here on the others may wait in NCCL, where MPI does not reach them.
+        // From here on the other ranks may be blocked in NCCL, where MPI does not reach them.
         let mpi = ManuallyDrop::new(mpi);
-        let communicator = Communicator::join(&prepared.gpu, &id, mpi.rank(), mpi.world())?;
-        Ok(Self { communicator, stream: prepared.stream, memory: device, version: prepared.version, mpi })
+        let communicator = Communicator::join(&prepared.gpu, &id, mpi.rank(), mpi.world_size())?;
+        Ok(Self { communicator, stream: prepared.stream, device, version: prepared.version, mpi })
     }
 
-    /// Puts calls on NCCL's stream, after what libtorch computes and before what it will, and waits for the end.
+    /// Submits NCCL calls in order with libtorch's work before and after them, and waits until they are done.
     fn run(&self, calls: impl FnOnce(&Communicator) -> Result<(), CollectiveError>) -> Result<(), CollectiveError> {
         let ran = self.enqueue(calls).and_then(|done| cuda::wait(&done, || self.communicator.check()));
         if ran.is_err() {
@@ -107,34 +109,34 @@ impl NcclCollective {
         Ok(self.stream.before_libtorch()?)
     }
 
-    /// Address and length of a flat tensor's memory.
-    fn memory(&self, flat: &Tensor) -> Result<Memory, CollectiveError> {
-        if flat.kind() != Kind::Float || flat.device() != self.memory || !flat.is_contiguous() {
+    /// Returns the address and length of a flat tensor.
+    fn buffer(&self, flat: &Tensor) -> Result<DeviceBuffer, CollectiveError> {
+        if flat.kind() != Kind::Float || flat.device() != self.device || !flat.is_contiguous() {
             return Err(CollectiveError::Layout { kind: flat.kind(), device: flat.device() });
         }
-        Ok(Memory { address: flat.data_ptr().cast(), elements: flat.numel() })
+        Ok(DeviceBuffer { address: flat.data_ptr().cast(), elements: flat.numel() })
     }
 }
 
-/// A stretch of float32 in the memory of this rank's GPU.
+/// A range of float32 elements in the memory of this rank's GPU.
 #[derive(Clone, Copy)]
-struct Memory {
+struct DeviceBuffer {
     address: *mut f32,
     elements: usize,
 }
 
-impl Memory {
-    /// Some of it; what lies outside is left out.
-    fn part(self, range: &Range<usize>) -> Self {
+impl DeviceBuffer {
+    /// Returns the elements in `range`; those outside the buffer are ignored.
+    fn slice(self, range: &Range<usize>) -> Self {
         let start = range.start.min(self.elements);
         let elements = range.end.min(self.elements) - start;
         Self { address: self.address.wrapping_add(start), elements }
     }
 
-    /// Cut into buckets, in order.
+    /// Splits the buffer into buckets, in order.
     fn buckets(self) -> impl Iterator<Item = Self> {
         (0..self.elements).step_by(BUCKET).map(move |start| Self {
-            // Within the stretch: `start` is below its length.
+            // Within the buffer, since `start` is less than its length.
             address: self.address.wrapping_add(start),
             elements: BUCKET.min(self.elements - start),
         })
@@ -146,23 +148,16 @@ fn prepare(ordinal: usize) -> Result<Prepared, CollectiveError> {
     let version = version()?;
     let gpu = Gpu::open(ordinal)?;
     let stream = gpu.stream()?;
-    Ok(Prepared { version, gpu, stream, place: cuda::place(ordinal) })
+    Ok(Prepared { version, gpu, stream, description: cuda::description(ordinal) })
 }
 
-/// NCCL takes one rank per GPU.
-fn require_distinct(mpi: &MpiCollective, mine: &str) -> Result<(), Stop> {
-    let places = gather(mpi, mine.as_bytes())?;
-    let first = places.iter().position(|place| place == mine.as_bytes()).unwrap_or(mpi.rank());
-    let result = if first == mpi.rank() {
-        Ok(())
-    } else {
-        Err(Stop::Configuration(format!(
-            "ranks {first} and {} both have {mine}; start no more ranks on a machine than it has GPUs, or set \
-             train.device=cpu",
-            mpi.rank()
-        )))
-    };
-    agree(mpi, result)
+/// Checks that no two ranks use the same GPU, which NCCL does not support.
+fn require_distinct(mpi: &MpiCollective, mine: &str) -> Result<(), CollectiveError> {
+    let gpus = gather(mpi, mine.as_bytes())?;
+    let first = gpus.iter().position(|gpu| gpu == mine.as_bytes()).unwrap_or(mpi.rank());
+    let rank = mpi.rank();
+    let shared = || CollectiveError::SharedGpu { first, rank, gpu: mine.to_owned() };
+    agree(mpi, if first == rank { Ok(()) } else { Err(shared()) })
 }
 
 impl Collective for NcclCollective {
@@ -170,8 +165,8 @@ impl Collective for NcclCollective {
         self.mpi.rank()
     }
 
-    fn world(&self) -> usize {
-        self.mpi.world()
+    fn world_size(&self) -> usize {
+        self.mpi.world_size()
     }
 
     fn describe(&self) -> String {
@@ -185,33 +180,33 @@ impl Collective for NcclCollective {
     }
 
     fn all_reduce_sum(&self, flat: &mut Tensor) -> Result<(), CollectiveError> {
-        let memory = self.memory(flat)?;
+        let buffer = self.buffer(flat)?;
         self.run(|communicator| {
-            // SAFETY: each bucket lies within `flat`, which is contiguous float32 on this rank's device; the exclusive
-            // borrow and the wait in `run` keep it, and keep others away from it, until NCCL is done or aborted.
-            memory.buckets().try_for_each(|bucket| unsafe {
+            // SAFETY: each bucket is within `flat`, which is contiguous float32 on this rank's device. The exclusive borrow
+            // and the wait in `run` keep it alive and unshared until NCCL has finished or is aborted.
+            buffer.buckets().try_for_each(|bucket| unsafe {
                 communicator.all_reduce_sum(bucket.address, bucket.elements, self.stream.raw())
             })
         })
     }
 
     fn broadcast(&self, flat: &mut Tensor, root: usize) -> Result<(), CollectiveError> {
-        let memory = self.memory(flat)?;
+        let buffer = self.buffer(flat)?;
         self.run(|communicator| {
             // SAFETY: as in `all_reduce_sum`.
-            memory.buckets().try_for_each(|bucket| unsafe {
+            buffer.buckets().try_for_each(|bucket| unsafe {
                 communicator.broadcast(bucket.address, bucket.elements, root, self.stream.raw())
             })
         })
     }
 
     fn all_gather(&self, flat: &mut Tensor, ranges: &[Range<usize>]) -> Result<(), CollectiveError> {
-        let memory = self.memory(flat)?;
-        // All parts are put on the stream before the first is waited for.
+        let buffer = self.buffer(flat)?;
+        // All parts are submitted before the first one is waited for.
         self.run(|communicator| {
             ranges.iter().enumerate().try_for_each(|(root, range)| {
-                // SAFETY: as in `all_reduce_sum`; `part` stays within the tensor.
-                memory.part(range).buckets().try_for_each(|bucket| unsafe {
+                // SAFETY: as in `all_reduce_sum`; `slice` stays within the tensor.
+                buffer.slice(range).buckets().try_for_each(|bucket| unsafe {
                     communicator.broadcast(bucket.address, bucket.elements, root, self.stream.raw())
                 })
             })
@@ -224,11 +219,5 @@ impl Collective for NcclCollective {
 
     fn broadcast_bytes(&self, bytes: Vec<u8>, root: usize) -> Result<Vec<u8>, CollectiveError> {
         self.mpi.broadcast_bytes(bytes, root)
-    }
-}
-
-impl From<CudaError> for CollectiveError {
-    fn from(error: CudaError) -> Self {
-        Self::Cuda(error.to_string())
     }
 }
