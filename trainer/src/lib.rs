@@ -1,7 +1,6 @@
 //! The training loop of ARINAR and all that needs ranks: flat parameters, collectives, the
 //! optimizer, checkpoints and logs. The loop itself is [`train::Training::run`].
 
-pub mod checkpoint;
 pub mod clip;
 pub mod config;
 pub mod ema;

@@ -1,225 +1,187 @@
-//! Checkpoints: `step-00012000/` with the weights, averages and moments as safetensors under the
-//! official names, `state.json`, and `manifest.json` written last.
+//! Errors of checkpoints.
 
-mod find;
-mod home;
-mod load;
-mod look;
-mod manifest;
-mod mirror;
-mod parcel;
-mod patience;
-mod publish;
-mod restore;
-mod retention;
-mod save;
-mod shard;
-mod snapshot;
-mod spool;
-mod step_folder;
-mod upload;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-use std::path::PathBuf;
-
-use arinar_protocol::Seconds;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-use arinar_data::loader::ResumeToken;
+use arinar_collective::{CollectiveError, JobError};
+use arinar_protocol::exit_code;
 use arinar_store::{StoreError, lease::LeaseError};
 
-use crate::{config::TrainConfig, exit::Stop};
-
-pub use find::{Found, Place};
-pub use home::Home;
-pub use load::{LoadedRun, load_ema, load_weights};
-pub use look::{Outlook, look};
-pub use manifest::{FORMAT_VERSION, FileEntry, MANIFEST, Manifest, STATE, folder, step_of};
-pub use mirror::UploadStatus;
-pub use restore::{RestoreInto, restore};
-pub use retention::Retention;
-pub use save::{Missing, Role, Saver};
-pub use shard::Tensors;
-pub use spool::Spool;
-
-/// Everything of a checkpoint that is not a tensor.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct State {
-    /// [`FORMAT_VERSION`].
-    pub format_version: u32,
-    /// Version of the program that wrote it.
-    pub program: String,
-    /// Steps trained, skipped ones included.
-    pub step: u64,
-    /// Steps the optimizer took.
-    pub optimizer_steps: i64,
-    /// Epochs trained.
-    pub epoch: f64,
-    /// Where the data goes on.
-    pub token: ResumeToken,
-    /// Ranks of the run that wrote it.
-    pub world: usize,
-    /// The whole configuration.
-    pub config: TrainConfig,
-    /// What sampling must know about the data.
-    pub dataset: DatasetFacts,
-    /// Where rank 0's time went up to here.
-    #[serde(default)]
-    pub seconds: Seconds,
-}
-
-/// What a run remembers about its dataset, so that sampling needs no dataset.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DatasetFacts {
-    /// Identity.
-    pub id: String,
-    /// Samples of an epoch.
-    pub samples: u64,
-    /// Names of the classes, by label; empty where unknown.
-    pub class_names: Vec<String>,
-    /// The manifest's facts about the VAE; null where unknown.
-    pub vae: Value,
-}
-
-/// A checkpoint that cannot be written, found or used.
+/// An error of saving, finding or reading a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The store failed.
+    /// An operation on the store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Another run uses the folder, or has taken it over.
+    /// Another run holds the lease of the folder, or has taken it over.
     #[error(transparent)]
     Lease(#[from] LeaseError),
-    /// A file is not what its manifest says.
+    /// A file differs from its entry in the manifest.
     #[error("damaged checkpoint: {url}: {what}")]
     Damaged {
-        /// The file.
+        /// URL of the file.
         url: String,
-        /// What is wrong with it.
+        /// How it is damaged.
         what: String,
     },
-    /// The tensors could not be laid out as a file.
+    /// The header of a file of tensors cannot be created.
     #[error("cannot lay out {file}: {source}")]
     Layout {
         /// The file.
         file: String,
-        /// Why.
+        /// Error of safetensors.
         source: safetensors::SafeTensorError,
     },
-    /// The run has checkpoints and none of them is whole.
+    /// The run has checkpoints and all of them are damaged.
     #[error(
         "none of the checkpoints in {url} is whole ({problems}); move them away to begin anew, or \
          set checkpoint.resume to a whole one"
     )]
     NoneWhole {
-        /// The run.
+        /// URL of the run.
         url: String,
-        /// One remark per checkpoint.
+        /// One problem per checkpoint.
         problems: String,
     },
-    /// `resume: none` where a run lies already.
+    /// The run already has checkpoints, and `resume` is `none`.
     #[error(
         "{url} already holds the checkpoint {newest}; set checkpoint.resume=auto to go on from it, \
          or run.dir to a new folder"
     )]
     RunExists {
-        /// The run.
+        /// URL of the run.
         url: String,
-        /// Its newest checkpoint.
+        /// Folder of its newest checkpoint.
         newest: String,
     },
-    /// A step's folder of something else, where the run will save that step.
+    /// A folder has the name of a step that the run will save, and belongs to another program.
     #[error(
         "{url} is not a checkpoint of this program (it has no manifest or state of one, or is a link), and the run would \
          save its own there; move it away, or set run.dir to another folder"
     )]
     ForeignFolder {
-        /// The folder.
+        /// URL of the folder.
         url: String,
     },
-    /// Nothing where `resume` points.
+    /// There is no checkpoint where `resume` points to.
     #[error("no checkpoint in {url}; is it the run.dir of a run that has saved one?")]
     NoCheckpoint {
-        /// The place.
+        /// The URL given.
         url: String,
     },
-    /// Weights of another model.
+    /// The checkpoint holds another model.
     #[error(
         "the checkpoint {url} is of another model: its {key} is {theirs}, the configuration says \
          {ours}; set {key}={theirs}, or run.dir to a new folder"
     )]
     OtherModel {
-        /// The checkpoint.
+        /// URL of the checkpoint.
         url: String,
         /// The first key that differs.
         key: String,
-        /// The checkpoint's value.
+        /// Value in the checkpoint.
         theirs: String,
-        /// The configuration's value.
+        /// Value in the configuration.
         ours: String,
     },
-    /// NaN or infinity in the weights.
+    /// The weights contain NaN or infinity.
     #[error("the weights are not finite after step {step}; this state is not saved")]
     NotFinite {
         /// The step.
         step: u64,
     },
-    /// No memory for the copy of a file's tensors.
+    /// There is not enough memory for a copy of the tensors of a file.
     #[error("no memory for a copy of {file} ({bytes} bytes): {source}")]
     Memory {
         /// The file.
         file: String,
-        /// Its length.
+        /// Size of the copy.
         bytes: u64,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// A GPU's memory cannot be copied.
+    /// Tensors cannot be copied from the GPU.
     #[error("no copy of {file}: {source}")]
     Gpu {
         /// The file.
         file: String,
-        /// What CUDA said.
+        /// Error of CUDA.
         source: arinar_collective::cuda::CudaError,
     },
-    /// Nowhere to keep checkpoints on their way to a remote store.
+    /// The user's cache folder, the default location of the spool, is unknown.
     #[error("neither HOME nor XDG_CACHE_HOME is set; set checkpoint.spool_dir to a folder on a local disk")]
     NoCacheFolder,
-    /// The spool cannot take another checkpoint.
+    /// The spool has no room for another checkpoint.
     #[error("{} has no room: {what}", .path.display())]
     SpoolFull {
-        /// The spool.
+        /// Folder of the spool.
         path: PathBuf,
-        /// What is short.
+        /// The limit that is exceeded.
         what: String,
     },
-    /// The same, with all there is to know.
+    /// The spool has no room for another checkpoint because earlier ones are not uploaded yet.
     #[error(
         "{what}; {waits}: nothing saved is lost; make room or raise checkpoint.spool_limit and start again to send it on"
     )]
     NoRoom {
-        /// What is short.
+        /// The limit that is exceeded.
         what: String,
-        /// What waits in the spool for which store, and why.
+        /// What is waiting in the spool, for which store, and since when that cannot be reached.
         waits: String,
     },
-    /// The writing thread ended without a result.
+    /// The thread that writes a checkpoint panicked or could not be started.
     #[error("the thread writing the checkpoint of step {step} ended unexpectedly")]
     Thread {
         /// The step.
         step: u64,
     },
+    /// The URL of the run cannot be used.
+    #[error(transparent)]
+    RunUrl(StoreError),
+    /// Checkpoints of an earlier start, which must be uploaded before the run can resume, are not uploaded.
+    #[error("{what}")]
+    NotUploaded {
+        /// A description in one line, with the fix.
+        what: String,
+    },
+    /// A background thread cannot be started.
+    #[error(transparent)]
+    SpawnThread(std::io::Error),
+    /// A description that ranks exchange cannot be serialized or parsed.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// A collective operation failed, or another rank ends the job.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
 }
 
-impl From<CheckpointError> for Stop {
-    fn from(error: CheckpointError) -> Self {
-        match error {
-            CheckpointError::RunExists { .. }
-            | CheckpointError::ForeignFolder { .. }
-            | CheckpointError::Lease(LeaseError::Foreign { .. })
-            | CheckpointError::NoCheckpoint { .. }
-            | CheckpointError::OtherModel { .. } => Self::configuration(error),
-            _ => Self::failure(error),
+impl JobError for CheckpointError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::RunUrl(_)
+            | Self::RunExists { .. }
+            | Self::ForeignFolder { .. }
+            | Self::Lease(LeaseError::Foreign { .. })
+            | Self::NoCheckpoint { .. }
+            | Self::OtherModel { .. } => exit_code::CONFIGURATION,
+            Self::Collective(error) => error.exit_code(),
+            _ => exit_code::FAILED,
         }
+    }
+
+    fn other_rank(rank: usize, exit_code: u8) -> Self {
+        Self::Collective(CollectiveError::other_rank(rank, exit_code))
+    }
+}
+
+/// Converts an error of the file system into one of the store, which distinguishes a full disk.
+pub(crate) fn disk_error(path: &Path, source: io::Error) -> StoreError {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            StoreError::Full { url: path.display().to_string(), source }
+        }
+        _ => StoreError::File { path: path.to_path_buf(), source },
     }
 }

@@ -1,257 +1,296 @@
-//! Where the checkpoints of a run live, and what is found there when it starts.
+//! The folder of a run, with its lease and its spool, as one rank sees it.
 
 use std::sync::{Arc, Mutex};
 
+use arinar_collective::{Collective, LaunchEnvironment, Reduction, agree};
 use arinar_store::{Pace, Store, lease::Lease};
+use serde::{Serialize, de::DeserializeOwned};
 
-use super::{
-    CheckpointError, State,
-    find::{self, Found, Place, Search},
-    manifest::{Manifest, folder},
-    mirror::Mirror,
-    publish::Publisher,
-    restore::{self, RestoreInto},
-    retention::Retention,
-    save::{Role, Saver},
-    spool::{Spool, Stock},
-    step_folder,
-};
 use crate::{
-    config::{Resume, TrainConfig},
-    exit::Stop,
+    error::CheckpointError,
+    format::{
+        manifest::{self, Manifest, committed_steps, step_folder_name},
+        step_folder,
+    },
+    layout::TensorSet,
+    options::{CheckpointOptions, Resume},
+    read::{
+        download::download,
+        found::{FoundCheckpoint, Location},
+        resolve::{Candidate, OwnCheckpoints, resolve},
+        restore,
+    },
+    remote::{
+        spool::{Spool, SpoolInventory},
+        upload_queue::UploadQueue,
+        uploader::Destination,
+    },
+    state::CheckpointState,
+    write::{publisher::Publisher, writer::Writer},
 };
-use arinar_collective::{Collective, Reduction, agree};
 
-/// The place of a run's checkpoints, as one rank sees it. All ranks make the same calls together.
-pub struct Home<'a> {
+/// The folder of a run. All ranks make the same calls together.
+pub(crate) struct RunStore<'a> {
     collective: &'a dyn Collective,
-    config: &'a TrainConfig,
-    role: Role,
-    retention: Retention,
+    options: CheckpointOptions,
+    launch: LaunchEnvironment,
     store: Arc<Store>,
-    /// On rank 0, what keeps other runs away.
+    /// On rank 0, the lease that keeps other runs out.
     lease: Option<Arc<Mutex<Lease>>>,
-    /// Where remote checkpoints are downloaded to, and those of a remote run wait to be sent.
+    /// The spool, for downloads from a remote store and uploads to it.
     spool: Option<Spool>,
-    /// What store and spool hold, where the run's folder is in a remote store.
-    stock: Option<Stock>,
+    /// The checkpoints in store and spool, if the run is in a remote store.
+    inventory: Option<SpoolInventory>,
 }
 
-impl<'a> Home<'a> {
-    /// Opens the run's folder, of which no other run may make use from now on.
+impl<'a> RunStore<'a> {
+    /// Opens the folder of a run and acquires its lease.
     ///
     /// # Errors
-    /// A folder that cannot be used, or that another run uses.
+    /// Returns an error on all ranks if the folder cannot be used, or if another run uses it.
     pub fn open(
         collective: &'a dyn Collective,
-        config: &'a TrainConfig,
-        role: Role,
-        retention: Retention,
-    ) -> Result<Self, Stop> {
-        let store = Arc::new(agree(collective, Store::open(&config.run.dir).map_err(Stop::configuration))?);
-        let lease = match role.rank {
-            0 => Lease::acquire(&store, &format!("arinar-trainer run {}", config.run.name)).map(Some),
+        options: CheckpointOptions,
+        launch: LaunchEnvironment,
+    ) -> Result<Self, CheckpointError> {
+        let opened = Store::open(&options.run_url).map_err(CheckpointError::RunUrl);
+        let store = Arc::new(agree(collective, opened)?);
+        let lease = match launch.rank {
+            0 => Lease::acquire(&store, &format!("arinar-trainer run {}", options.run_name)).map(Some),
             _ => Ok(None),
         };
-        let lease = lease.map_err(|error| Stop::from(CheckpointError::from(error)));
-        let lease = agree(collective, lease)?.map(|lease| Arc::new(Mutex::new(lease)));
-        let mut home = Self { collective, config, role, retention, store, lease, spool: None, stock: None };
-        let from_afar = matches!(&config.checkpoint.resume, Resume::From(place) if !is_local(place));
-        if from_afar || home.is_remote() {
-            home.open_spool()?;
+        let lease = agree(collective, lease.map_err(CheckpointError::from))?.map(|lease| Arc::new(Mutex::new(lease)));
+        let mut run = Self { collective, options, launch, store, lease, spool: None, inventory: None };
+        let is_resume_remote = matches!(&run.options.resume, Resume::From(url) if !is_local(url));
+        if is_resume_remote || run.is_remote() {
+            run.open_spool()?;
         }
-        Ok(home)
+        Ok(run)
     }
 
-    fn is_remote(&self) -> bool {
+    pub fn is_remote(&self) -> bool {
         !self.store.is_local()
     }
 
-    fn open_spool(&mut self) -> Result<(), Stop> {
-        let checkpoint = &self.config.checkpoint;
-        let limit = checkpoint.spool_limit.map(|limit| limit.0);
-        let spool = Spool::open(checkpoint.spool_dir.as_deref(), limit, self.store.url());
-        let spool = agree(self.collective, spool.map_err(Stop::from))?;
+    fn open_spool(&mut self) -> Result<(), CheckpointError> {
+        let spool = Spool::open(self.options.spool_dir.as_deref(), self.options.spool_limit, self.store.url());
+        let spool = agree(self.collective, spool)?;
         if self.is_remote() {
-            self.stock = Some(self.send_leftovers(&spool)?);
+            self.inventory = Some(self.take_inventory(&spool)?);
         }
         self.spool = Some(spool);
         Ok(())
     }
 
-    /// Leftovers that lie on several machines can be gone on from only once they are in the store.
-    fn send_leftovers(&self, spool: &Spool) -> Result<Stock, Stop> {
-        let stock = self.take_stock(spool)?;
-        if stock.leftovers.is_empty() || self.role.alone() {
-            return Ok(stock);
-        }
-        let mut saver = self.saver_with(spool, &stock)?;
-        let quiet = self.role.rank != 0;
-        let tell = &mut |line: &str| {
-            if !quiet {
-                println!("{line}");
-            }
-        };
-        match saver.finish(self.collective, self.config.checkpoint.upload_timeout.0, &|| false, tell)? {
-            Some(missing) => agree(self.collective, Err(Stop::Failure(missing.what))),
-            None => self.take_stock(spool),
-        }
+    /// Returns true if checkpoints in the spool must be uploaded before the run can resume, because their files are spread
+    /// over several nodes.
+    pub fn must_upload_first(&self) -> bool {
+        let spans_nodes = self.launch.local_world_size != self.launch.world_size;
+        spans_nodes && self.inventory.as_ref().is_some_and(|inventory| !inventory.not_uploaded.is_empty())
     }
 
-    /// What store and spools hold, the same on all ranks; what is of no use is deleted from the spools.
-    fn take_stock(&self, spool: &Spool) -> Result<Stock, Stop> {
-        let stock = match self.role.rank {
-            0 => spool.take_stock(&self.store).map_err(Stop::from),
-            _ => Ok(Stock::default()),
-        };
-        let mut stock: Stock = self.tell_all(agree(self.collective, stock)?)?;
-        // A leftover of which a machine has lost its share will never be whole.
-        let count = |manifest| if self.role.is_node_leader { spool.count_files(manifest) as f64 } else { 0.0 };
-        let mut here: Vec<f64> = stock.leftovers.iter().map(count).collect();
-        self.collective.all_reduce_scalars(&mut here, Reduction::Sum)?;
-        let mut counts = here.into_iter();
-        // The state lies on every machine, so that there may be more files than the manifest names.
-        stock.leftovers.retain(|manifest| counts.next().is_some_and(|count| count >= manifest.files.len() as f64));
-        self.keep_only(spool, &stock)?;
-        Ok(stock)
-    }
-
-    fn keep_only(&self, spool: &Spool, stock: &Stock) -> Result<(), Stop> {
-        let kept = if self.role.is_node_leader { spool.keep_only(stock) } else { Ok(()) };
-        agree(self.collective, kept.map_err(Stop::from))
-    }
-
-    fn tell_all<T: serde::Serialize + serde::de::DeserializeOwned>(&self, of_rank_0: T) -> Result<T, Stop> {
-        let told = serde_json::to_vec(&of_rank_0).map_err(Stop::failure)?;
-        let told = self.collective.broadcast_bytes(told, 0)?;
-        serde_json::from_slice(&told).map_err(Stop::failure)
-    }
-
-    /// The checkpoint that `checkpoint.resume` asks for, ready to be restored on every machine.
+    /// Lists the checkpoints in store and spool again, after uploads.
     ///
     /// # Errors
-    /// None that is whole where there should be one, a run that must not be overwritten, or a store failure.
-    pub fn find(&mut self) -> Result<Option<Found>, Stop> {
-        let search = Search { run: &self.config.run.dir, spool: self.spool.as_ref(), stock: self.stock.as_ref() };
-        let found = match self.role.rank {
-            0 => search.find(&self.config.checkpoint.resume).map_err(Stop::from),
+    /// Returns an error on all ranks if store or spool cannot be read.
+    pub fn refresh_inventory(&mut self) -> Result<(), CheckpointError> {
+        if let Some(spool) = self.spool.clone() {
+            self.inventory = Some(self.take_inventory(&spool)?);
+        }
+        Ok(())
+    }
+
+    /// Lists the checkpoints in store and spools, the same on all ranks. Deletes checkpoints from the spools that are not of
+    /// use.
+    fn take_inventory(&self, spool: &Spool) -> Result<SpoolInventory, CheckpointError> {
+        let inventory = match self.launch.rank {
+            0 => spool.inventory(&self.store),
+            _ => Ok(SpoolInventory::default()),
+        };
+        let mut inventory: SpoolInventory = self.broadcast(agree(self.collective, inventory)?)?;
+        // If a node has lost its files of a checkpoint, the checkpoint can never be completed.
+        let is_leader = self.launch.is_node_leader();
+        let count = |manifest| if is_leader { spool.count_files(manifest) as f64 } else { 0.0 };
+        let mut counts: Vec<f64> = inventory.not_uploaded.iter().map(count).collect();
+        self.collective.all_reduce_scalars(&mut counts, Reduction::Sum)?;
+        let mut counts = counts.into_iter();
+        // The state is on every node, so that there may be more files than the manifest lists.
+        inventory
+            .not_uploaded
+            .retain(|manifest| counts.next().is_some_and(|count| count >= manifest.files.len() as f64));
+        self.on_node_leaders(|| spool.delete_downloads().and_then(|()| spool.retain(&inventory)))?;
+        Ok(inventory)
+    }
+
+    /// Runs an operation on one rank of each node. Returns an error on all ranks if it fails anywhere.
+    fn on_node_leaders(&self, operation: impl FnOnce() -> Result<(), CheckpointError>) -> Result<(), CheckpointError> {
+        agree(self.collective, if self.launch.is_node_leader() { operation() } else { Ok(()) })
+    }
+
+    /// Returns the value of rank 0 on all ranks.
+    fn broadcast<T: Serialize + DeserializeOwned>(&self, value: T) -> Result<T, CheckpointError> {
+        let bytes = self.collective.broadcast_bytes(serde_json::to_vec(&value)?, 0)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
+    /// Finds the checkpoint to resume from and makes it available on every node.
+    ///
+    /// # Errors
+    /// Returns an error on all ranks if the run must not be overwritten, if there is no checkpoint where there must be one,
+    /// if none is valid, or if a store fails.
+    pub fn find(&mut self) -> Result<Option<FoundCheckpoint>, CheckpointError> {
+        let found = match self.launch.rank {
+            0 => self.resolve(),
             _ => Ok(None),
         };
-        let mut found: Option<Found> = self.tell_all(agree(self.collective, found)?)?;
+        let mut found: Option<FoundCheckpoint> = self.broadcast(agree(self.collective, found)?)?;
         self.check_later_steps(found.as_ref())?;
-        self.fetch(found.as_ref())?;
-        if let Some(stock) = &mut self.stock {
-            let dropped = forget_newer(stock, found.as_ref(), &self.config.run.dir);
+        self.download_to_other_nodes(found.as_ref())?;
+        if let Some(inventory) = &mut self.inventory {
+            let dropped = drop_newer(inventory, found.as_ref(), &self.options.run_url);
             if let Some(found) = &mut found {
                 found.warnings.extend(dropped);
             }
-            self.delete_others()?;
+        }
+        if let (Some(spool), Some(inventory)) = (&self.spool, &self.inventory) {
+            self.on_node_leaders(|| spool.retain(inventory))?;
         }
         Ok(found)
     }
 
+    fn resolve(&self) -> Result<Option<FoundCheckpoint>, CheckpointError> {
+        let spool = self.spool.as_ref();
+        let foreign = |run: &Store, step| vec![candidate_in(run, step)];
+        let check = |candidate: &Candidate| match (candidate.location, spool) {
+            (Location::Downloaded, Some(spool)) => download(&candidate.store, candidate.step, spool),
+            _ => manifest::verify(&candidate.store, candidate.step).map(drop),
+        };
+        let resolved = resolve(&self.options.run_url, &self.options.resume, self, foreign, check)?;
+        Ok(resolved.map(|resolved| FoundCheckpoint {
+            run: resolved.run,
+            step: resolved.candidate.step,
+            location: resolved.candidate.location,
+            warnings: resolved.warnings,
+        }))
+    }
+
     /// Checks that no files of another program are where the run will save its checkpoints.
-    fn check_later_steps(&self, found: Option<&Found>) -> Result<(), Stop> {
+    fn check_later_steps(&self, found: Option<&FoundCheckpoint>) -> Result<(), CheckpointError> {
         let step = found.map_or(0, |found| found.step);
-        let checked = match self.role.rank {
+        let checked = match self.launch.rank {
             0 => step_folder::check_later_steps(&self.store, step),
             _ => Ok(()),
         };
-        agree(self.collective, checked.map_err(Stop::from))
+        agree(self.collective, checked)
     }
 
-    /// Rank 0 has downloaded and verified it already, for its own machine.
-    fn fetch(&self, found: Option<&Found>) -> Result<(), Stop> {
-        let fetch = |found: &Found, spool| find::fetch(&Store::open(&found.run)?, found.step, spool);
-        let mine = self.role.is_node_leader && self.role.rank != 0;
-        let fetched = match (found.filter(|found| found.place == Place::Fetched && mine), &self.spool) {
-            (Some(found), Some(spool)) => fetch(found, spool),
+    /// Downloads a checkpoint to the other nodes. Rank 0 has already downloaded it to its own node.
+    fn download_to_other_nodes(&self, found: Option<&FoundCheckpoint>) -> Result<(), CheckpointError> {
+        let found = found.filter(|found| found.location == Location::Downloaded && self.launch.rank != 0);
+        self.on_node_leaders(|| match (found, &self.spool) {
+            (Some(found), Some(spool)) => download(&Store::open(&found.run)?, found.step, spool),
             _ => Ok(()),
-        };
-        agree(self.collective, fetched.map_err(Stop::from))
+        })
     }
 
-    /// Deletes checkpoints that are not in stock from the spool; a downloaded one stays.
-    fn delete_others(&self) -> Result<(), Stop> {
-        let deleted = match (&self.spool, &self.stock) {
-            (Some(spool), Some(stock)) if self.role.is_node_leader => spool.delete_others(stock),
-            _ => Ok(()),
-        };
-        agree(self.collective, deleted.map_err(Stop::from))
-    }
-
-    /// Reads a found checkpoint into this rank's tensors.
+    /// Reads a checkpoint into the tensors of this rank.
     ///
     /// # Errors
-    /// A checkpoint of another model, or a damaged one.
-    pub fn restore(&self, found: &Found, into: RestoreInto<'_>) -> Result<State, Stop> {
-        let restored = self.place(found).and_then(|store| restore::restore(&store, found.step, self.config, into));
-        let restored = agree(self.collective, restored.map_err(Stop::from))?;
-        let forgotten = match &self.spool {
-            Some(spool) if self.role.is_node_leader => spool.forget_fetched(),
-            _ => Ok(()),
-        };
-        agree(self.collective, forgotten.map_err(Stop::from))?;
+    /// Returns an error on all ranks if the checkpoint is damaged or holds another model.
+    pub fn restore<C: DeserializeOwned>(
+        &self,
+        found: &FoundCheckpoint,
+        into: TensorSet<'_>,
+    ) -> Result<CheckpointState<C>, CheckpointError> {
+        let restored =
+            self.local_store(found).and_then(|store| restore::restore(&store, found.step, &self.options.model, into));
+        let restored = agree(self.collective, restored)?;
+        self.on_node_leaders(|| self.spool.as_ref().map_or(Ok(()), Spool::delete_downloads))?;
         Ok(restored)
     }
 
-    fn place(&self, found: &Found) -> Result<Arc<Store>, CheckpointError> {
-        match (found.place, &self.spool) {
-            (Place::Spool, Some(spool)) => Ok(Arc::clone(spool.store())),
-            (Place::Fetched, Some(spool)) => Ok(Arc::new(spool.fetched()?)),
+    /// Returns the local folder that holds the files of a checkpoint.
+    fn local_store(&self, found: &FoundCheckpoint) -> Result<Arc<Store>, CheckpointError> {
+        match (found.location, &self.spool) {
+            (Location::Spool, Some(spool)) => Ok(Arc::clone(spool.store())),
+            (Location::Downloaded, Some(spool)) => Ok(Arc::new(spool.downloads()?)),
             _ => Ok(Arc::new(Store::open(&found.run)?)),
         }
     }
 
-    /// What saves this run's checkpoints from now on.
+    /// Creates the writer of the run's checkpoints.
     ///
     /// # Errors
-    /// When the system gives no thread.
-    pub fn saver(&self) -> Result<Saver, Stop> {
-        match (&self.spool, &self.stock) {
-            (Some(spool), Some(stock)) => self.saver_with(spool, stock),
-            _ => {
-                let publisher = match self.role.rank {
-                    0 => Publisher::start(Arc::clone(&self.store), Some(self.retention)).map(Some),
-                    _ => Ok(None),
-                };
-                let publisher = agree(self.collective, publisher.map_err(Stop::failure))?;
-                Ok(Saver::new(self.role, Arc::clone(&self.store), publisher, None))
-            }
-        }
-    }
-
-    fn saver_with(&self, spool: &Spool, stock: &Stock) -> Result<Saver, Stop> {
-        let publishes = self.role.is_node_leader || self.role.rank == 0;
+    /// Returns an error on all ranks if a background thread cannot be started.
+    pub fn writer(&self) -> Result<Writer, CheckpointError> {
+        let spawned = |publisher: std::io::Result<Option<Publisher>>| {
+            agree(self.collective, publisher.map_err(CheckpointError::SpawnThread))
+        };
+        let (Some(spool), Some(inventory)) = (&self.spool, &self.inventory) else {
+            let publisher = match self.launch.rank {
+                0 => Publisher::start(Arc::clone(&self.store), Some(self.options.retention)).map(Some),
+                _ => Ok(None),
+            };
+            return Ok(Writer::new(self.launch, Arc::clone(&self.store), spawned(publisher)?, None));
+        };
+        let publishes = self.launch.is_node_leader() || self.launch.rank == 0;
         let publisher = publishes.then(|| Publisher::start(Arc::clone(spool.store()), None)).transpose();
-        let publisher = agree(self.collective, publisher.map_err(Stop::failure))?;
-        let (url, lease) = (&self.config.run.dir, self.lease.clone());
-        let pace = Arc::new(Pace::new(self.config.checkpoint.upload_rate.map(|rate| rate.0)));
-        let mirror = Mirror::new(self.role, url, spool.clone(), stock, self.retention, lease, pace);
-        let mirror = agree(self.collective, mirror.map_err(Stop::failure))?;
-        Ok(Saver::new(self.role, Arc::clone(spool.store()), publisher, Some(mirror)))
-    }
-
-    /// The run's folder, for what else is kept there.
-    pub fn store(&self) -> &Arc<Store> {
-        &self.store
+        let publisher = spawned(publisher)?;
+        let destination = Destination {
+            url: self.options.run_url.clone(),
+            retention: self.options.retention,
+            lease: self.lease.clone(),
+            pace: Arc::new(Pace::new(self.options.upload_rate)),
+        };
+        let uploads = UploadQueue::start(self.launch, spool.clone(), inventory, self.options.retention, destination);
+        let uploads = agree(self.collective, uploads.map_err(CheckpointError::SpawnThread))?;
+        Ok(Writer::new(self.launch, Arc::clone(spool.store()), publisher, Some(uploads)))
     }
 }
 
-/// Takes leftovers of a past that the run does not go on from out of the stock, and a copy of what was found damaged.
-/// Returns what to tell.
-fn forget_newer(stock: &mut Stock, found: Option<&Found>, run: &str) -> Vec<String> {
-    let ours = found.filter(|found| found.run.trim_end_matches('/') == run.trim_end_matches('/'));
-    let step = ours.map_or(0, |found| found.step);
-    if found.is_some_and(|found| found.place == Place::Fetched) {
-        stock.newest = stock.newest.take().filter(|newest| newest.step != step);
+fn candidate_in(run: &Store, step: u64) -> Candidate {
+    let location = if run.is_local() { Location::Run } else { Location::Downloaded };
+    Candidate { step, location, store: run.clone() }
+}
+
+impl OwnCheckpoints for RunStore<'_> {
+    fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        let Some(inventory) = &self.inventory else { return Ok(committed_steps(&self.store)?) };
+        let not_uploaded = inventory.not_uploaded.iter().map(|manifest| manifest.step);
+        Ok(inventory.stored.iter().copied().chain(not_uploaded).collect())
+    }
+
+    fn candidates(&self, step: u64) -> Vec<Candidate> {
+        let in_run = candidate_in(&self.store, step);
+        let (Some(inventory), Some(spool)) = (&self.inventory, &self.spool) else { return vec![in_run] };
+        let is_step = |manifest: &Manifest| manifest.step == step;
+        let in_spool = Candidate { step, location: Location::Spool, store: Store::clone(spool.store()) };
+        if inventory.not_uploaded.iter().any(is_step) {
+            vec![in_spool]
+        } else if inventory.newest.iter().any(is_step) {
+            vec![in_spool, in_run]
+        } else {
+            vec![in_run]
+        }
+    }
+}
+
+/// Removes checkpoints from the inventory that are newer than the one to resume from, and the spool's copy of a checkpoint
+/// that had to be downloaded because the copy is damaged. Returns messages for the user.
+fn drop_newer(inventory: &mut SpoolInventory, found: Option<&FoundCheckpoint>, run: &str) -> Vec<String> {
+    let own = found.filter(|found| found.run.trim_end_matches('/') == run.trim_end_matches('/'));
+    let step = own.map_or(0, |found| found.step);
+    if found.is_some_and(|found| found.location == Location::Downloaded) {
+        inventory.newest = inventory.newest.take().filter(|newest| newest.step != step);
     }
     let (kept, newer): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut stock.leftovers).into_iter().partition(|m| m.step <= step);
-    stock.leftovers = kept;
-    let tell =
-        |left: &Manifest| format!("{}, which the last run could not send to {run}, is dropped", folder(left.step));
-    newer.iter().map(tell).collect()
+        std::mem::take(&mut inventory.not_uploaded).into_iter().partition(|manifest| manifest.step <= step);
+    inventory.not_uploaded = kept;
+    let message = |manifest: &Manifest| {
+        let folder = step_folder_name(manifest.step);
+        format!("{folder}, which the last run could not send to {run}, is dropped")
+    };
+    newer.iter().map(message).collect()
 }
 
 fn is_local(url: &str) -> bool {
@@ -266,27 +305,31 @@ mod tests {
         Manifest { format_version: 1, step, files: Vec::new() }
     }
 
-    fn found(step: u64, place: Place) -> Found {
-        Found { run: "s3://bucket/run/".to_owned(), step, place, warnings: Vec::new() }
+    fn found(step: u64, location: Location) -> FoundCheckpoint {
+        FoundCheckpoint { run: "s3://bucket/run/".to_owned(), step, location, warnings: Vec::new() }
     }
 
     #[test]
-    fn only_the_past_that_goes_on_is_kept() {
-        let stock =
-            Stock { stored: vec![10, 20], leftovers: vec![manifest(30), manifest(40)], newest: Some(manifest(20)) };
-        let steps = |stock: &Stock| stock.leftovers.iter().map(|left| left.step).collect::<Vec<_>>();
-        let mut ours = stock.clone();
-        assert!(forget_newer(&mut ours, Some(&found(40, Place::Spool)), "s3://bucket/run").is_empty());
-        assert_eq!(steps(&ours), [30, 40]);
-        let mut damaged = stock.clone();
-        let told = forget_newer(&mut damaged, Some(&found(30, Place::Spool)), "s3://bucket/run");
-        assert!(told.len() == 1 && told[0].starts_with("step-00000040,"), "{told:?}");
+    fn checkpoints_newer_than_the_resumed_one_are_dropped() {
+        let inventory = SpoolInventory {
+            stored: vec![10, 20],
+            not_uploaded: vec![manifest(30), manifest(40)],
+            newest: Some(manifest(20)),
+        };
+        let steps =
+            |inventory: &SpoolInventory| inventory.not_uploaded.iter().map(|left| left.step).collect::<Vec<_>>();
+        let mut own = inventory.clone();
+        assert!(drop_newer(&mut own, Some(&found(40, Location::Spool)), "s3://bucket/run").is_empty());
+        assert_eq!(steps(&own), [30, 40]);
+        let mut damaged = inventory.clone();
+        let messages = drop_newer(&mut damaged, Some(&found(30, Location::Spool)), "s3://bucket/run");
+        assert!(messages.len() == 1 && messages[0].starts_with("step-00000040,"), "{messages:?}");
         assert_eq!(steps(&damaged), [30]);
-        let mut fetched = stock.clone();
-        forget_newer(&mut fetched, Some(&found(20, Place::Fetched)), "s3://bucket/run");
-        assert!(fetched.leftovers.is_empty() && fetched.newest.is_none());
-        let mut other = stock;
-        forget_newer(&mut other, Some(&found(99, Place::Fetched)), "s3://bucket/another");
-        assert!(other.leftovers.is_empty() && other.newest.is_some());
+        let mut downloaded = inventory.clone();
+        drop_newer(&mut downloaded, Some(&found(20, Location::Downloaded)), "s3://bucket/run");
+        assert!(downloaded.not_uploaded.is_empty() && downloaded.newest.is_none());
+        let mut other = inventory;
+        drop_newer(&mut other, Some(&found(99, Location::Downloaded)), "s3://bucket/another");
+        assert!(other.not_uploaded.is_empty() && other.newest.is_some());
     }
 }

@@ -22,6 +22,16 @@ impl LaunchEnvironment {
         Self::read(|name| std::env::var(name).ok())
     }
 
+    /// Returns the environment of a job of one process.
+    pub fn single() -> Self {
+        Self { rank: 0, world_size: 1, local_rank: 0, local_world_size: 1 }
+    }
+
+    /// Returns true on exactly one rank of each node.
+    pub fn is_node_leader(&self) -> bool {
+        self.local_rank == 0
+    }
+
     fn read(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let number = |name: &str| variable(name)?.parse::<usize>().ok();
         let open_mpi = || {

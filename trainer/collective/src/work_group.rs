@@ -34,8 +34,7 @@ pub struct WorkGroup {
 impl WorkGroup {
     /// Creates a group of one process without MPI.
     pub fn single() -> Self {
-        let launch = LaunchEnvironment { rank: 0, world_size: 1, local_rank: 0, local_world_size: 1 };
-        Self { launch, communicator: None, _universe: None }
+        Self { launch: LaunchEnvironment::single(), communicator: None, _universe: None }
     }
 
     /// Starts MPI if this process was started by mpirun or a launcher that speaks PMIx or PMI; otherwise returns a group of

@@ -1,4 +1,4 @@
-//! What a checkpoint consists of: the file written last, which makes the others a checkpoint.
+//! The manifest of a checkpoint: the file that is written last and makes the other files a checkpoint.
 
 use std::{collections::BTreeMap, fs::File, io, path::PathBuf};
 
@@ -9,50 +9,50 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use arinar_store::{Store, StoreError};
 
-use super::CheckpointError;
+use crate::error::CheckpointError;
 
 /// Name of the manifest within a checkpoint.
-pub const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// Name of the state within a checkpoint.
-pub const STATE: &str = "state.json";
+pub(crate) const STATE: &str = "state.json";
 
-/// The layout this program writes and reads.
+/// The format version that this program writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Every file of a checkpoint but the manifest itself.
+/// Lists every file of a checkpoint except the manifest itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Manifest {
-    /// [`FORMAT_VERSION`] of the program that wrote it.
+pub(crate) struct Manifest {
+    /// [`FORMAT_VERSION`] of the program that wrote the checkpoint.
     pub format_version: u32,
     /// Steps trained.
     pub step: u64,
-    /// The files, by name.
+    /// The files.
     pub files: Vec<FileEntry>,
 }
 
 /// One file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FileEntry {
-    /// Name within the checkpoint's folder.
+pub(crate) struct FileEntry {
+    /// Name within the folder of the checkpoint.
     pub name: String,
-    /// Length.
+    /// Length in bytes.
     pub bytes: u64,
-    /// XXH3-128 of the contents, 32 hexadecimal digits.
+    /// XXH3-128 of the contents, as 32 hexadecimal digits.
     pub xxh3_128: String,
 }
 
 impl FileEntry {
-    /// Describes contents that are about to be written.
+    /// Creates the entry of a file with these contents.
     pub fn of(name: &str, contents: &[u8]) -> Self {
         Self { name: name.to_owned(), bytes: contents.len() as u64, xxh3_128: format!("{:032x}", xxh3_128(contents)) }
     }
 
-    /// An error unless the file found at `url` is this one.
+    /// Compares the file found at `url` with this entry.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`].
+    /// Returns [`CheckpointError::Damaged`] if they differ.
     pub fn compare(&self, found: &Self, url: &str) -> Result<(), CheckpointError> {
         let what = if found.bytes != self.bytes {
             format!("it has {} bytes, the manifest says {}", found.bytes, self.bytes)
@@ -65,23 +65,23 @@ impl FileEntry {
     }
 }
 
-/// The folder of a step within a run: `step-00012000`.
-pub fn folder(step: u64) -> String {
+/// Returns the name of a step's folder within a run, for example `step-00012000`.
+pub fn step_folder_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// The step a folder name stands for.
-pub fn step_of(folder: &str) -> Option<u64> {
-    let digits = folder.strip_prefix("step-")?;
+/// Returns the step of a folder with this name, or `None` if it is not the folder of a step.
+pub fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("step-")?;
     if digits.len() < 8 { None } else { digits.parse().ok() }
 }
 
-/// Reads a checkpoint's manifest.
+/// Reads the manifest of a checkpoint.
 ///
 /// # Errors
-/// [`CheckpointError::Damaged`] if it does not parse or is of another format version.
-pub fn read(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
-    let name = format!("{}/{MANIFEST}", folder(step));
+/// Returns [`CheckpointError::Damaged`] if it cannot be parsed or has another format version.
+pub(crate) fn read(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
+    let name = format!("{}/{MANIFEST}", step_folder_name(step));
     let bytes = store.get(&name)?;
     let damaged = |what: String| CheckpointError::Damaged { url: store.url_of(&name), what };
     let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
@@ -92,27 +92,27 @@ pub fn read(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
     Ok(manifest)
 }
 
-/// Reads one file of a checkpoint into memory and compares it with its manifest entry.
+/// Reads one file of a checkpoint into memory and compares it with its entry in the manifest.
 ///
 /// # Errors
-/// [`CheckpointError::Damaged`] if length or hash differ, or a store error.
-pub fn read_file(store: &Store, step: u64, entry: &FileEntry) -> Result<Bytes, CheckpointError> {
-    let name = format!("{}/{}", folder(step), entry.name);
+/// Returns [`CheckpointError::Damaged`] if length or hash differ, or an error of the store.
+pub(crate) fn read_file(store: &Store, step: u64, entry: &FileEntry) -> Result<Bytes, CheckpointError> {
+    let name = format!("{}/{}", step_folder_name(step), entry.name);
     let contents = store.get(&name)?;
     entry.compare(&FileEntry::of(&entry.name, &contents), &store.url_of(&name))?;
     Ok(contents)
 }
 
-/// Maps one file of a checkpoint in a local store into memory and compares it with its manifest entry.
+/// Maps one file of a checkpoint in a local store into memory and compares it with its entry in the manifest.
 ///
 /// # Errors
-/// As [`read_file`].
-pub fn map_file(store: &Store, step: u64, entry: &FileEntry) -> Result<Mmap, CheckpointError> {
-    let name = format!("{}/{}", folder(step), entry.name);
+/// The same as those of [`read_file`].
+pub(crate) fn map_file(store: &Store, step: u64, entry: &FileEntry) -> Result<Mmap, CheckpointError> {
+    let name = format!("{}/{}", step_folder_name(step), entry.name);
     let path = store.local_path(&name).unwrap_or_else(|| PathBuf::from(&name));
     let mapped = File::open(&path).and_then(|file| {
-        // SAFETY: nobody changes a file of a checkpoint once its manifest is written; runs on the same folder are
-        // kept away by the lease. A file that shrinks all the same ends this process (SIGBUS), as a failing disk would.
+        // SAFETY: the files of a checkpoint do not change once its manifest is written, and the lease keeps other runs out
+        // of the folder. If a file is truncated nevertheless, this process ends with SIGBUS, as with a failing disk.
         unsafe { Mmap::map(&file) }
     });
     let mapped = mapped.map_err(|source| match source.kind() {
@@ -123,11 +123,11 @@ pub fn map_file(store: &Store, step: u64, entry: &FileEntry) -> Result<Mmap, Che
     Ok(mapped)
 }
 
-/// Compares all files of a checkpoint in a local store with its manifest, which is returned.
+/// Compares all files of a checkpoint in a local store with its manifest, and returns the manifest.
 ///
 /// # Errors
-/// As [`read_file`].
-pub fn verify(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
+/// The same as those of [`read_file`].
+pub(crate) fn verify(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
     let manifest = read(store, step)?;
     for entry in &manifest.files {
         map_file(store, step, entry)?;
@@ -135,20 +135,20 @@ pub fn verify(store: &Store, step: u64) -> Result<Manifest, CheckpointError> {
     Ok(manifest)
 }
 
-/// A step's folder within a run.
+/// The folder of a step within a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub(crate) struct StepEntry {
     /// The step.
     pub step: u64,
-    /// True if it has a manifest.
+    /// True if the folder has a manifest.
     pub committed: bool,
 }
 
-/// The checkpoints of a run, finished or not, in ascending order.
+/// Lists the steps that have a folder in a run, in ascending order.
 ///
 /// # Errors
-/// What the store says.
-pub fn listed(store: &Store) -> Result<Vec<Listed>, StoreError> {
+/// Returns an error if the store cannot be listed.
+pub(crate) fn list_steps(store: &Store) -> Result<Vec<StepEntry>, StoreError> {
     let mut steps = BTreeMap::new();
     for object in store.list("")? {
         let Some((folder, name)) = object.name.split_once('/') else { continue };
@@ -156,7 +156,16 @@ pub fn listed(store: &Store) -> Result<Vec<Listed>, StoreError> {
             *steps.entry(step).or_insert(false) |= name == MANIFEST;
         }
     }
-    Ok(steps.into_iter().map(|(step, committed)| Listed { step, committed }).collect())
+    Ok(steps.into_iter().map(|(step, committed)| StepEntry { step, committed }).collect())
+}
+
+/// Lists the steps of the checkpoints of a run, that is, of the folders that have a manifest, in ascending order.
+///
+/// # Errors
+/// Returns an error if the store cannot be listed.
+pub(crate) fn committed_steps(store: &Store) -> Result<Vec<u64>, StoreError> {
+    let entries = list_steps(store)?;
+    Ok(entries.into_iter().filter(|entry| entry.committed).map(|entry| entry.step).collect())
 }
 
 #[cfg(test)]
@@ -165,9 +174,9 @@ mod tests {
 
     #[test]
     fn folders_name_steps() {
-        assert_eq!(folder(12000), "step-00012000");
+        assert_eq!(step_folder_name(12000), "step-00012000");
         for step in [0, 7, 123_456_789] {
-            assert_eq!(step_of(&folder(step)), Some(step));
+            assert_eq!(step_of(&step_folder_name(step)), Some(step));
         }
         for other in ["step-1", "step-0000000x", "steps", "tmp"] {
             assert_eq!(step_of(other), None, "{other}");

@@ -1,55 +1,59 @@
-//! The folder of a step: whether this program has made it, and deleting what it has put there.
+//! The folder of a step: whether it was created by this program, and deleting it.
 //!
-//! A run's folder may hold more than checkpoints: links to checkpoints that were moved to another disk, pictures that
-//! were sampled beside the weights, folders of other programs. So a step's folder is only touched when it is proven to
-//! be a checkpoint of this program, and only files of the names that a checkpoint has are deleted in it. The proof is
-//! its manifest, its state, or the mark `unfinished.json`, which is the first thing written to a folder and the last
-//! thing deleted.
+//! The folder of a run may hold more than checkpoints: links to checkpoints that were moved to another disk, pictures that
+//! were sampled next to the weights, folders of other programs. Therefore, the folder of a step is changed only if it is
+//! proven to be a checkpoint of this program, and only files with the names of checkpoint files are deleted in it. The proof
+//! is its manifest, its state, or the marker `unfinished.json`, which is the first file written to a folder and the last one
+//! deleted.
 
 use std::{io, path::Path};
 
 use arinar_store::{Store, StoreError, unfinished_of};
+use serde::de::IgnoredAny;
 
 use super::{
-    CheckpointError, State,
-    manifest::{self, MANIFEST, STATE, folder},
-    shard::{KINDS, rank_of},
-    snapshot::disk_error,
+    manifest::{self, MANIFEST, STATE, step_folder_name},
+    tensor_files::{KINDS, rank_of},
+};
+use crate::{
+    error::{CheckpointError, disk_error},
+    state::CheckpointState,
 };
 
-/// Name of the file that says that a checkpoint is being written to its folder, or deleted from it.
-pub(super) const UNFINISHED: &str = "unfinished.json";
-/// How the names of the markers of uploaded files begin.
-pub(super) const UPLOADED: &str = "uploaded";
+/// Name of the marker in a folder to which a checkpoint is being written, or from which one is being deleted.
+pub(crate) const UNFINISHED: &str = "unfinished.json";
+/// Prefix of the names of upload markers, see [`crate::remote::upload_job::RankFiles::marker`].
+pub(crate) const UPLOADED: &str = "uploaded";
 
-/// Makes room for the files of a new checkpoint: an older one of that step goes.
+/// Prepares the folder of a step for a new checkpoint by deleting an older one.
 ///
 /// # Errors
-/// [`CheckpointError::ForeignFolder`] if files of somebody else are in the way, or errors of the store.
-pub(super) fn clear(store: &Store, step: u64) -> Result<(), CheckpointError> {
+/// Returns [`CheckpointError::ForeignFolder`] if files of another program have the names of checkpoint files, or an error
+/// of the store.
+pub(crate) fn clear(store: &Store, step: u64) -> Result<(), CheckpointError> {
     delete(store, step)?;
     check_free(store, step)
 }
 
-/// Marks a step's folder as one of this program, before anything else is written there.
+/// Marks the folder of a step as created by this program, before anything else is written to it.
 ///
 /// # Errors
-/// Errors of the store.
-pub(super) fn mark_unfinished(store: &Store, step: u64) -> Result<(), StoreError> {
+/// Returns an error if the store cannot be written.
+pub(crate) fn mark_unfinished(store: &Store, step: u64) -> Result<(), StoreError> {
     let text = format!("{{\"writer\": \"arinar-trainer {}\"}}\n", env!("CARGO_PKG_VERSION"));
-    store.put(&format!("{}/{UNFINISHED}", folder(step)), text.into_bytes())
+    store.put(&format!("{}/{UNFINISHED}", step_folder_name(step)), text.into_bytes())
 }
 
-/// Takes the mark off a folder whose manifest is written.
+/// Removes the marker from a folder whose manifest is written.
 ///
 /// # Errors
-/// Errors of the store.
-pub(super) fn unmark(store: &Store, step: u64) -> Result<(), StoreError> {
-    store.delete(&format!("{}/{UNFINISHED}", folder(step)))
+/// Returns an error if the store cannot be written.
+pub(crate) fn unmark(store: &Store, step: u64) -> Result<(), StoreError> {
+    store.delete(&format!("{}/{UNFINISHED}", step_folder_name(step)))
 }
 
-/// Whether a checkpoint has files of this name, finished or not.
-pub(super) fn is_checkpoint_file(name: &str) -> bool {
+/// Returns whether a file of a checkpoint, finished or not, can have this name.
+pub(crate) fn is_checkpoint_file(name: &str) -> bool {
     let name = unfinished_of(name).unwrap_or(name);
     let kind = |kinds: &[&str], ending: &str| {
         let stem = name.strip_suffix(ending);
@@ -63,13 +67,13 @@ pub(super) fn is_checkpoint_file(name: &str) -> bool {
     [MANIFEST, STATE, UNFINISHED].contains(&name) || tensors() || marker()
 }
 
-/// Whether the folder of a step was made by this program: its manifest or its state is one of a checkpoint, or it has
-/// the mark of an unfinished one. A link in its place was not.
+/// Returns whether the folder of a step was created by this program: it has the manifest or the state of a checkpoint, or
+/// the marker of an unfinished one. A symbolic link in its place was not.
 ///
 /// # Errors
-/// Errors of the store.
-pub(super) fn is_ours(store: &Store, step: u64) -> Result<bool, StoreError> {
-    let folder = folder(step);
+/// Returns an error if the store cannot be read.
+pub(crate) fn is_ours(store: &Store, step: u64) -> Result<bool, StoreError> {
+    let folder = step_folder_name(step);
     if store.local_path(&folder).is_some_and(|path| !is_plain_folder(&path)) {
         return Ok(false);
     }
@@ -82,27 +86,27 @@ pub(super) fn is_ours(store: &Store, step: u64) -> Result<bool, StoreError> {
         _ => {}
     }
     match store.get(&format!("{folder}/{STATE}")) {
-        Ok(state) => Ok(serde_json::from_slice::<State>(&state).is_ok()),
+        Ok(state) => Ok(serde_json::from_slice::<CheckpointState<IgnoredAny>>(&state).is_ok()),
         Err(error) if error.is_missing() => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Deletes the checkpoint of a step, whole or unfinished. A folder that this program has not made stays as it is, and
-/// so do other files in one that it has made.
+/// Deletes the checkpoint of a step, complete or unfinished. Leaves folders that this program has not created and other
+/// files in folders that it has created.
 ///
-/// The manifest goes first, so that a checkpoint is whole or none.
+/// The manifest is deleted first, so that a checkpoint is either complete or not a checkpoint.
 ///
 /// # Errors
-/// Errors of the store.
-pub(super) fn delete(store: &Store, step: u64) -> Result<(), StoreError> {
+/// Returns an error if the store cannot be read or written.
+pub(crate) fn delete(store: &Store, step: u64) -> Result<(), StoreError> {
     if !is_ours(store, step)? {
         return Ok(());
     }
-    let folder = folder(step);
+    let folder = step_folder_name(step);
     let manifest = format!("{folder}/{MANIFEST}");
     if store.exists(&manifest)? {
-        // If this process is killed now, the mark still proves whose the remaining files are.
+        // If this process is killed now, the marker still proves that the remaining files are those of a checkpoint.
         mark_unfinished(store, step)?;
         store.delete(&manifest)?;
     }
@@ -126,7 +130,7 @@ fn delete_files(folder: &Path) -> io::Result<()> {
         _ => {}
     }
     match std::fs::remove_dir(folder) {
-        // Somebody keeps something else there.
+        // The folder holds other files.
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         removed => removed,
     }
@@ -142,12 +146,12 @@ fn delete_objects(store: &Store, folder: &str) -> Result<(), StoreError> {
     store.delete(&format!("{folder}/{UNFINISHED}"))
 }
 
-/// Makes sure that the run can save the steps after `step`: no files of somebody else are in the way.
+/// Checks that no files of other programs are in the folders of steps after `step`, which the run will save.
 ///
 /// # Errors
-/// [`CheckpointError::ForeignFolder`] names the first folder in which there are some.
-pub(super) fn check_later_steps(store: &Store, step: u64) -> Result<(), CheckpointError> {
-    for entry in manifest::listed(store)?.into_iter().filter(|entry| entry.step > step) {
+/// Returns [`CheckpointError::ForeignFolder`] for the first folder with such files, or an error of the store.
+pub(crate) fn check_later_steps(store: &Store, step: u64) -> Result<(), CheckpointError> {
+    for entry in manifest::list_steps(store)?.into_iter().filter(|entry| entry.step > step) {
         if !is_ours(store, entry.step)? {
             check_free(store, entry.step)?;
         }
@@ -155,19 +159,19 @@ pub(super) fn check_later_steps(store: &Store, step: u64) -> Result<(), Checkpoi
     Ok(())
 }
 
-/// Nothing in the folder has the name of a checkpoint's file, and no link leads elsewhere.
+/// Checks that no file in the folder has the name of a checkpoint file, and that the folder is not a symbolic link.
 fn check_free(store: &Store, step: u64) -> Result<(), CheckpointError> {
-    let folder = folder(step);
+    let folder = step_folder_name(step);
     let link = store.local_path(&folder).is_some_and(|path| !is_plain_folder(&path));
-    let in_the_way = |name: &str| name.strip_prefix('/').is_some_and(is_checkpoint_file);
+    let conflicts = |name: &str| name.strip_prefix('/').is_some_and(is_checkpoint_file);
     let files = store.list(&folder)?;
-    if link || files.iter().any(|object| object.name.strip_prefix(&folder).is_some_and(in_the_way)) {
+    if link || files.iter().any(|object| object.name.strip_prefix(&folder).is_some_and(conflicts)) {
         return Err(CheckpointError::ForeignFolder { url: store.url_of(&folder) });
     }
     Ok(())
 }
 
-/// Not a link to one. A folder that is not there is as good as a plain one.
+/// Returns whether the path is a folder and not a symbolic link, or does not exist.
 fn is_plain_folder(path: &Path) -> bool {
     std::fs::symlink_metadata(path).map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |facts| facts.is_dir())
 }
@@ -176,7 +180,7 @@ fn is_plain_folder(path: &Path) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{FORMAT_VERSION, FileEntry, Manifest};
+    use crate::format::manifest::{FORMAT_VERSION, FileEntry, Manifest};
 
     const FILES: [&str; 4] = [
         "state.json",
@@ -185,11 +189,11 @@ mod tests {
         "uploaded-00001-of-00002.json",
     ];
 
-    /// A run's folder with a checkpoint of a step, in which a person keeps two things.
+    /// Creates the folder of a run with a checkpoint, in whose folder a user keeps two other files.
     fn run_with(step: u64, committed: bool) -> (tempfile::TempDir, Store) {
         let root = tempfile::tempdir().unwrap();
         let store = Store::open(root.path().to_str().unwrap()).unwrap();
-        let place = |name: &str| format!("{}/{name}", folder(step));
+        let place = |name: &str| format!("{}/{name}", step_folder_name(step));
         if committed {
             let files = FILES.map(|name| FileEntry::of(name, name.as_bytes())).to_vec();
             let manifest = Manifest { format_version: FORMAT_VERSION, step, files };
@@ -222,7 +226,7 @@ mod tests {
             assert_eq!(names(&store), ["step-00000007/notes.txt", "step-00000007/samples/grid.png"]);
             let left = std::fs::read_dir(root.path().join("step-00000007")).unwrap().count();
             assert_eq!(left, 2, "unfinished files are left");
-            // Now it is nobody's checkpoint any more, but what is left is not in the way of a new one.
+            // The folder is no longer a checkpoint, and the remaining files do not conflict with a new one.
             assert!(!is_ours(&store, 7).unwrap());
             check_later_steps(&store, 0).unwrap();
             clear(&store, 7).unwrap();
@@ -232,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_checkpoint_files_alone_goes() {
+    fn a_folder_with_only_checkpoint_files_is_removed() {
         let (root, store) = run_with(7, true);
         std::fs::remove_file(root.path().join("step-00000007/notes.txt")).unwrap();
         std::fs::remove_dir_all(root.path().join("step-00000007/samples")).unwrap();
@@ -242,10 +246,10 @@ mod tests {
     }
 
     #[test]
-    fn what_this_program_has_not_made_stays_and_is_not_written_to() {
+    fn folders_of_other_programs_are_neither_deleted_nor_written_to() {
         let root = tempfile::tempdir().unwrap();
         let store = Store::open(root.path().join("run").to_str().unwrap()).unwrap();
-        // The shards of a model as Hugging Face names them, with and without a manifest of something else.
+        // Shards of a model in the naming of Hugging Face, without and with the manifest of another program.
         store.put("step-00000003/model-00001-of-00002.safetensors", b"weights".to_vec()).unwrap();
         store.put("step-00000004/model-00001-of-00002.safetensors", b"weights".to_vec()).unwrap();
         store.put("step-00000004/manifest.json", br#"{"name": "an app"}"#.to_vec()).unwrap();
@@ -264,14 +268,14 @@ mod tests {
         for (step, foreign) in [(0, Some(3)), (3, Some(4)), (4, Some(5)), (5, None)] {
             let said = check_later_steps(&store, step).err().map(|error| error.to_string());
             match (said, foreign) {
-                (Some(said), Some(foreign)) => assert!(said.contains(&folder(foreign)), "{said}"),
+                (Some(said), Some(foreign)) => assert!(said.contains(&step_folder_name(foreign)), "{said}"),
                 (said, foreign) => assert!(said.is_none() && foreign.is_none(), "{said:?} {foreign:?}"),
             }
         }
     }
 
     #[test]
-    fn names_of_checkpoint_files() {
+    fn names_of_checkpoint_files_are_recognized() {
         for name in
             FILES.into_iter().chain([MANIFEST, UNFINISHED, "manifest.json#3", "optimizer-00003-of-00003.safetensors"])
         {

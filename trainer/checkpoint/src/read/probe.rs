@@ -1,108 +1,118 @@
-//! Looking at what a run would go on from, without a lease, a download or a folder made.
+//! Finding the checkpoint that a run would resume from, without a lease, a download, or a new folder.
 
 use arinar_store::Store;
+use serde::de::DeserializeOwned;
 
 use super::{
-    CheckpointError, State,
-    find::{committed, is_damage, steps_at},
-    load::{damaged, read_state},
-    manifest::{self, Manifest, folder},
-    spool::Spool,
-    step_folder,
+    found::Location,
+    resolve::{Candidate, OwnCheckpoints, resolve},
+    state_file::{damaged, read_state},
 };
-use crate::config::{Resume, TrainConfig};
+use crate::{
+    error::CheckpointError,
+    format::{
+        manifest::{self, committed_steps, step_folder_name},
+        step_folder,
+    },
+    options::{CheckpointOptions, ModelIdentity},
+    remote::spool::spool_folder,
+    state::CheckpointState,
+};
 
-/// The checkpoint that a run would go on from, as far as its files' names and lengths and its state tell: the weights
-/// themselves are read and verified when the run starts.
+/// The checkpoint that a run would resume from, judged by the names and lengths of its files and by its state. The weights
+/// are not read; they are verified when the run starts.
 #[derive(Clone, Debug)]
-pub struct Outlook {
-    /// Its folder.
+pub struct ResumeCandidate<C> {
+    /// URL of the checkpoint.
     pub url: String,
     /// Its state.
-    pub state: State,
-    /// Bytes of all its files.
+    pub state: CheckpointState<C>,
+    /// Size of all its files in bytes.
     pub bytes: u64,
-    /// What is wrong with newer ones.
+    /// Problems of newer checkpoints.
     pub warnings: Vec<String>,
 }
 
-/// What `checkpoint.resume` asks for, `store` being the run's folder; `None` where the run begins anew.
+/// Returns the checkpoint that a run with these options would resume from, or `None` if it would start from step 0. `store`
+/// is the folder of the run.
 ///
 /// # Errors
-/// As when the run starts: one that must not be overwritten, none where there should be one, one of another model.
-pub fn look(config: &TrainConfig, store: &Store) -> Result<Option<Outlook>, CheckpointError> {
-    let outlook = wanted(config, store)?;
-    step_folder::check_later_steps(store, outlook.as_ref().map_or(0, |outlook| outlook.state.step))?;
-    Ok(outlook)
+/// Returns the error with which the run would not start: it must not be overwritten, there is no checkpoint where there must
+/// be one, all are damaged, or the model is another one.
+pub fn probe<C: DeserializeOwned>(
+    options: &CheckpointOptions,
+    store: &Store,
+) -> Result<Option<ResumeCandidate<C>>, CheckpointError> {
+    let own = RunAndSpool::open(options, store)?;
+    let foreign = |run: &Store, step| vec![Candidate { step, location: Location::Run, store: run.clone() }];
+    let check = |candidate: &Candidate| inspect(&candidate.store, candidate.step, &options.model);
+    let resolved = resolve(store.url(), &options.resume, &own, foreign, check)?;
+    let found = resolved.map(|found| {
+        let (state, bytes) = found.value;
+        let url = found.candidate.store.url_of(&step_folder_name(found.candidate.step));
+        ResumeCandidate { url, state, bytes, warnings: found.warnings }
+    });
+    step_folder::check_later_steps(store, found.as_ref().map_or(0, |found| found.state.step))?;
+    Ok(found)
 }
 
-fn wanted(config: &TrainConfig, store: &Store) -> Result<Option<Outlook>, CheckpointError> {
-    match &config.checkpoint.resume {
-        Resume::None => match committed(store)?.last() {
-            None => Ok(None),
-            Some(&newest) => Err(CheckpointError::RunExists { url: store.url().to_owned(), newest: folder(newest) }),
-        },
-        Resume::Auto => {
-            let mut places = places(store, committed(store)?);
-            places.extend(spooled(config, store)?);
-            // A step that is in both places is the same; the store's has all files.
-            places.sort_by_key(|(place, step)| (*step, place.url() == store.url()));
-            newest(config, places, store.url())
-        }
-        Resume::From(place) => {
-            let (run, steps) = steps_at(place)?;
-            let found = newest(config, places(&Store::open(&run)?, steps), &run)?;
-            found.map(Some).ok_or_else(|| CheckpointError::NoCheckpoint { url: place.clone() })
-        }
-    }
+/// The checkpoints in the folder of the run, and those in the spool of this node that are not uploaded yet.
+struct RunAndSpool {
+    run: Store,
+    in_run: Vec<u64>,
+    spool: Option<Store>,
+    in_spool: Vec<u64>,
 }
 
-fn places(store: &Store, steps: Vec<u64>) -> Vec<(Store, u64)> {
-    steps.into_iter().map(|step| (store.clone(), step)).collect()
-}
-
-/// Checkpoints of a remote run that wait on this machine to be sent.
-fn spooled(config: &TrainConfig, store: &Store) -> Result<Vec<(Store, u64)>, CheckpointError> {
-    if store.is_local() {
-        return Ok(Vec::new());
-    }
-    let path = Spool::folder_of(config.checkpoint.spool_dir.as_deref(), store.url())?;
-    if !path.is_dir() {
-        return Ok(Vec::new());
-    }
-    let spool = Store::open(&path.display().to_string())?;
-    let steps = committed(&spool)?;
-    Ok(places(&spool, steps))
-}
-
-/// The last of `places`, which are in ascending order, that looks whole.
-fn newest(config: &TrainConfig, places: Vec<(Store, u64)>, run: &str) -> Result<Option<Outlook>, CheckpointError> {
-    let mut warnings = Vec::new();
-    for (store, step) in places.into_iter().rev() {
-        match look_at(config, &store, step) {
-            Ok((state, bytes)) => {
-                return Ok(Some(Outlook { url: store.url_of(&folder(step)), state, bytes, warnings }));
+impl RunAndSpool {
+    fn open(options: &CheckpointOptions, run: &Store) -> Result<Self, CheckpointError> {
+        let in_run = committed_steps(run)?;
+        let mut own = Self { run: run.clone(), in_run, spool: None, in_spool: Vec::new() };
+        if !run.is_local() {
+            let path = spool_folder(options.spool_dir.as_deref(), run.url())?;
+            if path.is_dir() {
+                let spool = Store::open(&path.display().to_string())?;
+                own.in_spool = committed_steps(&spool)?;
+                own.spool = Some(spool);
             }
-            Err(problem) if is_damage(&problem) => warnings.push(problem.to_string()),
-            Err(problem) => return Err(problem),
         }
+        Ok(own)
     }
-    if warnings.is_empty() {
-        return Ok(None);
-    }
-    Err(CheckpointError::NoneWhole { url: run.to_owned(), problems: warnings.join("; ") })
 }
 
-fn look_at(config: &TrainConfig, store: &Store, step: u64) -> Result<(State, u64), CheckpointError> {
-    let manifest: Manifest = manifest::read(store, step)?;
+impl OwnCheckpoints for RunAndSpool {
+    fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        let mut steps = [self.in_run.as_slice(), self.in_spool.as_slice()].concat();
+        steps.sort_unstable();
+        steps.dedup();
+        Ok(steps)
+    }
+
+    fn candidates(&self, step: u64) -> Vec<Candidate> {
+        let in_run = self.in_run.contains(&step).then(|| (Location::Run, self.run.clone()));
+        let in_spool = self.spool.as_ref().filter(|_| self.in_spool.contains(&step));
+        let in_spool = in_spool.map(|spool| (Location::Spool, spool.clone()));
+        // Both copies of a step are the same, but the spool of one node may lack the files of other nodes.
+        let places = in_run.into_iter().chain(in_spool);
+        places.map(|(location, store)| Candidate { step, location, store }).collect()
+    }
+}
+
+/// Compares the names and lengths of a checkpoint's files with its manifest, and reads its state.
+fn inspect<C: DeserializeOwned>(
+    store: &Store,
+    step: u64,
+    model: &ModelIdentity,
+) -> Result<(CheckpointState<C>, u64), CheckpointError> {
+    let manifest = manifest::read(store, step)?;
     for entry in &manifest.files {
-        let what = match store.size(&format!("{}/{}", folder(step), entry.name))? {
+        let what = match store.size(&format!("{}/{}", step_folder_name(step), entry.name))? {
             Some(bytes) if bytes == entry.bytes => continue,
             Some(bytes) => format!("it has {bytes} bytes, the manifest says {}", entry.bytes),
             None => "it is missing".to_owned(),
         };
         return Err(damaged(store, step, &entry.name, what));
     }
-    let state = read_state(store, &manifest, Some(config))?;
+    let state = read_state(store, &manifest, Some(model))?;
     Ok((state, manifest.files.iter().map(|entry| entry.bytes).sum()))
 }

@@ -1,47 +1,51 @@
-//! What a process has to send of a checkpoint.
+//! The part of a checkpoint that a process uploads.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{FileEntry, manifest::Manifest, shard, step_folder::UPLOADED};
+use crate::format::{
+    manifest::{FileEntry, Manifest},
+    step_folder::UPLOADED,
+    tensor_files::rank_of,
+};
 
-/// Files of one rank, which its marker stands for.
+/// The files of a checkpoint that one rank has written.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Group {
+pub(crate) struct RankFiles {
     pub rank: usize,
-    pub world: usize,
+    pub world_size: usize,
     pub files: Vec<FileEntry>,
 }
 
-impl Group {
-    /// A manifest's files by the rank that wrote them; the state is rank 0's.
+impl RankFiles {
+    /// Groups the files of a manifest by the rank that wrote them. The state belongs to rank 0.
     pub fn all(manifest: &Manifest) -> Vec<Self> {
-        let world = manifest.files.iter().find_map(|file| Some(shard::rank_of(&file.name)?.1)).unwrap_or(1);
+        let world_size = manifest.files.iter().find_map(|file| Some(rank_of(&file.name)?.1)).unwrap_or(1);
         let mut ranks: BTreeMap<usize, Vec<FileEntry>> = BTreeMap::new();
         for file in &manifest.files {
-            let rank = shard::rank_of(&file.name).map_or(0, |(rank, _)| rank);
+            let rank = rank_of(&file.name).map_or(0, |(rank, _)| rank);
             ranks.entry(rank).or_default().push(file.clone());
         }
-        ranks.into_iter().map(|(rank, files)| Self { rank, world, files }).collect()
+        ranks.into_iter().map(|(rank, files)| Self { rank, world_size, files }).collect()
     }
 
-    /// Name of the object that says they are all in the store.
+    /// Returns the name of the object that is stored once all these files are uploaded.
     pub fn marker(&self) -> String {
-        format!("{UPLOADED}-{:05}-of-{:05}.json", self.rank + 1, self.world)
+        format!("{UPLOADED}-{:05}-of-{:05}.json", self.rank + 1, self.world_size)
     }
 }
 
-/// One checkpoint and what this process has to do about it.
+/// A checkpoint to upload, and the part of it that this process uploads.
 #[derive(Clone)]
-pub(super) struct Parcel {
+pub(crate) struct UploadJob {
     pub step: u64,
-    /// The folder of its files.
+    /// Local folder of the files.
     pub folder: PathBuf,
-    /// What this process sends.
-    pub groups: Vec<Group>,
-    /// On rank 0, what makes the checkpoint valid.
+    /// The files that this process uploads.
+    pub files: Vec<RankFiles>,
+    /// On rank 0, the manifest that makes the checkpoint valid.
     pub manifest: Option<Manifest>,
-    /// A killed run may have sent some of it already.
-    pub left_over: bool,
+    /// The checkpoint was saved by an earlier start of the run, which may already have uploaded some files.
+    pub resumed: bool,
     /// The store may hold an older checkpoint of this step.
     pub replaces: bool,
 }
@@ -49,14 +53,14 @@ pub(super) struct Parcel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::FORMAT_VERSION;
+    use crate::format::manifest::FORMAT_VERSION;
 
     #[test]
     fn files_belong_to_the_rank_that_wrote_them() {
         let names = ["state.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
         let files = names.map(|name| FileEntry::of(name, name.as_bytes())).to_vec();
-        let groups = Group::all(&Manifest { format_version: FORMAT_VERSION, step: 7, files });
-        assert_eq!(groups.iter().map(|group| group.files.len()).collect::<Vec<_>>(), [2, 1]);
-        assert_eq!(groups[1].marker(), "uploaded-00002-of-00002.json");
+        let ranks = RankFiles::all(&Manifest { format_version: FORMAT_VERSION, step: 7, files });
+        assert_eq!(ranks.iter().map(|rank| rank.files.len()).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(ranks[1].marker(), "uploaded-00002-of-00002.json");
     }
 }

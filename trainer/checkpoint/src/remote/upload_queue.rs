@@ -1,179 +1,173 @@
-//! What of a run's checkpoints is in its remote store, and what is on its way there.
+//! The upload queue: uploads the checkpoints in the spool to the remote store of the run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Instant,
 };
 
-use arinar_store::{Pace, lease::Lease};
+use arinar_collective::LaunchEnvironment;
+use arinar_store::Pace;
 
-use super::{
-    CheckpointError, FileEntry, Role,
-    manifest::{Manifest, folder},
-    parcel::{Group, Parcel},
-    patience::{self, Backlog},
-    publish::Publisher,
-    retention::{Ledger, Retention},
-    spool::{Spool, Stock},
-    upload::{Destination, Uploader},
+use crate::{
+    error::CheckpointError,
+    format::manifest::{FileEntry, Manifest, step_folder_name},
+    remote::{
+        outage::{Backlog, UploadStatus, outage_began, outage_ended, whole_seconds},
+        spool::{Spool, SpoolInventory},
+        upload_job::{RankFiles, UploadJob},
+        upload_order::UploadOrder,
+        uploader::{Destination, Uploader},
+    },
+    retention::Retention,
+    write::publisher::Publisher,
 };
 
-/// How far the store is behind, for the curves.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct UploadStatus {
-    /// Bytes that wait in the spool.
-    pub backlog_bytes: u64,
-    /// False while the store cannot be reached.
-    pub reachable: bool,
-}
-
-/// One process's part in mirroring the spool to the run's store.
-pub(super) struct Mirror {
-    role: Role,
+/// The part of one process in uploading the spool.
+pub(crate) struct UploadQueue {
+    launch: LaunchEnvironment,
     url: String,
     spool: Spool,
-    ledger: Ledger,
+    order: UploadOrder,
     uploader: Uploader,
     pace: Arc<Pace>,
-    /// What is not in the store yet.
-    waiting: BTreeMap<u64, Waiting>,
-    /// The step the uploader works on.
-    handed: Option<u64>,
-    /// Whole checkpoints in the spool.
+    /// Checkpoints that are not in the store yet.
+    waiting: BTreeMap<u64, WaitingJob>,
+    /// The step that the uploader works on.
+    submitted: Option<u64>,
+    /// Complete checkpoints in the spool.
     spooled: BTreeSet<u64>,
-    /// Since when the outage lasts that was told.
-    told: Option<Instant>,
+    /// Beginning of the outage that was reported to the user.
+    reported_outage: Option<Instant>,
 }
 
-struct Waiting {
-    parcel: Parcel,
-    /// Of all files that this process knows of.
+struct WaitingJob {
+    job: UploadJob,
+    /// Size of all files of the checkpoint.
     bytes: u64,
-    /// The files lie in the spool as the parcel says.
+    /// True if the files of the job are in the spool.
     ready: bool,
 }
 
-impl Mirror {
-    /// Begins with what the last run left.
+impl UploadQueue {
+    /// Starts with the checkpoints of an earlier start of the run that are not uploaded yet.
     ///
     /// # Errors
-    /// When the system gives no thread.
-    pub fn new(
-        role: Role,
-        url: &str,
+    /// Returns an error if the thread of the uploader cannot be started.
+    pub fn start(
+        launch: LaunchEnvironment,
         spool: Spool,
-        stock: &Stock,
+        inventory: &SpoolInventory,
         retention: Retention,
-        lease: Option<Arc<Mutex<Lease>>>,
-        pace: Arc<Pace>,
+        destination: Destination,
     ) -> io::Result<Self> {
-        let destination = Destination { url: url.to_owned(), retention, lease, pace: Arc::clone(&pace) };
+        let (url, pace) = (destination.url.clone(), Arc::clone(&destination.pace));
         let uploader = Uploader::start(destination)?;
-        let leftovers: Vec<u64> = stock.leftovers.iter().map(|manifest| manifest.step).collect();
-        let mut mirror = Self {
-            role,
-            url: url.to_owned(),
+        let not_uploaded: Vec<u64> = inventory.not_uploaded.iter().map(|manifest| manifest.step).collect();
+        let mut queue = Self {
+            launch,
+            url,
             spool,
-            ledger: Ledger::new(retention, &stock.stored, &leftovers),
+            order: UploadOrder::new(retention, &inventory.stored, &not_uploaded),
             uploader,
             pace,
             waiting: BTreeMap::new(),
-            handed: None,
-            spooled: stock.leftovers.iter().chain(&stock.newest).map(|manifest| manifest.step).collect(),
-            told: None,
+            submitted: None,
+            spooled: inventory.not_uploaded.iter().chain(&inventory.newest).map(|manifest| manifest.step).collect(),
+            reported_outage: None,
         };
-        for manifest in &stock.leftovers {
-            let waiting = mirror.left_over(manifest);
-            mirror.waiting.insert(manifest.step, waiting);
+        for manifest in &inventory.not_uploaded {
+            let waiting = queue.resumed_job(manifest);
+            queue.waiting.insert(manifest.step, waiting);
         }
-        mirror.hand_over();
-        Ok(mirror)
+        queue.submit_next();
+        Ok(queue)
     }
 
-    /// The leader of a node sends all files of a leftover that lie there, whoever wrote them.
-    fn left_over(&self, manifest: &Manifest) -> Waiting {
-        let folder = self.spool.path().join(folder(manifest.step));
-        let here = |group: &Group| group.files.iter().all(|file| folder.join(&file.name).is_file());
-        let mut groups = if self.role.is_node_leader { Group::all(manifest) } else { Vec::new() };
-        groups.retain(here);
-        self.parcel(manifest, groups, true)
+    /// Creates the job for a checkpoint of an earlier start. The leader of a node uploads all files that are on the node,
+    /// whichever rank wrote them.
+    fn resumed_job(&self, manifest: &Manifest) -> WaitingJob {
+        let folder = self.spool.path().join(step_folder_name(manifest.step));
+        let is_here = |rank: &RankFiles| rank.files.iter().all(|file| folder.join(&file.name).is_file());
+        let mut files = if self.launch.is_node_leader() { RankFiles::all(manifest) } else { Vec::new() };
+        files.retain(is_here);
+        self.job(manifest, files, true)
     }
 
-    fn parcel(&self, manifest: &Manifest, groups: Vec<Group>, left_over: bool) -> Waiting {
+    fn job(&self, manifest: &Manifest, files: Vec<RankFiles>, resumed: bool) -> WaitingJob {
         let step = manifest.step;
-        let parcel = Parcel {
+        let job = UploadJob {
             step,
-            folder: self.spool.path().join(folder(step)),
-            groups,
-            manifest: (self.role.rank == 0).then(|| manifest.clone()),
-            left_over,
-            replaces: self.ledger.replaces(step),
+            folder: self.spool.path().join(step_folder_name(step)),
+            files,
+            manifest: (self.launch.rank == 0).then(|| manifest.clone()),
+            resumed,
+            replaces: self.order.replaces(step),
         };
-        // What one rank publishes the others need not wait for: theirs is written.
-        let ready = left_over || self.role.rank != 0;
-        Waiting { parcel, bytes: manifest.files.iter().map(|file| file.bytes).sum(), ready }
+        // Only rank 0 waits until the checkpoint is published; the files of the other ranks are already written.
+        let ready = resumed || self.launch.rank != 0;
+        WaitingJob { job, bytes: manifest.files.iter().map(|file| file.bytes).sum(), ready }
     }
 
-    /// All ranks' files of a checkpoint are written; `own` are those of this rank.
-    pub fn saved(&mut self, manifest: &Manifest, own: Vec<FileEntry>, publisher: Option<&Publisher>) {
+    /// Adds a checkpoint whose files are written by all ranks. `own` are the files of this rank.
+    pub fn add(&mut self, manifest: &Manifest, own: Vec<FileEntry>, publisher: Option<&Publisher>) {
         let step = manifest.step;
-        let group = Group { rank: self.role.rank, world: self.role.world, files: own };
-        let waiting = self.parcel(manifest, vec![group], false);
+        let files = RankFiles { rank: self.launch.rank, world_size: self.launch.world_size, files: own };
+        let waiting = self.job(manifest, vec![files], false);
         self.waiting.insert(step, waiting);
         self.spooled.insert(step);
-        for dropped in self.ledger.saved(step) {
+        for dropped in self.order.add(step) {
             self.waiting.remove(&dropped);
         }
-        self.tidy(publisher);
-        self.hand_over();
+        self.prune_spool(publisher);
+        self.submit_next();
     }
 
-    /// The spool's checkpoint of this step is valid.
-    pub fn published(&mut self, step: u64) {
+    /// Records that the checkpoint of a step is valid in the spool.
+    pub fn on_published(&mut self, step: u64) {
         if let Some(waiting) = self.waiting.get_mut(&step) {
             waiting.ready = true;
         }
-        self.hand_over();
+        self.submit_next();
     }
 
-    /// Rank 0 alone knows: the checkpoint being sent is valid in the store.
+    /// Returns true if the checkpoint that is being uploaded is valid in the store. Only rank 0 knows.
     pub fn is_uploaded(&self) -> bool {
-        self.role.rank == 0 && self.handed.is_some() && self.uploader.delivered() == self.handed
+        self.launch.rank == 0 && self.submitted.is_some() && self.uploader.delivered() == self.submitted
     }
 
-    /// All ranks have heard so. Returns its step.
-    pub fn uploaded(&mut self, publisher: Option<&Publisher>) -> Option<u64> {
-        let step = self.ledger.sending()?;
-        self.ledger.uploaded();
+    /// Moves on to the next checkpoint, after all ranks have agreed that the current one is uploaded. Returns its step.
+    pub fn on_uploaded(&mut self, publisher: Option<&Publisher>) -> Option<u64> {
+        let step = self.order.uploading()?;
+        self.order.complete();
         self.waiting.remove(&step);
-        self.handed = None;
-        self.tidy(publisher);
-        self.hand_over();
+        self.submitted = None;
+        self.prune_spool(publisher);
+        self.submit_next();
         Some(step)
     }
 
-    /// Training has ended: nothing holds the upload back any more.
-    pub fn hurry(&self) {
+    /// Lifts the limit of the upload rate, because training has ended.
+    pub fn lift_rate_limit(&self) {
         self.pace.hurry();
     }
 
-    /// True when nothing waits.
+    /// Returns true if nothing is waiting.
     pub fn is_empty(&self) -> bool {
-        self.ledger.sending().is_none()
+        self.order.uploading().is_none()
     }
 
-    /// True if waiting for an upload is in vain: there is none, or the store is out of reach.
+    /// Returns true if waiting for an upload is pointless: there is none, or the store cannot be reached.
     pub fn is_stuck(&self) -> bool {
         self.is_empty() || self.uploader.outage().is_some()
     }
 
-    /// The spool keeps what is not sent yet, and the newest.
-    fn tidy(&mut self, publisher: Option<&Publisher>) {
-        let kept: BTreeSet<u64> = self.ledger.unsent().chain(self.spooled.last().copied()).collect();
-        let gone: Vec<u64> = self.spooled.difference(&kept).copied().collect();
-        for step in gone {
+    /// Deletes checkpoints from the spool, except those that are not uploaded yet and the newest.
+    fn prune_spool(&mut self, publisher: Option<&Publisher>) {
+        let kept: BTreeSet<u64> = self.order.not_uploaded().chain(self.spooled.last().copied()).collect();
+        let superseded: Vec<u64> = self.spooled.difference(&kept).copied().collect();
+        for step in superseded {
             self.spooled.remove(&step);
             if let Some(publisher) = publisher {
                 publisher.delete(step);
@@ -181,22 +175,22 @@ impl Mirror {
         }
     }
 
-    fn hand_over(&mut self) {
-        let Some(step) = self.ledger.sending().filter(|_| self.handed.is_none()) else { return };
+    fn submit_next(&mut self) {
+        let Some(step) = self.order.uploading().filter(|_| self.submitted.is_none()) else { return };
         if let Some(waiting) = self.waiting.get(&step).filter(|waiting| waiting.ready) {
-            self.uploader.deliver(waiting.parcel.clone());
-            self.handed = Some(step);
+            self.uploader.submit(waiting.job.clone());
+            self.submitted = Some(step);
         }
     }
 
-    /// Makes sure that the next checkpoint fits into the spool.
+    /// Makes room in the spool for the next checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError::NoRoom`].
+    /// Returns [`CheckpointError::NoRoom`] if there is none.
     pub fn make_room(&mut self, need: u64) -> Result<(), CheckpointError> {
-        let unsent: BTreeSet<u64> = self.ledger.unsent().collect();
-        let spare: Vec<u64> = self.spooled.difference(&unsent).copied().collect();
-        self.spool.make_room(need, &spare).map_err(|error| match error {
+        let not_uploaded: BTreeSet<u64> = self.order.not_uploaded().collect();
+        let uploaded: Vec<u64> = self.spooled.difference(&not_uploaded).copied().collect();
+        self.spool.make_room(need, &uploaded).map_err(|error| match error {
             CheckpointError::SpoolFull { path, what } => {
                 self.no_room(format!("{} has no room: {what}", path.display()))
             }
@@ -204,13 +198,13 @@ impl Mirror {
         })
     }
 
-    /// What to tell when a checkpoint does not fit.
+    /// Returns the error for a checkpoint that does not fit.
     pub fn no_room(&self, what: String) -> CheckpointError {
         let outage = self.uploader.outage().map_or(String::new(), |outage| {
-            let since = patience::rounded(outage.since.elapsed());
+            let since = whole_seconds(outage.since.elapsed());
             format!(", which cannot be reached since {since} ({})", outage.reason)
         });
-        let backlog = self.backlog().tell(self.spool.path());
+        let backlog = self.describe_backlog();
         CheckpointError::NoRoom { what, waits: format!("{backlog} for {}{outage}", self.url) }
     }
 
@@ -218,37 +212,37 @@ impl Mirror {
         Backlog { checkpoints: self.waiting.len(), bytes: self.waiting.values().map(|waiting| waiting.bytes).sum() }
     }
 
-    /// For the curves.
+    /// Returns the status for logs and metrics.
     pub fn status(&self) -> UploadStatus {
         UploadStatus { backlog_bytes: self.backlog().bytes, reachable: self.uploader.outage().is_none() }
     }
 
-    /// `2 checkpoints, 6.8 GB wait in SPOOL`
-    pub fn tell_backlog(&self) -> String {
-        self.backlog().tell(self.spool.path())
+    /// Returns a phrase such as `2 checkpoints, 6.8 GB wait in SPOOL`.
+    pub fn describe_backlog(&self) -> String {
+        self.backlog().describe(self.spool.path())
     }
 
-    /// Where checkpoints go.
+    /// Returns the URL of the run.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// What there is to say since the last call: an outage began or ended.
+    /// Returns a message if an outage has begun or ended since the last call.
     pub fn poll(&mut self) -> Option<String> {
-        match (self.uploader.outage(), self.told) {
+        match (self.uploader.outage(), self.reported_outage) {
             (Some(outage), None) => {
-                self.told = Some(outage.since);
-                Some(patience::begins(&self.url, &outage, &self.backlog(), self.spool.path()))
+                self.reported_outage = Some(outage.since);
+                Some(outage_began(&self.url, &outage, &self.backlog(), self.spool.path()))
             }
             (None, Some(since)) => {
-                self.told = None;
-                Some(patience::ends(&self.url, since.elapsed(), &self.backlog(), self.spool.path()))
+                self.reported_outage = None;
+                Some(outage_ended(&self.url, since.elapsed(), &self.backlog(), self.spool.path()))
             }
             _ => None,
         }
     }
 
-    /// What went wrong for good.
+    /// Returns the error after which uploads cannot continue, once.
     pub fn failure(&self) -> Option<CheckpointError> {
         self.uploader.failure()
     }

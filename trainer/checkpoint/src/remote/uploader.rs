@@ -1,8 +1,8 @@
-//! Mirroring a spooled checkpoint to the run's store, beside the training and however long it takes.
+//! The uploader: a thread that uploads checkpoints from the spool to the store of the run while training continues.
 //!
-//! Every rank sends the files that it wrote, then a small marker `uploaded-R-of-W.json` that names them. Rank 0 waits
-//! for the markers of all ranks to name what the manifest names, and then puts the manifest: it never names a file that
-//! is not there. The store alone is what ranks meet at, so that no rank waits for another in its training.
+//! Every rank uploads the files that it wrote, then a small marker `uploaded-R-of-W.json` that lists them. Rank 0 waits until
+//! the markers of all ranks list the files of the manifest, and then uploads the manifest, so that the manifest never lists a
+//! file that is missing. Ranks synchronize only through the store, so that no rank waits for another one in its training.
 
 use std::{
     collections::BTreeSet,
@@ -11,36 +11,43 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arinar_collective::machine::priority::lower_thread_priority;
 use arinar_store::{
     Pace, Store, StoreError,
     lease::{Lease, LeaseError},
 };
 
 use super::{
-    CheckpointError, FileEntry,
-    manifest::{MANIFEST, Manifest, folder},
-    parcel::{Group, Parcel},
-    patience::{Outage, Patience},
-    publish,
-    retention::Retention,
-    step_folder,
+    backoff::Backoff,
+    outage::Outage,
+    upload_job::{RankFiles, UploadJob},
 };
-use arinar_collective::machine::priority;
+use crate::{
+    error::CheckpointError,
+    format::{
+        manifest::{FileEntry, MANIFEST, Manifest, step_folder_name},
+        step_folder,
+    },
+    retention::Retention,
+    write::publisher,
+};
 
-/// The first and the longest time between two looks for the markers of other ranks.
-const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// The first and the longest time between two polls for the markers of other ranks.
+const POLL_INTERVALS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
-/// Where an uploader works and for whom.
-pub(super) struct Destination {
+/// The store of the run and how to upload to it.
+pub(crate) struct Destination {
+    /// URL of the run.
     pub url: String,
+    /// The checkpoints to keep in the store.
     pub retention: Retention,
-    /// On rank 0, what keeps other runs away.
+    /// The lease of the run, held by rank 0.
     pub lease: Option<Arc<Mutex<Lease>>>,
-    /// How fast files are sent while training goes on.
+    /// The rate limit while training continues.
     pub pace: Arc<Pace>,
 }
 
-/// What the training may ask.
+/// State shared by the training thread and the uploader.
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
@@ -49,74 +56,74 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    parcel: Option<Parcel>,
+    job: Option<UploadJob>,
     stop: bool,
-    /// The step of the last parcel that was delivered whole.
+    /// The step of the last job that was completed.
     delivered: Option<u64>,
     outage: Option<Outage>,
     failure: Option<CheckpointError>,
 }
 
-/// A thread that delivers one checkpoint at a time.
-pub(super) struct Uploader {
+/// A handle to the thread, which works on one checkpoint at a time.
+pub(crate) struct Uploader {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Uploader {
-    /// Starts without anything to do.
+    /// Starts the thread, without a job.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// Returns an error if the thread cannot be started.
     pub fn start(destination: Destination) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let its = Arc::clone(&shared);
+        let thread_shared = Arc::clone(&shared);
         let work = move || {
-            // Signing, encrypting and sending must not slow the training. The store is opened here, so that its
-            // threads give way like this one.
-            priority::lower_thread_priority();
+            // Signing, encrypting and sending must not slow the training. The store is opened here, so that its threads
+            // inherit the priority of this one.
+            lower_thread_priority();
             match Store::open(&destination.url) {
                 Ok(store) => {
                     let store = store.paced(Arc::clone(&destination.pace));
-                    Delivery { shared: &its, store, destination }.run();
+                    Worker { shared: &thread_shared, store, destination }.run();
                 }
-                Err(error) => its.lock().failure = Some(error.into()),
+                Err(error) => thread_shared.lock().failure = Some(error.into()),
             }
         };
         let thread = std::thread::Builder::new().name("uploader".to_owned()).spawn(work)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Gives the next checkpoint to deliver, after the last one is delivered or in place of it.
-    pub fn deliver(&self, parcel: Parcel) {
-        self.shared.lock().parcel = Some(parcel);
+    /// Submits the next job. A job that is still in progress is abandoned.
+    pub fn submit(&self, job: UploadJob) {
+        self.shared.lock().job = Some(job);
         self.shared.changed.notify_all();
     }
 
-    /// The step of the last parcel that is whole: sent, or on rank 0 valid in the store.
+    /// Returns the step of the last completed job: its files are uploaded, and on rank 0 the checkpoint is valid.
     pub fn delivered(&self) -> Option<u64> {
         self.shared.lock().delivered
     }
 
-    /// Since when the store cannot be reached, and why; `None` when it can.
+    /// Returns the current outage, or `None` if the store can be reached.
     pub fn outage(&self) -> Option<Outage> {
         self.shared.lock().outage.clone()
     }
 
-    /// What went wrong for good; told once.
+    /// Returns the error after which the uploader has given up, once.
     pub fn failure(&self) -> Option<CheckpointError> {
         self.shared.lock().failure.take()
     }
 }
 
 impl Drop for Uploader {
-    /// Waits for the thread unless it is in the middle of a request, which ends with the process.
+    /// Waits for the thread, unless a request is in progress, which then ends with the process.
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
-        let patience = Instant::now() + Duration::from_millis(500);
+        let deadline = Instant::now() + Duration::from_millis(500);
         let Some(thread) = self.thread.take() else { return };
-        while !thread.is_finished() && Instant::now() < patience {
+        while !thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
         if thread.is_finished() {
@@ -127,37 +134,37 @@ impl Drop for Uploader {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole at every unlock, also by a panic.
+        // The state is consistent at every unlock, even by a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sleeps, but not on after a new parcel or the end.
+    /// Sleeps until the time has passed, a job is submitted, or the uploader is stopped.
     fn sleep(&self, time: Duration) {
         let _ = self.changed.wait_timeout(self.lock(), time);
     }
 }
 
-/// Why a delivery did not succeed.
-enum Trouble {
-    /// The store may be better later.
+/// Why a job failed.
+enum JobFailure {
+    /// The store failed; a later attempt may succeed.
     Store(StoreError),
-    /// It never will.
+    /// No later attempt can succeed.
     Final(CheckpointError),
-    /// Nobody wants it any more.
-    Stopped,
+    /// The uploader was stopped or received another job.
+    Abandoned,
 }
 
-impl From<StoreError> for Trouble {
+impl From<StoreError> for JobFailure {
     fn from(error: StoreError) -> Self {
         match error {
-            // The spool's disk, not the store.
+            // An error of the spool's disk, not of the store.
             StoreError::File { .. } => Self::Final(error.into()),
             error => Self::Store(error),
         }
     }
 }
 
-impl From<LeaseError> for Trouble {
+impl From<LeaseError> for JobFailure {
     fn from(error: LeaseError) -> Self {
         match error {
             LeaseError::Store(error) => Self::from(error),
@@ -166,87 +173,87 @@ impl From<LeaseError> for Trouble {
     }
 }
 
-/// The uploader's thread.
-struct Delivery<'a> {
+/// The state of the thread.
+struct Worker<'a> {
     shared: &'a Shared,
     store: Store,
     destination: Destination,
 }
 
-impl Delivery<'_> {
+impl Worker<'_> {
     fn run(&self) {
-        while let Some(parcel) = self.next() {
-            let step = parcel.step;
-            let delivered = self.deliver(parcel);
+        while let Some(job) = self.next_job() {
+            let step = job.step;
+            let result = self.upload(job);
             let mut state = self.shared.lock();
-            match delivered {
+            match result {
                 Ok(()) => state.delivered = Some(step),
-                Err(Trouble::Final(error)) => state.failure = Some(error),
+                Err(JobFailure::Final(error)) => state.failure = Some(error),
                 Err(_) => {}
             }
         }
     }
 
-    fn next(&self) -> Option<Parcel> {
+    fn next_job(&self) -> Option<UploadJob> {
         let mut state = self.shared.lock();
         loop {
             if state.stop {
                 return None;
             }
-            if let Some(parcel) = state.parcel.take() {
-                return Some(parcel);
+            if let Some(job) = state.job.take() {
+                return Some(job);
             }
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn check_wanted(&self) -> Result<(), Trouble> {
+    fn check_not_abandoned(&self) -> Result<(), JobFailure> {
         let state = self.shared.lock();
-        if state.stop || state.parcel.is_some() { Err(Trouble::Stopped) } else { Ok(()) }
+        if state.stop || state.job.is_some() { Err(JobFailure::Abandoned) } else { Ok(()) }
     }
 
-    /// Sends this process's files; on rank 0 also makes the checkpoint valid and deletes what it supersedes.
-    fn deliver(&self, parcel: Parcel) -> Result<(), Trouble> {
-        if parcel.replaces {
-            self.patiently(|| self.store.delete(&format!("{}/{MANIFEST}", folder(parcel.step))))?;
+    /// Uploads the files of this process. On rank 0, also makes the checkpoint valid and deletes superseded ones.
+    fn upload(&self, job: UploadJob) -> Result<(), JobFailure> {
+        if job.replaces {
+            self.retry(|| self.store.delete(&format!("{}/{MANIFEST}", step_folder_name(job.step))))?;
         }
-        if !parcel.groups.is_empty() {
-            self.patiently(|| step_folder::mark_unfinished(&self.store, parcel.step))?;
+        if !job.files.is_empty() {
+            self.retry(|| step_folder::mark_unfinished(&self.store, job.step))?;
         }
-        for group in &parcel.groups {
-            self.send(&parcel, group)?;
+        for files in &job.files {
+            self.upload_files(&job, files)?;
         }
-        let Some(manifest) = &parcel.manifest else { return Ok(()) };
+        let Some(manifest) = &job.manifest else { return Ok(()) };
         self.wait_for_markers(manifest)?;
         self.commit(manifest)?;
-        self.patiently(|| publish::clean_up(&self.store, parcel.step, self.destination.retention))
+        self.retry(|| publisher::prune(&self.store, job.step, self.destination.retention))
     }
 
-    /// One rank's files, then the marker that names them.
-    fn send(&self, parcel: &Parcel, group: &Group) -> Result<(), Trouble> {
-        let marker = format!("{}/{}", folder(parcel.step), group.marker());
-        let ours = serde_json::to_vec_pretty(&group.files).map_err(|error| self.cannot_write(&marker, error))?;
-        if parcel.left_over && self.patiently(|| self.read(&marker))?.is_some_and(|theirs| theirs == ours) {
+    /// Uploads the files of one rank, then the marker that lists them.
+    fn upload_files(&self, job: &UploadJob, files: &RankFiles) -> Result<(), JobFailure> {
+        let marker = format!("{}/{}", step_folder_name(job.step), files.marker());
+        let ours = serde_json::to_vec_pretty(&files.files).map_err(|error| self.cannot_write(&marker, error))?;
+        if job.resumed && self.retry(|| self.read(&marker))?.is_some_and(|theirs| theirs == ours) {
             return Ok(());
         }
-        for file in &group.files {
-            let name = format!("{}/{}", folder(parcel.step), file.name);
-            self.patiently(|| self.store.put_file(&name, &parcel.folder.join(&file.name)))?;
+        for file in &files.files {
+            let name = format!("{}/{}", step_folder_name(job.step), file.name);
+            self.retry(|| self.store.put_file(&name, &job.folder.join(&file.name)))?;
         }
-        self.patiently(|| self.store.put(&marker, ours.clone()))
+        self.retry(|| self.store.put(&marker, ours.clone()))
     }
 
-    fn wait_for_markers(&self, manifest: &Manifest) -> Result<(), Trouble> {
-        let mut missing = Group::all(manifest);
-        let mut pause = LOOK_EVERY[0];
+    fn wait_for_markers(&self, manifest: &Manifest) -> Result<(), JobFailure> {
+        let mut missing = RankFiles::all(manifest);
+        let mut pause = POLL_INTERVALS[0];
         loop {
             let mut still = Vec::new();
-            for group in missing {
-                let marker = format!("{}/{}", folder(manifest.step), group.marker());
-                let sent = self.patiently(|| self.read(&marker))?;
+            for files in missing {
+                let marker = format!("{}/{}", step_folder_name(manifest.step), files.marker());
+                let sent = self.retry(|| self.read(&marker))?;
                 let sent = sent.and_then(|bytes| serde_json::from_slice::<Vec<FileEntry>>(&bytes).ok());
-                if sent.is_none_or(|sent| sent != group.files) {
-                    still.push(group);
+                if sent.is_none_or(|sent| sent != files.files) {
+                    still.push(files);
                 }
             }
             missing = still;
@@ -254,23 +261,23 @@ impl Delivery<'_> {
                 return Ok(());
             }
             self.shared.sleep(pause);
-            self.check_wanted()?;
-            pause = (pause * 2).min(LOOK_EVERY[1]);
+            self.check_not_abandoned()?;
+            pause = (pause * 2).min(POLL_INTERVALS[1]);
         }
     }
 
-    /// The manifest, last; then the markers go, and files that a killed run of another number of ranks has left.
-    fn commit(&self, manifest: &Manifest) -> Result<(), Trouble> {
-        let folder = folder(manifest.step);
+    /// Uploads the manifest, then deletes the markers and the files that a killed run of another world size has left.
+    fn commit(&self, manifest: &Manifest) -> Result<(), JobFailure> {
+        let folder = step_folder_name(manifest.step);
         let name = format!("{folder}/{MANIFEST}");
         let bytes = serde_json::to_vec_pretty(manifest).map_err(|error| self.cannot_write(&name, error))?;
         if let Some(lease) = &self.destination.lease {
-            // A lease is of one thread at a time; nobody else asks.
-            self.patiently(|| lease.lock().unwrap_or_else(PoisonError::into_inner).check())?;
+            // The lock is never contended: only this thread checks the lease.
+            self.retry(|| lease.lock().unwrap_or_else(PoisonError::into_inner).check())?;
         }
-        self.patiently(|| self.store.put(&name, bytes.clone()))?;
+        self.retry(|| self.store.put(&name, bytes.clone()))?;
         let names: BTreeSet<&str> = manifest.files.iter().map(|file| file.name.as_str()).chain([MANIFEST]).collect();
-        self.patiently(|| {
+        self.retry(|| {
             for object in self.store.list(&folder)? {
                 let file = object.name.strip_prefix(&folder).and_then(|file| file.strip_prefix('/'));
                 if file.is_some_and(|file| !names.contains(file) && step_folder::is_checkpoint_file(file)) {
@@ -289,34 +296,34 @@ impl Delivery<'_> {
         }
     }
 
-    /// Tries until it succeeds, ever less often, unless nobody wants it any more or it never can.
-    fn patiently<T, E: Into<Trouble>>(&self, mut what: impl FnMut() -> Result<T, E>) -> Result<T, Trouble> {
-        let mut patience = Patience::default();
+    /// Retries an operation with backoff until it succeeds, cannot succeed, or the job is abandoned.
+    fn retry<T, E: Into<JobFailure>>(&self, mut operation: impl FnMut() -> Result<T, E>) -> Result<T, JobFailure> {
+        let mut backoff = Backoff::default();
         loop {
-            self.check_wanted()?;
+            self.check_not_abandoned()?;
             let began = Instant::now();
-            match what().map_err(E::into) {
+            match operation().map_err(E::into) {
                 Ok(value) => {
                     self.shared.lock().outage = None;
                     return Ok(value);
                 }
-                Err(Trouble::Store(error)) => {
+                Err(JobFailure::Store(error)) => {
                     let mut state = self.shared.lock();
                     match &mut state.outage {
                         Some(outage) => outage.reason = error.to_string(),
                         none => *none = Some(Outage { since: began, reason: error.to_string() }),
                     }
                     drop(state);
-                    self.shared.sleep(patience.next());
+                    self.shared.sleep(backoff.next_pause());
                 }
-                Err(trouble) => return Err(trouble),
+                Err(failure) => return Err(failure),
             }
         }
     }
 
-    fn cannot_write(&self, name: &str, source: serde_json::Error) -> Trouble {
+    fn cannot_write(&self, name: &str, source: serde_json::Error) -> JobFailure {
         let url = self.store.url_of(name);
-        Trouble::Final(StoreError::Other { url, source: source.into() }.into())
+        JobFailure::Final(StoreError::Other { url, source: source.into() }.into())
     }
 }
 
@@ -326,7 +333,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::checkpoint::FORMAT_VERSION;
+    use crate::format::manifest::FORMAT_VERSION;
 
     fn manifest(step: u64, files: &[(&str, &str)]) -> Manifest {
         let files = files.iter().map(|(name, contents)| FileEntry::of(name, contents.as_bytes())).collect();
@@ -348,12 +355,12 @@ mod tests {
     fn wait(until: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(120);
         while !until() {
-            assert!(Instant::now() < deadline, "waited in vain");
+            assert!(Instant::now() < deadline, "timed out");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// Puts a link to itself in the place of a file: reading it is an error, which whoever reads it shows as an outage.
+    /// Replaces a file by a symbolic link to itself. Reading it fails, and the reader reports an outage.
     fn make_unreadable(file: &Path) {
         let link = file.with_extension("link");
         std::os::unix::fs::symlink(file, &link).unwrap();
@@ -371,34 +378,34 @@ mod tests {
         let url = run.display().to_string();
         let store = Store::open(&url).unwrap();
         store.put("step-00000005/manifest.json", b"{\"format_version\":1,\"step\":5,\"files\":[]}".to_vec()).unwrap();
-        store.put("step-00000007/notes.txt", b"of a person".to_vec()).unwrap();
+        store.put("step-00000007/notes.txt", b"of a user".to_vec()).unwrap();
         store.put("step-00000007/model-00001-of-00003.safetensors", b"of a killed run".to_vec()).unwrap();
         let marker = "step-00000007/uploaded-00002-of-00002.json";
         store.put(marker, b"[]".to_vec()).unwrap();
         make_unreadable(&run.join(marker));
         let manifest = manifest(7, &FILES);
-        let parcel = |rank: usize| Parcel {
+        let job = |rank: usize| UploadJob {
             step: 7,
             folder: spool.clone(),
-            groups: vec![Group::all(&manifest).remove(rank)],
+            files: vec![RankFiles::all(&manifest).remove(rank)],
             manifest: (rank == 0).then(|| manifest.clone()),
-            left_over: false,
+            resumed: false,
             replaces: false,
         };
         let (first, second) = (uploader(&url), uploader(&url));
-        // Either it reads the marker of the second rank, or it goes on without.
+        // It must read the marker of the second rank rather than continue without it.
         let reads_the_marker = || {
             wait(|| first.outage().is_some() || first.delivered().is_some());
             assert!(first.delivered().is_none() && !store.exists("step-00000007/manifest.json").unwrap());
         };
-        first.deliver(parcel(0));
+        first.submit(job(0));
         reads_the_marker();
-        // One that names other files is no reason to go on either: it is read again.
+        // A marker that lists other files is not accepted either: it is read again.
         store.put(marker, b"[]".to_vec()).unwrap();
         wait(|| first.outage().is_none());
         make_unreadable(&run.join(marker));
         reads_the_marker();
-        second.deliver(parcel(1));
+        second.submit(job(1));
         wait(|| first.delivered() == Some(7));
         wait(|| second.delivered() == Some(7));
         let names: Vec<String> = store.list("").unwrap().into_iter().map(|object| object.name).collect();
@@ -413,17 +420,17 @@ mod tests {
     }
 
     #[test]
-    fn a_vanished_file_ends_it_with_its_name() {
+    fn a_missing_file_ends_the_upload_with_its_name() {
         let temporary = tempfile::tempdir().unwrap();
         let url = temporary.path().join("run").display().to_string();
         let uploader = uploader(&url);
         let manifest = manifest(7, &FILES[..2]);
-        uploader.deliver(Parcel {
+        uploader.submit(UploadJob {
             step: 7,
             folder: temporary.path().join("nowhere"),
-            groups: Group::all(&manifest),
+            files: RankFiles::all(&manifest),
             manifest: Some(manifest),
-            left_over: true,
+            resumed: true,
             replaces: true,
         });
         wait(|| uploader.shared.lock().failure.is_some());

@@ -1,4 +1,4 @@
-//! Making a checkpoint valid, beside the training: its state, its manifest, and only then the end of older ones.
+//! The publisher: a thread that makes checkpoints in a local folder valid and deletes superseded ones.
 
 use std::{
     io,
@@ -9,132 +9,133 @@ use std::{
 use arinar_store::{Store, StoreError};
 use bytes::Bytes;
 
-use super::{
-    CheckpointError,
-    manifest::{self, MANIFEST, STATE, folder},
+use crate::{
+    error::{CheckpointError, disk_error},
+    format::{
+        manifest::{self, MANIFEST, STATE, step_folder_name},
+        step_folder,
+    },
     retention::Retention,
-    snapshot::disk_error,
-    step_folder,
 };
 
-/// A checkpoint whose files all lie in their folder.
-pub(super) struct Complete {
+/// A checkpoint whose files of tensors are all in its folder.
+pub(crate) struct WrittenCheckpoint {
     pub step: u64,
-    /// Contents of the two files that make it valid.
+    /// Contents of the state and the manifest, which make it valid.
     pub state: Vec<u8>,
     pub manifest: Vec<u8>,
 }
 
-/// What there is to do, in this order.
-enum Order {
-    Publish(Complete),
+/// A command to the thread. Commands are executed in order.
+enum Command {
+    Publish(WrittenCheckpoint),
     Delete(u64),
-    Tell,
+    /// Requests a reply once all earlier commands are executed.
+    Sync,
 }
 
-/// The step of a published checkpoint; nothing where an order only asked to be told.
-type Told = Result<Option<u64>, CheckpointError>;
+/// The step of a published checkpoint; `None` in reply to [`Command::Sync`].
+type Reply = Result<Option<u64>, CheckpointError>;
 
-/// A thread that publishes checkpoints in a local folder.
-pub(super) struct Publisher {
-    orders: Option<mpsc::Sender<Order>>,
-    told: mpsc::Receiver<Told>,
+/// A handle to the thread.
+pub(crate) struct Publisher {
+    commands: Option<mpsc::Sender<Command>>,
+    replies: mpsc::Receiver<Reply>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Publisher {
-    /// Publishes in `store`, a local one. With a retention, each published checkpoint is followed by deleting what it
-    /// supersedes; without one, checkpoints stay until [`Publisher::delete`].
+    /// Starts a publisher for the local folder `store`. With a retention, superseded checkpoints are deleted whenever one is
+    /// published; without one, checkpoints are kept until [`Publisher::delete`].
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// Returns an error if the thread cannot be started.
     pub fn start(store: Arc<Store>, retention: Option<Retention>) -> io::Result<Self> {
-        let (orders, received) = mpsc::channel();
-        let (tell, told) = mpsc::channel();
+        let (commands, received) = mpsc::channel();
+        let (reply, replies) = mpsc::channel();
         let work = move || {
-            for order in received {
-                let silent = matches!(order, Order::Delete(_));
-                let result = carry_out(&store, order, retention);
+            for command in received {
+                let has_reply = !matches!(command, Command::Delete(_));
+                let result = execute(&store, command, retention);
                 let failed = result.is_err();
-                if failed || !silent {
-                    // Nobody listens any more once the run ends.
-                    let _ = tell.send(result);
+                if failed || has_reply {
+                    // The receiver is gone once the run ends.
+                    let _ = reply.send(result);
                 }
                 if failed {
-                    // What was ordered next may delete what the failed one should have superseded.
+                    // Later commands may delete what the failed one should have superseded.
                     return;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("publisher".to_owned()).spawn(work)?;
-        Ok(Self { orders: Some(orders), told, thread: Some(thread) })
+        Ok(Self { commands: Some(commands), replies, thread: Some(thread) })
     }
 
-    /// Publishes in the background.
-    pub fn publish(&self, complete: Complete) {
-        self.order(Order::Publish(complete));
+    /// Publishes a checkpoint in the background.
+    pub fn publish(&self, checkpoint: WrittenCheckpoint) {
+        self.send(Command::Publish(checkpoint));
     }
 
-    /// Deletes a checkpoint in the background, after what was ordered before has succeeded.
+    /// Deletes a checkpoint in the background, if all earlier commands succeed.
     pub fn delete(&self, step: u64) {
-        self.order(Order::Delete(step));
+        self.send(Command::Delete(step));
     }
 
-    fn order(&self, order: Order) {
-        if let Some(orders) = &self.orders {
-            // After a failure, of which the training will hear, there is nobody to take it.
-            let _ = orders.send(order);
+    fn send(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            // The thread has ended after a failure, which it has reported.
+            let _ = commands.send(command);
         }
     }
 
-    /// Steps published since the last call, or what went wrong.
+    /// Returns the steps published since the last call, or the error with which the publisher has ended.
     pub fn poll(&self) -> Vec<Result<u64, CheckpointError>> {
-        self.told.try_iter().filter_map(Result::transpose).collect()
+        self.replies.try_iter().filter_map(Result::transpose).collect()
     }
 
-    /// As [`Publisher::poll`], once everything ordered is done.
+    /// Waits until all commands are executed, and returns the same as [`Publisher::poll`].
     pub fn wait(&self) -> Vec<Result<u64, CheckpointError>> {
-        self.order(Order::Tell);
-        // The channel closes when the thread has ended after a failure.
-        let told = self.told.iter().take_while(|told| !matches!(told, Ok(None)));
-        told.filter_map(Result::transpose).collect()
+        self.send(Command::Sync);
+        // The channel closes when the thread ends after a failure.
+        let replies = self.replies.iter().take_while(|reply| !matches!(reply, Ok(None)));
+        replies.filter_map(Result::transpose).collect()
     }
 }
 
 impl Drop for Publisher {
-    /// Carries out what was ordered.
+    /// Waits until all commands are executed.
     fn drop(&mut self) {
-        self.orders = None;
+        self.commands = None;
         if let Some(thread) = self.thread.take() {
-            // A panic has printed its message; the checkpoint it left has no manifest.
+            // A panic has printed its message. The checkpoint it was publishing has no manifest.
             let _ = thread.join();
         }
     }
 }
 
-/// The step that was published, if any.
-fn carry_out(store: &Store, order: Order, retention: Option<Retention>) -> Told {
-    match order {
-        Order::Publish(complete) => {
-            let step = complete.step;
-            publish(store, complete)?;
+fn execute(store: &Store, command: Command, retention: Option<Retention>) -> Reply {
+    match command {
+        Command::Publish(checkpoint) => {
+            let step = checkpoint.step;
+            publish(store, checkpoint)?;
             if let Some(retention) = retention {
-                clean_up(store, step, retention)?;
+                prune(store, step, retention)?;
             }
             Ok(Some(step))
         }
-        Order::Delete(step) => step_folder::delete(store, step).map(|()| None).map_err(CheckpointError::from),
-        Order::Tell => Ok(None),
+        Command::Delete(step) => step_folder::delete(store, step).map(|()| None).map_err(CheckpointError::from),
+        Command::Sync => Ok(None),
     }
 }
 
-/// The manifest is the last file to appear; it takes the place of the mark of an unfinished checkpoint.
-fn publish(store: &Store, complete: Complete) -> Result<(), CheckpointError> {
-    let folder = folder(complete.step);
-    store.put(&format!("{folder}/{STATE}"), Bytes::from(complete.state))?;
-    store.put(&format!("{folder}/{MANIFEST}"), Bytes::from(complete.manifest))?;
-    step_folder::unmark(store, complete.step)?;
-    // The store syncs the folder of what it puts; this one syncs that folder's name.
+/// Writes the state, then the manifest, which replaces the marker of an unfinished checkpoint.
+fn publish(store: &Store, checkpoint: WrittenCheckpoint) -> Result<(), CheckpointError> {
+    let folder = step_folder_name(checkpoint.step);
+    store.put(&format!("{folder}/{STATE}"), Bytes::from(checkpoint.state))?;
+    store.put(&format!("{folder}/{MANIFEST}"), Bytes::from(checkpoint.manifest))?;
+    step_folder::unmark(store, checkpoint.step)?;
+    // The store syncs the folder of the checkpoint; its entry in the folder of the run is synced here.
     if let Some(path) = store.local_path("") {
         let synced = std::fs::File::open(&path).and_then(|folder| folder.sync_all());
         synced.map_err(|error| disk_error(&path, error))?;
@@ -142,9 +143,12 @@ fn publish(store: &Store, complete: Complete) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// Deletes superseded checkpoints and what killed runs left of unfinished ones.
-pub(super) fn clean_up(store: &Store, step: u64, retention: Retention) -> Result<(), StoreError> {
-    let listed = manifest::listed(store)?;
+/// Deletes superseded checkpoints, and unfinished ones before `step` that killed runs have left.
+///
+/// # Errors
+/// Returns an error if the store cannot be read or written.
+pub(crate) fn prune(store: &Store, step: u64, retention: Retention) -> Result<(), StoreError> {
+    let listed = manifest::list_steps(store)?;
     let committed: Vec<u64> = listed.iter().filter(|entry| entry.committed).map(|entry| entry.step).collect();
     let unfinished = listed.iter().filter(|entry| !entry.committed && entry.step < step).map(|entry| entry.step);
     for old in retention.superseded(&committed).into_iter().chain(unfinished) {

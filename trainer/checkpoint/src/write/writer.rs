@@ -1,96 +1,87 @@
-//! Writing checkpoints while training goes on.
+//! The writer: saves the checkpoints of a run while training continues.
 //!
-//! `start` hands the rank's tensors to a thread (`snapshot.rs`), and before the next update the loop waits until that
-//! has copied them: the only stall. Once the files of every rank are written (the loop learns it from the all-reduce),
-//! `commit` collects what they are; another thread (`publish.rs`) then writes state and manifest. In a run whose folder
-//! is in a remote store all this happens in a local spool, which a third thread (`upload.rs`) mirrors to the store.
+//! [`Writer::start`] passes the tensors of the rank to a thread (`snapshot.rs`). Before the next optimizer step, the loop waits
+//! until they are copied, which is the only stall. Once the files of all ranks are written, [`Writer::commit`] collects
+//! their entries, and another thread (`publisher.rs`) writes the state and the manifest. If the run is in a remote store, all
+//! this happens in a local spool, which the upload queue uploads from a third thread.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use arinar_collective::{Collective, LaunchEnvironment, Reduction, agree, gather, machine::memory};
 use arinar_store::{Store, StoreError};
+use serde::Serialize;
 
 use super::{
-    CheckpointError, State,
-    manifest::{FORMAT_VERSION, FileEntry, Manifest, STATE, folder},
-    mirror::{Mirror, UploadStatus},
-    publish::{Complete, Publisher},
-    shard::Tensors,
+    publisher::{Publisher, WrittenCheckpoint},
     snapshot::Snapshot,
-    step_folder,
 };
-use crate::exit::Stop;
-use arinar_collective::{Collective, Reduction, agree, gather, machine::memory};
+use crate::{
+    error::CheckpointError,
+    flags::CheckpointFlags,
+    format::{
+        manifest::{FORMAT_VERSION, FileEntry, Manifest, STATE, step_folder_name},
+        step_folder,
+    },
+    layout::TensorSet,
+    remote::{outage::UploadStatus, upload_queue::UploadQueue},
+    state::CheckpointState,
+};
 
-/// Time between two looks at an upload that the end of the run waits for.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long training waits for room in the spool while the store takes what is in it.
+/// Time between two polls while the end of a run waits for an upload.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long training waits for room in the spool while uploads make progress.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1800);
-/// How long it goes on waiting once the run is to end.
+/// How long it waits for room once the run is to end.
 const ROOM_GRACE: Duration = Duration::from_secs(5);
-/// Time between two lines about it.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// Time between two messages about an upload that the end of a run waits for.
+const MESSAGE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Which part a process has in saving.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Role {
-    /// Its rank.
-    pub rank: usize,
-    /// Number of ranks.
-    pub world: usize,
-    /// True on one rank of each machine.
-    pub is_node_leader: bool,
-    /// Ranks on its machine.
-    pub local_world_size: usize,
-}
-
-impl Role {
-    /// True if all ranks share this machine.
-    pub fn alone(&self) -> bool {
-        self.local_world_size == self.world
-    }
-}
-
-/// Saves one run's checkpoints.
-pub struct Saver {
-    role: Role,
-    /// The local folder they are written to.
+/// Saves the checkpoints of one run.
+pub(crate) struct Writer {
+    launch: LaunchEnvironment,
+    /// The local folder to which checkpoints are written.
     store: Arc<Store>,
     publisher: Option<Publisher>,
-    pending: Option<Pending>,
-    mirror: Option<Mirror>,
-    failure: Option<Stop>,
+    pending: Option<PendingCheckpoint>,
+    uploads: Option<UploadQueue>,
+    failure: Option<CheckpointError>,
     messages: Vec<String>,
     started_step: Option<u64>,
     saved_step: Option<u64>,
 }
 
-/// What a remote store still lacks at the end of a run.
+/// Checkpoints that are not uploaded when a run ends.
 #[derive(Debug)]
-pub struct Missing {
-    /// In one line, with the cure.
+pub struct MissingUploads {
+    /// A description in one line, with the fix.
     pub what: String,
-    /// The run was asked to end; else its time was up.
+    /// True if waiting was interrupted; false if the timeout has passed.
     pub interrupted: bool,
 }
 
 /// A checkpoint whose files are being written.
-struct Pending {
+struct PendingCheckpoint {
     step: u64,
     state: Vec<u8>,
     snapshot: Snapshot,
 }
 
-impl Saver {
-    pub(super) fn new(role: Role, store: Arc<Store>, publisher: Option<Publisher>, mirror: Option<Mirror>) -> Self {
+impl Writer {
+    pub fn new(
+        launch: LaunchEnvironment,
+        store: Arc<Store>,
+        publisher: Option<Publisher>,
+        uploads: Option<UploadQueue>,
+    ) -> Self {
         Self {
-            role,
+            launch,
             store,
             publisher,
             pending: None,
-            mirror,
+            uploads,
             failure: None,
             messages: Vec::new(),
             started_step: None,
@@ -98,304 +89,301 @@ impl Saver {
         }
     }
 
-    /// One for a rehearsal, which never saves.
+    /// Makes the writer behave as if it copied the tensors of a checkpoint until `copied` is closed.
+    pub fn pretend_to_copy(&mut self, copied: std::sync::mpsc::Receiver<()>) {
+        self.pending = Some(PendingCheckpoint { step: 0, state: Vec::new(), snapshot: Snapshot::until_closed(copied) });
+    }
+
+    /// Returns the progress of saving on this rank.
+    pub fn flags(&self) -> CheckpointFlags {
+        let written = self.pending.as_ref().is_some_and(|pending| pending.snapshot.is_written());
+        CheckpointFlags { written, uploaded: self.is_uploaded() }
+    }
+
+    /// Starts saving a checkpoint. All ranks call it together, when no checkpoint is pending. The tensors must not change
+    /// before [`Writer::wait_until_copied`] returns. Once `interrupted` returns true on some rank, it soon stops waiting for
+    /// room.
     ///
     /// # Errors
-    /// None but those of the system.
-    pub fn idle(role: Role) -> Result<Self, StoreError> {
-        // Opening a folder neither reads nor makes anything.
-        Ok(Self::new(role, Arc::new(Store::open(".")?), None, None))
-    }
-
-    /// One whose checkpoint has its copy of the tensors once `copied` is closed.
-    #[cfg(test)]
-    pub(crate) fn copying(role: Role, copied: std::sync::mpsc::Receiver<()>) -> Self {
-        let mut saver = Self::idle(role).expect("a saver for a test");
-        saver.pending = Some(Pending { step: 0, state: Vec::new(), snapshot: Snapshot::copying(copied) });
-        saver
-    }
-
-    /// True when this rank's files of the pending checkpoint are written, or failed to be.
-    pub fn is_written(&self) -> bool {
-        self.pending.as_ref().is_some_and(|pending| pending.snapshot.is_written())
-    }
-
-    /// Starts saving. All ranks call it together, when no checkpoint is pending. The tensors must not change before
-    /// [`Saver::wait_until_copied`]. Once `interrupted` on some rank, it does not wait for room for long.
-    ///
-    /// # Errors
-    /// No room, or a failure of the disk.
-    pub fn start(
+    /// Returns an error on all ranks if there is no room, or if the disk fails.
+    pub fn start<C: Serialize>(
         &mut self,
         collective: &dyn Collective,
-        state: &State,
-        tensors: &Tensors<'_>,
+        state: &CheckpointState<C>,
+        tensors: &TensorSet<'_>,
         interrupted: &dyn Fn() -> bool,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), CheckpointError> {
         let step = state.step;
         self.make_room(collective, step, tensors.bytes(), interrupted)?;
-        let state = serde_json::to_vec_pretty(state).map_err(Stop::failure)?;
-        // Of all ranks together, which as a rule share the machine.
+        let state = serde_json::to_vec_pretty(state)?;
+        // Compared with the size on all ranks together, because they usually share the machine.
         let copy = memory::available().is_none_or(|free| tensors.bytes() <= free / 2);
-        let path = self.store.local_path(&folder(step)).unwrap_or_default();
-        let files = tensors.lay_out(self.role.rank, self.role.world);
-        let snapshot = files.and_then(|files| Snapshot::start(path, step, files, copy)).map_err(Stop::from);
+        let path = self.store.local_path(&step_folder_name(step)).unwrap_or_default();
+        let files = tensors.lay_out(self.launch.rank, self.launch.world_size);
+        let snapshot = files.and_then(|files| Snapshot::start(path, step, files, copy));
         let snapshot = agree(collective, snapshot)?;
-        self.pending = Some(Pending { step, state, snapshot });
+        self.pending = Some(PendingCheckpoint { step, state, snapshot });
         self.started_step = Some(step);
         Ok(())
     }
 
-    /// True if the newest checkpoint that was started is of this step: there is nothing more to save of it.
+    /// Returns true if the newest checkpoint that was started is that of this step.
     pub fn has_started(&self, step: u64) -> bool {
         self.started_step == Some(step)
     }
 
-    /// Returns when the tensors that [`Saver::start`] was given may change.
+    /// Waits until the tensors that were passed to [`Writer::start`] may change.
     pub fn wait_until_copied(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.snapshot.wait_until_copied();
         }
     }
 
-    /// On rank 0, the newest checkpoint that this run has made valid.
+    /// Returns the newest checkpoint that this start of the run has made valid. Only rank 0 knows.
     pub fn saved_step(&self) -> Option<u64> {
         self.saved_step
     }
 
-    /// Waits for the files of the pending checkpoint, if any; what makes them valid is then written in the background.
-    /// All ranks call it together.
+    /// Waits until the files of the pending checkpoint are written, if there is one, and lets it be published in the
+    /// background. All ranks call it together.
     ///
     /// # Errors
-    /// When some rank could not write: earlier checkpoints are as they were.
-    pub fn commit(&mut self, collective: &dyn Collective) -> Result<(), Stop> {
+    /// Returns an error on all ranks if some rank could not write its files. Earlier checkpoints are unaffected.
+    pub fn commit(&mut self, collective: &dyn Collective) -> Result<(), CheckpointError> {
         let Some(pending) = self.pending.take() else { return Ok(()) };
         let step = pending.step;
-        let written = pending.snapshot.join().map_err(|error| Stop::from(self.explain(error)));
-        let complete =
+        let written = pending.snapshot.join().map_err(|error| self.explain(error));
+        let collected =
             agree(collective, written).and_then(|entries| self.collect(collective, step, &pending.state, entries));
-        let (manifest, own) = match complete {
-            Ok(complete) => complete,
-            Err(stop) => {
+        let (manifest, own) = match collected {
+            Ok(collected) => collected,
+            Err(error) => {
                 if self.publisher.is_some() {
-                    // Best effort: the space is needed more than the error.
+                    // The error to report is the first one; the files are deleted if possible.
                     let _ = step_folder::delete(&self.store, step);
                 }
-                return Err(stop);
+                return Err(error);
             }
         };
-        let bytes = serde_json::to_vec_pretty(&manifest).map_err(Stop::failure)?;
+        let bytes = serde_json::to_vec_pretty(&manifest)?;
         if let Some(publisher) = &self.publisher {
-            publisher.publish(Complete { step, state: pending.state, manifest: bytes });
+            publisher.publish(WrittenCheckpoint { step, state: pending.state, manifest: bytes });
         }
-        if let Some(mirror) = &mut self.mirror {
-            mirror.saved(&manifest, own, self.publisher.as_ref());
+        if let Some(uploads) = &mut self.uploads {
+            uploads.add(&manifest, own, self.publisher.as_ref());
         }
         Ok(())
     }
 
-    /// The manifest, the same on every rank, and the files that this rank answers for.
+    /// Returns the manifest, which is the same on all ranks, and the files that this rank has written.
     fn collect(
         &self,
         collective: &dyn Collective,
         step: u64,
         state: &[u8],
         mut own: Vec<FileEntry>,
-    ) -> Result<(Manifest, Vec<FileEntry>), Stop> {
-        let mine = serde_json::to_vec(&own).map_err(Stop::failure)?;
+    ) -> Result<(Manifest, Vec<FileEntry>), CheckpointError> {
+        let mine = serde_json::to_vec(&own)?;
         let state = FileEntry::of(STATE, state);
         let mut files = vec![state.clone()];
         for entries in gather(collective, &mine)? {
-            files.extend(serde_json::from_slice::<Vec<FileEntry>>(&entries).map_err(Stop::failure)?);
+            files.extend(serde_json::from_slice::<Vec<FileEntry>>(&entries)?);
         }
-        if self.role.rank == 0 {
+        if self.launch.rank == 0 {
             own.insert(0, state);
         }
         Ok((Manifest { format_version: FORMAT_VERSION, step, files }, own))
     }
 
-    /// Waits until the next checkpoint fits into the spool, unless the store is out of reach: then it never may.
+    /// Waits until the next checkpoint fits into the spool, unless the store cannot be reached, because then it may never fit.
     fn make_room(
         &mut self,
         collective: &dyn Collective,
         step: u64,
         bytes: u64,
         interrupted: &dyn Fn() -> bool,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), CheckpointError> {
         let began = Instant::now();
         let mut messages = Vec::new();
         loop {
             messages.extend(self.poll());
             let room = self.room_for(step, bytes);
             let ends = interrupted() && began.elapsed() >= ROOM_GRACE;
-            let out_of_patience = ends
-                || self.role.rank == 0
-                    && (began.elapsed() >= ROOM_TIMEOUT || self.mirror.as_ref().is_none_or(Mirror::is_stuck));
-            let hopeless = match &room {
-                Err(CheckpointError::NoRoom { .. }) => out_of_patience,
+            let gives_up = ends
+                || self.launch.rank == 0
+                    && (began.elapsed() >= ROOM_TIMEOUT || self.uploads.as_ref().is_none_or(UploadQueue::is_stuck));
+            let fails = match &room {
+                Err(CheckpointError::NoRoom { .. }) => gives_up,
                 other => other.is_err(),
             };
-            let short = room.is_err();
-            let mut flags = [short, hopeless || (short && self.failure.is_some()), self.is_uploaded(), out_of_patience]
-                .map(|flag| f64::from(u8::from(flag)));
-            collective.all_reduce_scalars(&mut flags, Reduction::Max)?;
-            let [short, hopeless, uploaded, out_of_patience] = flags.map(|flag| flag > 0.0);
-            if !short || hopeless || out_of_patience {
+            let is_short = room.is_err();
+            let flags = [is_short, fails || (is_short && self.failure.is_some()), self.is_uploaded(), gives_up];
+            let [is_short, fails, uploaded, gives_up] = any(collective, flags)?;
+            if !is_short || fails || gives_up {
                 messages.append(&mut self.messages);
                 self.messages = messages;
-                return agree(collective, room.map_err(Stop::from));
+                return agree(collective, room);
             }
             if uploaded {
-                self.uploaded();
+                self.on_uploaded();
             } else {
-                std::thread::sleep(LOOK_EVERY);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
     }
 
-    /// An old checkpoint of this step must not vouch for the new files, and a spool must have room for them.
+    /// Prepares the folder of a step: deletes an older checkpoint of the step, whose manifest must not apply to the new files,
+    /// and makes room in the spool.
     fn room_for(&mut self, step: u64, bytes: u64) -> Result<(), CheckpointError> {
         let Some(publisher) = &self.publisher else { return Ok(()) };
-        let path = self.store.local_path(&folder(step)).unwrap_or_default();
+        let path = self.store.local_path(&step_folder_name(step)).unwrap_or_default();
         if path.exists() {
-            // What the publisher was ordered to do there comes first.
+            // Earlier commands of the publisher to this folder come first.
             let published = publisher.wait();
             step_folder::clear(&self.store, step)?;
-            self.hear(published);
+            self.on_published(published);
         }
-        self.spool_room_for(bytes / self.role.world as u64 * self.role.local_world_size as u64)?;
+        let (world_size, local_world_size) = (self.launch.world_size as u64, self.launch.local_world_size as u64);
+        self.spool_room_for(bytes / world_size * local_world_size)?;
         Ok(step_folder::mark_unfinished(&self.store, step)?)
     }
 
-    fn spool_room_for(&mut self, here: u64) -> Result<(), CheckpointError> {
-        let (Some(publisher), Some(mirror)) = (&self.publisher, &mut self.mirror) else { return Ok(()) };
-        if mirror.make_room(here).is_ok() {
+    fn spool_room_for(&mut self, bytes: u64) -> Result<(), CheckpointError> {
+        let (Some(publisher), Some(uploads)) = (&self.publisher, &mut self.uploads) else { return Ok(()) };
+        if uploads.make_room(bytes).is_ok() {
             return Ok(());
         }
-        // Deletions that are on their way may be all it takes.
+        // Deletions in progress may make enough room.
         let published = publisher.wait();
-        let room = mirror.make_room(here);
-        self.hear(published);
+        let room = uploads.make_room(bytes);
+        self.on_published(published);
         room
     }
 
-    /// A full disk under the spool has more to tell than a full disk.
+    /// Adds the upload backlog to the error of a full disk under the spool.
     fn explain(&self, error: CheckpointError) -> CheckpointError {
-        match (&self.mirror, error) {
-            (Some(mirror), CheckpointError::Store(StoreError::Full { url, source })) => {
-                mirror.no_room(format!("the disk of {url} is full ({source})"))
+        match (&self.uploads, error) {
+            (Some(uploads), CheckpointError::Store(StoreError::Full { url, source })) => {
+                uploads.no_room(format!("the disk of {url} is full ({source})"))
             }
             (_, error) => error,
         }
     }
 
-    /// Rank 0 alone knows: the checkpoint being uploaded is valid in the store.
-    pub fn is_uploaded(&self) -> bool {
-        self.mirror.as_ref().is_some_and(Mirror::is_uploaded)
+    fn is_uploaded(&self) -> bool {
+        self.uploads.as_ref().is_some_and(UploadQueue::is_uploaded)
     }
 
-    /// All ranks have heard that [`Saver::is_uploaded`]; the next checkpoint's turn has come.
-    pub fn uploaded(&mut self) {
-        let Some(mirror) = &mut self.mirror else { return };
-        if let Some(step) = mirror.uploaded(self.publisher.as_ref()) {
-            self.messages.push(format!("uploaded {} to {}", folder(step), mirror.url()));
+    /// Moves on to the next upload, after all ranks have agreed that the current one is complete.
+    pub fn on_uploaded(&mut self) {
+        let Some(uploads) = &mut self.uploads else { return };
+        if let Some(step) = uploads.on_uploaded(self.publisher.as_ref()) {
+            self.messages.push(format!("uploaded {} to {}", step_folder_name(step), uploads.url()));
         }
     }
 
-    /// Hears what the threads have done. Returns what there is to tell.
+    /// Processes the results of the background threads. Returns messages for the user.
     pub fn poll(&mut self) -> Vec<String> {
         let published = self.publisher.as_ref().map(Publisher::poll).unwrap_or_default();
-        self.hear(published);
-        if let Some(mirror) = &mut self.mirror {
-            self.messages.extend(mirror.poll());
-            if let Some(error) = mirror.failure() {
-                self.failure.get_or_insert(error.into());
+        self.on_published(published);
+        if let Some(uploads) = &mut self.uploads {
+            self.messages.extend(uploads.poll());
+            if let Some(error) = uploads.failure() {
+                self.failure.get_or_insert(error);
             }
         }
         std::mem::take(&mut self.messages)
     }
 
-    fn hear(&mut self, published: Vec<Result<u64, CheckpointError>>) {
+    fn on_published(&mut self, published: Vec<Result<u64, CheckpointError>>) {
         for result in published {
             match result {
                 Ok(step) => {
                     self.saved_step = Some(step);
-                    self.messages.push(format!("saved {}", folder(step)));
-                    if let Some(mirror) = &mut self.mirror {
-                        mirror.published(step);
+                    self.messages.push(format!("saved {}", step_folder_name(step)));
+                    if let Some(uploads) = &mut self.uploads {
+                        uploads.on_published(step);
                     }
                 }
                 Err(error) => {
-                    let stop = Stop::from(self.explain(error));
-                    self.failure.get_or_insert(stop);
+                    let error = self.explain(error);
+                    self.failure.get_or_insert(error);
                 }
             }
         }
     }
 
-    /// Why saving cannot go on, if so; told once.
-    pub fn failure(&mut self) -> Option<Stop> {
+    /// Returns the error after which saving cannot continue, once.
+    pub fn failure(&mut self) -> Option<CheckpointError> {
         self.failure.take()
     }
 
-    /// For the curves of a run in a remote store.
+    /// Returns the upload status of a run in a remote store.
     pub fn upload_status(&self) -> Option<UploadStatus> {
-        self.mirror.as_ref().map(Mirror::status)
+        self.uploads.as_ref().map(UploadQueue::status)
     }
 
-    /// Waits until every saved checkpoint is where it belongs, a remote store for at most `timeout` and until some rank
-    /// is `interrupted`. All ranks call it together. Returns what is missing, if anything.
+    /// Waits until all saved checkpoints are published and uploaded. Waits for uploads for at most `timeout`, and until
+    /// `interrupted` returns true on some rank. All ranks call it together. Returns what is not uploaded.
     ///
     /// # Errors
-    /// When a checkpoint could not be written.
+    /// Returns an error on all ranks if a checkpoint could not be written.
     pub fn finish(
         &mut self,
         collective: &dyn Collective,
         timeout: Duration,
         interrupted: &dyn Fn() -> bool,
-        tell: &mut dyn FnMut(&str),
-    ) -> Result<Option<Missing>, Stop> {
-        if let Some(mirror) = &self.mirror {
-            mirror.hurry();
+        on_message: &mut dyn FnMut(&str),
+    ) -> Result<Option<MissingUploads>, CheckpointError> {
+        if let Some(uploads) = &self.uploads {
+            uploads.lift_rate_limit();
         }
         let published = self.publisher.as_ref().map(Publisher::wait).unwrap_or_default();
-        self.hear(published);
+        self.on_published(published);
         let began = Instant::now();
-        let mut told = began;
+        let mut last_message = None;
         loop {
-            self.poll().iter().for_each(|message| tell(message));
-            let expired = self.role.rank == 0 && began.elapsed() >= timeout;
-            let mut flags = [self.failure.is_some(), self.is_uploaded(), expired, interrupted()]
-                .map(|flag| f64::from(u8::from(flag)));
-            collective.all_reduce_scalars(&mut flags, Reduction::Max)?;
-            let [failed, uploaded, expired, interrupted] = flags.map(|flag| flag > 0.0);
+            self.poll().iter().for_each(|message| on_message(message));
+            let expired = self.launch.rank == 0 && began.elapsed() >= timeout;
+            let flags = [self.failure.is_some(), self.is_uploaded(), expired, interrupted()];
+            let [failed, uploaded, expired, interrupted] = any(collective, flags)?;
             if failed {
                 agree(collective, self.failure.take().map_or(Ok(()), Err))?;
             }
             if uploaded {
-                self.uploaded();
+                self.on_uploaded();
             }
-            let Some(mirror) = self.mirror.as_ref().filter(|mirror| !mirror.is_empty()) else {
-                self.poll().iter().for_each(|message| tell(message));
+            let Some(uploads) = self.uploads.as_ref().filter(|uploads| !uploads.is_empty()) else {
+                self.poll().iter().for_each(|message| on_message(message));
                 return Ok(None);
             };
-            let (url, backlog) = (mirror.url(), mirror.tell_backlog());
             if expired || interrupted {
-                let when = match interrupted {
-                    true => "when a signal came".to_owned(),
-                    false => format!("after {} (checkpoint.upload_timeout)", humantime::format_duration(timeout)),
-                };
-                let what =
-                    format!("not everything is in {url} {when}: {backlog}; start again on this machine to send it on");
-                return Ok(Some(Missing { what, interrupted }));
+                return Ok(Some(missing_uploads(uploads, timeout, interrupted)));
             }
-            if told == began || told.elapsed() >= TELL_EVERY {
-                told = Instant::now();
-                tell(&format!("uploading to {url}: {backlog}"));
+            if last_message.is_none_or(|last: Instant| last.elapsed() >= MESSAGE_INTERVAL) {
+                last_message = Some(Instant::now());
+                on_message(&format!("uploading to {}: {}", uploads.url(), uploads.describe_backlog()));
             }
             if !uploaded {
-                std::thread::sleep(LOOK_EVERY);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
     }
+}
+
+fn missing_uploads(uploads: &UploadQueue, timeout: Duration, interrupted: bool) -> MissingUploads {
+    let when = match interrupted {
+        true => "when a signal came".to_owned(),
+        false => format!("after {} (checkpoint.upload_timeout)", humantime::format_duration(timeout)),
+    };
+    let (url, backlog) = (uploads.url(), uploads.describe_backlog());
+    let what = format!("not everything is in {url} {when}: {backlog}; start again on this machine to send it on");
+    MissingUploads { what, interrupted }
+}
+
+/// Returns, for each flag, whether it is set on any rank.
+fn any<const N: usize>(collective: &dyn Collective, flags: [bool; N]) -> Result<[bool; N], CheckpointError> {
+    let mut numbers = flags.map(|flag| f64::from(u8::from(flag)));
+    collective.all_reduce_scalars(&mut numbers, Reduction::Max)?;
+    Ok(numbers.map(|number| number > 0.0))
 }

@@ -1,0 +1,27 @@
+//! The checkpoint to resume from.
+
+use serde::{Deserialize, Serialize};
+
+/// A valid checkpoint to resume from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FoundCheckpoint {
+    /// URL of the run it belongs to, as given by the user.
+    pub run: String,
+    /// Step of the checkpoint.
+    pub step: u64,
+    /// Where its files are read from.
+    pub location: Location,
+    /// Problems of newer checkpoints, for the user.
+    pub warnings: Vec<String>,
+}
+
+/// The local folder that holds the files of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Location {
+    /// The folder of the run.
+    Run,
+    /// The spool, to which the checkpoint was saved.
+    Spool,
+    /// The spool, to which the checkpoint was downloaded.
+    Downloaded,
+}

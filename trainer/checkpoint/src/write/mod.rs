@@ -1,0 +1,5 @@
+//! Writing checkpoints in the background.
+
+pub(crate) mod publisher;
+pub(crate) mod snapshot;
+pub(crate) mod writer;
