@@ -21,8 +21,8 @@ use std::{hint::black_box, process::Command, time::Instant};
 
 use arinar_protocol::Phase;
 use arinar_trainer::{
-    signals::{Agreed, Signals},
-    vitals::Vitals,
+    Vitals,
+    step_consensus::{RankFlags, StepConsensus},
 };
 use launcher_support::{signal, until};
 use rustix::process::Signal;
@@ -144,11 +144,11 @@ fn flags() {
         for phase in [Phase::Compute, Phase::AllReduce, Phase::Compute] {
             vitals.enter(phase);
         }
-        let busy = vitals.ledger.read().seconds.compute as f32;
-        let tail = Signals { busy, loss: 1.0, ..Signals::default() }.to_tail(0, 2);
-        black_box(Agreed::from_tail(black_box(&tail), 2, 2));
-        black_box((vitals.ledger.read(), vitals.ledger.read()));
-        vitals.stepped(u64::from(step), 1.0, 0.1);
+        let busy = vitals.time.read().seconds.compute as f32;
+        let tail = RankFlags { busy, loss: 1.0, ..RankFlags::default() }.to_tail(0, 2);
+        black_box(StepConsensus::from_tail(black_box(&tail), 2, 2));
+        black_box((vitals.time.read(), vitals.time.read()));
+        vitals.record_step(u64::from(step), 1.0, 0.1);
     }
     let a_step = began.elapsed() / ROUNDS;
     let began = Instant::now();

@@ -7,9 +7,9 @@ mod trainer_support;
 use std::{process::Command, time::Duration};
 
 use arinar_model::vae::{AutoencoderKl, VaeConfig, save_vae};
+use arinar_protocol::exit_code;
 use arinar_store::Store;
 use arinar_tests::s3::{Fault, Faults};
-use arinar_trainer::exit;
 use checkpoint_support::{Cloud, RUN, files, wait_for};
 use tch::{Device, nn};
 use trainer_support::{Ended, Lab, trainer};
@@ -78,14 +78,14 @@ fn a_store_that_is_down_stops_nothing() {
     run.until("uploaded step-");
     run.signal("-TERM");
     let ended = run.ended();
-    assert_eq!(ended.code, Some(i32::from(exit::PREEMPTED)), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(i32::from(exit_code::PREEMPTED)), "{}", ended.stderr);
     // Told when it begins and when it ends, and not in between. On a busy machine the store may seem gone once more.
     let told = |part: &str| ended.stdout.matches(part).count();
     assert_eq!(told("cannot be reached since"), told("can be reached again after"), "{}", ended.stdout);
     // Everything that should be there has arrived, the checkpoint of the end among it.
     let stored = cloud.stored();
     assert_eq!(stored.len(), 3, "{stored:?}");
-    let newest = arinar_trainer::checkpoint::step_of(stored.last().unwrap()).unwrap();
+    let newest = arinar_checkpoint::step_of(stored.last().unwrap()).unwrap();
     assert!(ended.stderr.contains(&format!("after saving step {newest}")), "{stored:?}: {}", ended.stderr);
     assert!(stored.last().unwrap().as_str() > saved.trim_start_matches("saved "), "{saved} {stored:?}");
     cloud.check_manifests();
@@ -103,14 +103,14 @@ fn a_full_spool_ends_the_run_in_one_line_and_nothing_is_lost() {
     run.until("uploaded step-");
     cloud.server.set_faults(down());
     let ended = run.ended();
-    assert_eq!(ended.code, Some(i32::from(exit::FAILED)), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stderr);
     for part in ["checkpoint.spool_limit is 3.00 MB", "checkpoint", "for s3://runs/tiny", "nothing saved is lost"] {
         assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
     }
     let spooled: Vec<String> = files(&cloud.spool());
     let newest = spooled.last().unwrap().clone();
     cloud.server.set_faults(Faults::default());
-    let step = arinar_trainer::checkpoint::step_of(&newest).unwrap();
+    let step = arinar_checkpoint::step_of(&newest).unwrap();
     let again = cloud.train(2, &[&format!("train.max_steps={}", step + 1), "checkpoint.spool_limit=3MB"]).succeeded();
     assert!(again.stdout.contains(&format!("{newest} (its copy in the spool)")), "{}", again.stdout);
     // What retention keeps has arrived: three, of which the last is new.
@@ -126,7 +126,7 @@ fn an_end_that_cannot_upload_says_where_the_checkpoint_lies() {
     let gone = Faults::always(Fault::InternalError, &["PUT"]);
     cloud.server.set_faults(Faults { prefix: "runs/tiny/step-00000060".to_owned(), ..gone });
     let ended = cloud.train(2, &["train.max_steps=60", "checkpoint.upload_timeout=2s"]);
-    assert_eq!(ended.code, Some(i32::from(exit::FAILED)), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stderr);
     let spool = cloud.spool().display().to_string();
     for part in ["not everything is in s3://runs/tiny after 2s", "checkpoint.upload_timeout", &spool] {
         assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
@@ -157,7 +157,7 @@ fn killed_while_uploading_it_is_sent_on() {
     let mut spooled = cloud.lab.checkpoints(cloud.spool().strip_prefix(cloud.lab.path("")).unwrap().to_str().unwrap());
     cloud.server.set_faults(Faults::default());
     cloud.server.reset_counters();
-    let newest = arinar_trainer::checkpoint::step_of(spooled.last().unwrap()).unwrap();
+    let newest = arinar_checkpoint::step_of(spooled.last().unwrap()).unwrap();
     let last = format!("train.max_steps={}", newest + 1);
     let again = cloud.train(2, &[&last, "checkpoint.keep_last=9"]).succeeded();
     assert!(again.stdout.contains(&format!("step-{newest:08} (its copy in the spool)")), "{}", again.stdout);
@@ -194,7 +194,7 @@ fn a_store_out_of_reach_is_no_reason_to_begin_anew() {
     let gone = Faults { prefix: "runs/tiny/step-00000006/ema".to_owned(), ..Faults::always(Fault::InternalError, &[]) };
     cloud.server.set_faults(gone);
     let ended = cloud.train(0, &["train.max_steps=7"]);
-    assert_eq!(ended.code, Some(i32::from(exit::FAILED)), "{}", ended.stdout);
+    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stdout);
     assert!(ended.error().contains("s3://runs/tiny/step-00000006/ema"), "{}", ended.error());
     cloud.server.set_faults(Faults::default());
     let again = cloud.train(0, &["train.max_steps=7"]).succeeded();
@@ -208,7 +208,7 @@ fn two_trainers_on_one_run_are_kept_apart() {
     let mut first = cloud.start(2, &endless);
     first.until("uploaded step-");
     let second = cloud.train(2, &endless);
-    assert_eq!(second.code, Some(i32::from(exit::FAILED)), "{}", second.stderr);
+    assert_eq!(second.code, Some(i32::from(exit_code::FAILED)), "{}", second.stderr);
     for part in ["s3://runs/tiny", "arinar-trainer run tiny"] {
         assert!(second.error().contains(part), "{part:?} is not in {}", second.error());
     }
@@ -216,7 +216,7 @@ fn two_trainers_on_one_run_are_kept_apart() {
     first.signal("-9");
     assert_ne!(first.ended().code, Some(0));
     // Its lease died with it: a launcher need not wait.
-    let newest = arinar_trainer::checkpoint::step_of(cloud.stored().last().unwrap()).unwrap();
+    let newest = arinar_checkpoint::step_of(cloud.stored().last().unwrap()).unwrap();
     cloud.train(2, &[&format!("train.max_steps={}", newest + 40)]).succeeded();
     cloud.check_manifests();
 }
@@ -243,7 +243,7 @@ fn a_run_whose_lease_was_taken_makes_no_checkpoint_valid() {
     cloud.server.set_faults(Faults::default());
     let ended = run.ended();
     assert!(cloud.stored().is_empty(), "{:?}\n{}", cloud.stored(), ended.stdout);
-    assert_eq!(ended.code, Some(i32::from(exit::FAILED)), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stderr);
     for part in ["s3://runs/tiny is now being written by", "far-away"] {
         assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
     }

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
+use arinar_checkpoint::load_weights;
 use arinar_data::convert::read_moments;
 use arinar_data::dataset::Dataset;
 use arinar_data::loader::ResumeToken;
@@ -22,7 +23,7 @@ use arinar_data::shard::{ShardLayout, View, check_shard};
 use arinar_model::text::one_line;
 use arinar_model::weights::{WeightsError, WeightsFile};
 use arinar_store::Store;
-use arinar_trainer::checkpoint::load_weights;
+use arinar_trainer::config::TrainConfig;
 use data_support::{DATASET_ID, LATENT, hand_made, text};
 use hostile_support::{Damage, cases};
 use tch::{Device, Kind, Tensor};
@@ -123,7 +124,7 @@ fn checkpoints() {
     let read = || -> Result<_, String> {
         let mut all = BTreeMap::new();
         for kind in ["model", "ema", "optimizer"] {
-            let loaded = load_weights(&run, kind).map_err(|error| error.to_string())?;
+            let loaded = load_weights::<TrainConfig>(&run, kind).map_err(|error| error.to_string())?;
             let state = (loaded.step, loaded.config, loaded.dataset);
             all.insert(kind, (state, loaded.tensors));
         }

@@ -13,7 +13,7 @@ use arinar_model::Arinar;
 use arinar_model::config::ModelConfig;
 use arinar_model::vae::{load_vae, load_vae_bytes, vae_safetensors};
 use arinar_model::weights::{self, WeightsError, WeightsFile};
-use arinar_trainer::exit;
+use arinar_protocol::exit_code;
 use tch::{Device, Kind, Tensor, nn};
 use trainer_support::{Ended, launch, trainer};
 
@@ -218,7 +218,7 @@ impl Lab {
 }
 
 fn refused(ended: &Ended, parts: &[&str]) {
-    assert_eq!(ended.code, Some(i32::from(exit::CONFIGURATION)), "{}\n{}", ended.stdout, ended.stderr);
+    assert_eq!(ended.code, Some(i32::from(exit_code::CONFIGURATION)), "{}\n{}", ended.stdout, ended.stderr);
     for part in parts {
         assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
     }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use arinar_trainer::checkpoint::step_of;
+use arinar_checkpoint::step_of;
 use launcher_support::{Process, Running, lives, signal, until, within};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -3,7 +3,8 @@
 
 mod trainer_support;
 
-use arinar_trainer::{config, exit::CONFIGURATION};
+use arinar_protocol::exit_code::CONFIGURATION;
+use arinar_trainer::config;
 use trainer_support::{Ended, Lab, launch, trainer};
 
 fn refused(ended: &Ended, parts: &[&str]) {

@@ -5,13 +5,13 @@ mod trainer_support;
 
 use std::process::Command;
 
+use arinar_protocol::exit_code;
 use arinar_tests::mpi::session_folder;
 use arinar_tests::reference::records::Records;
-use arinar_trainer::exit;
 use trainer_support::{Ended, Lab, trainer, write_dataset};
 
 fn failed(ended: &Ended, parts: &[&str]) {
-    assert_eq!(ended.code, Some(i32::from(exit::FAILED)), "{}\n{}", ended.stdout, ended.stderr);
+    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}\n{}", ended.stdout, ended.stderr);
     for part in parts {
         assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
     }

@@ -11,8 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arinar_protocol::exit_code;
 use arinar_protocol::{BEAT_EVERY, Beat, Launcher, Message, Seconds};
-use arinar_trainer::exit;
 use rustix::process::{Pid, Signal, kill_process};
 use trainer_support::{Ended, Lab};
 
@@ -104,7 +104,7 @@ fn ranks_tell_how_far_they_are_and_how_they_end() {
         assert_eq!((hello.token.as_str(), hello.world), ("token", 2));
         seen.push(hello.rank);
         let Some(Message::Farewell(farewell)) = messages.last() else { panic!("{messages:?}") };
-        assert_eq!((farewell.code, &farewell.reason), (exit::DONE, &None));
+        assert_eq!((farewell.code, &farewell.reason), (exit_code::DONE, &None));
         let beats = beats(&messages);
         assert!(beats.windows(2).all(|pair| pair[0].step <= pair[1].step && pair[0].marks <= pair[1].marks));
         let total = beats.last().unwrap().seconds.total();
@@ -140,7 +140,7 @@ fn ranks_end_when_their_launcher_has() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let ended = Ended::of(job.wait_with_output().unwrap());
-    assert_eq!(ended.code, Some(i32::from(exit::FAILED)), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stderr);
     assert!(ended.stderr.contains("the launcher is gone"), "{}", ended.stderr);
 }
 
@@ -239,9 +239,9 @@ fn a_signal_before_the_first_step_ends_with_75() {
             last = line;
         }
         let ended = Ended::of(job.wait_with_output().unwrap());
-        assert_eq!(ended.code, Some(i32::from(exit::PREEMPTED)), "{}", ended.stderr);
+        assert_eq!(ended.code, Some(i32::from(exit_code::PREEMPTED)), "{}", ended.stderr);
         let Message::Farewell(farewell) = Message::parse(&last).unwrap() else { panic!("{last}") };
-        assert_eq!(farewell.code, exit::PREEMPTED);
+        assert_eq!(farewell.code, exit_code::PREEMPTED);
         assert!(ended.stderr.contains("stopped by a signal"), "{}", ended.stderr);
     }
     // And the run is as good as before.
@@ -257,5 +257,5 @@ fn a_configuration_is_printed_with_its_defaults() {
     assert_eq!(config["batch"]["global"], 8);
     assert_eq!(config["checkpoint"]["keep_last"], 3);
     let ended = lab.train(0, &["batch.globl=3"]);
-    assert_eq!(ended.code, Some(i32::from(exit::CONFIGURATION)));
+    assert_eq!(ended.code, Some(i32::from(exit_code::CONFIGURATION)));
 }

@@ -11,8 +11,8 @@ use arinar_collective::{
     Collective, MpiCollective, NcclCollective, conformance,
     cuda::{Gpu, HOST_STAND_IN, HostCopier},
 };
+use arinar_protocol::exit_code;
 use arinar_tests::gpu_stand_in::{Event, GpuStandIn};
-use arinar_trainer::exit;
 use launcher_support::{Running, program, until};
 use tch::{Device, Kind, Tensor};
 use trainer_support::{Ended, Lab, launch};
@@ -65,7 +65,7 @@ fn one_rank() {
             if let Err(told) = conformance(&ranks, Device::Cpu) {
                 eprintln!("{told}");
                 // Unwinding would wait for the others, and they for this rank.
-                exit::at_once(exit::FAILED);
+                exit::at_once(exit_code::FAILED);
             }
         }
         "buckets" => sum_of_several_buckets(&ranks),

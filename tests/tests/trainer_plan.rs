@@ -6,7 +6,7 @@ mod trainer_support;
 
 use std::{path::Path, process::Command};
 
-use arinar_trainer::estimate::EXACTNESS;
+use arinar_trainer::EXACTNESS;
 use checkpoint_support::Cloud;
 use serde_json::Value;
 use trainer_support::{Ended, Lab, launch, trainer};

@@ -8,9 +8,10 @@ use std::{
     process::Command,
 };
 
+use arinar_checkpoint::load_weights;
 use arinar_data::{dataset::Dataset, shard::View};
 use arinar_model::{Arinar, Precision, config::ModelConfig, mask::Mask, weights};
-use arinar_trainer::checkpoint::load_weights;
+use arinar_trainer::config::TrainConfig;
 use tch::{Device, Kind, Tensor, nn};
 use trainer_support::{Ended, Lab, launch, trainer};
 
@@ -95,7 +96,8 @@ struct State {
 
 impl State {
     fn of(folder: &Path, step: u64) -> Self {
-        let run = load_weights(folder.join(format!("run/step-{step:08}")).to_str().unwrap(), "model").unwrap();
+        let run =
+            load_weights::<TrainConfig>(folder.join(format!("run/step-{step:08}")).to_str().unwrap(), "model").unwrap();
         let store = nn::VarStore::new(Device::Cpu);
         let model = Arinar::new(&store.root(), &run.config.model);
         for (name, variable) in weights::named(&store) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use arinar_collective::{MpiCollective, Single, conformance};
-use arinar_trainer::exit;
+use arinar_protocol::exit_code;
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use trainer_support::{Ended, Lab, launch};
 
@@ -105,7 +105,7 @@ fn one_rank_of_several() {
     if let Err(told) = conformance(&ranks, tch::Device::Cpu) {
         eprintln!("{told}");
         // Unwinding would wait for the others, and they for this rank.
-        exit::at_once(exit::FAILED);
+        exit::at_once(exit_code::FAILED);
     }
 }
 

@@ -9,7 +9,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use arinar_trainer::{checkpoint, exit};
+use arinar_protocol::exit_code;
+use arinar_trainer::config::TrainConfig;
 use trainer_support::{Ended, Lab};
 
 /// Starts a run and returns once it has told of `step`.
@@ -47,13 +48,13 @@ fn a_killed_run_ends_as_if_it_had_not_been() {
     let ended = Ended::of(child.wait_with_output().unwrap());
     assert_ne!(ended.code, Some(0));
     // How far it came before the signal reached it is a matter of time.
-    let came = killed.checkpoints("run").last().map_or(0, |newest| checkpoint::step_of(newest).unwrap());
+    let came = killed.checkpoints("run").last().map_or(0, |newest| arinar_checkpoint::step_of(newest).unwrap());
     let last = came.max(step) + 20;
     let steps = format!("train.max_steps={last}");
     killed.train(2, &[&steps, EVERY]).succeeded();
     let whole = Lab::new();
     whole.train(2, &[&steps, EVERY]).succeeded();
-    let last_one = format!("run/{}", checkpoint::folder(last));
+    let last_one = format!("run/{}", arinar_checkpoint::step_folder_name(last));
     assert!(whole.tensors(&last_one) == killed.tensors(&last_one));
     for tag in ["train_loss", "lr", "grad_norm"] {
         let curve = whole.curve("logs", tag);
@@ -69,9 +70,9 @@ fn a_signal_to_one_rank_saves_and_ends_all() {
         let child = start_until(&lab, 2, &["train.max_steps=1000000"], from);
         signal_a_rank(&child, signal);
         let ended = Ended::of(child.wait_with_output().unwrap());
-        assert_eq!(ended.code, Some(i32::from(exit::PREEMPTED)), "{}", ended.stderr);
+        assert_eq!(ended.code, Some(i32::from(exit_code::PREEMPTED)), "{}", ended.stderr);
         let newest = lab.checkpoints("run").pop().unwrap();
-        let step = checkpoint::step_of(&newest).unwrap();
+        let step = arinar_checkpoint::step_of(&newest).unwrap();
         assert!(ended.stderr.contains(&format!("after saving step {step}")), "{}", ended.stderr);
         let more = format!("train.max_steps={}", step + 1);
         let resumed = lab.train(1, &[&more]).succeeded();
@@ -109,7 +110,7 @@ fn without_a_whole_checkpoint_nothing_is_overwritten() {
     let text = std::fs::read(&state).unwrap();
     std::fs::write(&state, &text[..text.len() / 2]).unwrap();
     let ended = lab.train(0, &["train.max_steps=4"]);
-    assert_eq!(ended.code, Some(i32::from(exit::FAILED)));
+    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)));
     assert!(ended.error().contains("none of the checkpoints"), "{}", ended.stderr);
     assert_eq!(lab.checkpoints("run"), ["step-00000002"]);
 }
@@ -121,7 +122,7 @@ fn another_model_is_refused_by_name() {
     let before = lab.tensors("run/step-00000002");
     for (ranks, key, value, old) in [(0, "model.outer.width", "64", "32"), (2, "model.head.gaussians", "3", "2")] {
         let ended = lab.train(ranks, &[&format!("{key}={value}"), "train.max_steps=4"]);
-        assert_eq!(ended.code, Some(i32::from(exit::CONFIGURATION)), "{}", ended.stderr);
+        assert_eq!(ended.code, Some(i32::from(exit_code::CONFIGURATION)), "{}", ended.stderr);
         for part in [key, &format!("{key} is {old}"), &format!("says {value}"), "run.dir"] {
             assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
         }
@@ -135,7 +136,7 @@ fn an_existing_run_is_not_begun_anew() {
     let lab = Lab::new();
     lab.train(0, &["train.max_steps=2"]).succeeded();
     let ended = lab.train(0, &["checkpoint.resume=none"]);
-    assert_eq!(ended.code, Some(i32::from(exit::CONFIGURATION)));
+    assert_eq!(ended.code, Some(i32::from(exit_code::CONFIGURATION)));
     assert!(ended.error().contains("already holds the checkpoint step-00000002"));
     // The same checkpoint may begin another run, and a new run may begin with `none`.
     let from = format!("checkpoint.resume={}", lab.path("run/step-00000002").display());
@@ -171,7 +172,7 @@ fn old_checkpoints_go_and_some_stay_for_ever() {
     lab.train(2, &overrides).succeeded();
     let names = ["step-00000006", "step-00000012", "step-00000018", "step-00000020"];
     assert_eq!(lab.checkpoints("run"), names);
-    let loaded = checkpoint::load_ema(lab.path("run").to_str().unwrap()).unwrap();
+    let loaded = arinar_checkpoint::load_ema::<TrainConfig>(lab.path("run").to_str().unwrap()).unwrap();
     assert_eq!(loaded.step, 20);
     assert_eq!(loaded.dataset.class_names, ["one", "two", "three"]);
     assert_eq!(loaded.config.model.outer.width, 32);

@@ -13,13 +13,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_collective::{Single, machine::allocator, machine::memory, machine::priority};
+use arinar_checkpoint::{
+    CheckpointFlags, CheckpointManager, CheckpointOptions, CheckpointState, DatasetInfo, FORMAT_VERSION, ModelIdentity,
+    Resume, Retention, TensorSet,
+};
+use arinar_collective::{
+    LaunchEnvironment, Single,
+    machine::{allocator, memory, priority},
+};
 use arinar_data::loader::ResumeToken;
 use arinar_model::{arinar::Arinar, config::ModelConfig, mask::Mask, weights};
 use arinar_protocol::Seconds;
 use arinar_tests::s3::S3Server;
 use arinar_trainer::{
-    checkpoint::{DatasetFacts, FORMAT_VERSION, Home, Retention, Role, Saver, State, Tensors},
     clip,
     config::{self, TrainConfig},
     ema::Ema,
@@ -33,7 +39,7 @@ const MASKED: i64 = 222;
 /// Set in the process that trains.
 const TRAINER: &str = "CHECKPOINT_BENCH_TRAINER";
 /// How long the slowest machine may take to upload.
-const PATIENCE: Duration = Duration::from_secs(600);
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -122,7 +128,7 @@ impl Bench {
     }
 
     /// One step; returns how long it took, and how long of that it waited for a copy.
-    fn step(&mut self, saver: &mut Saver) -> Result<(Duration, Duration)> {
+    fn step(&mut self, manager: &mut CheckpointManager<'_>) -> Result<(Duration, Duration)> {
         let began = Instant::now();
         let float = (Kind::Float, Device::Cpu);
         let (grid, batch) = (self.config.grid(), self.batch);
@@ -135,18 +141,24 @@ impl Bench {
         let norm = clip::grad_norm(&self.parameters.gradients());
         let update = Update { learning_rate: 1e-4, gradient_scale: clip::clip_coefficient(norm, 3.0) };
         let waiting = Instant::now();
-        saver.wait_until_copied();
+        manager.wait_until_copied();
         let waited = waiting.elapsed();
         self.optimizer.step(&mut self.parameters, &mut self.ema, update);
         Ok((began.elapsed(), waited))
     }
 
     /// Hands over a checkpoint; returns how long that took.
-    fn save(&self, saver: &mut Saver, state: &State) -> Result<Duration> {
+    fn save(&self, manager: &mut CheckpointManager<'_>, state: &CheckpointState<TrainConfig>) -> Result<Duration> {
         let began = Instant::now();
-        let tensors =
-            Tensors { parameters: &self.parameters, ema: &self.ema, optimizer: &self.optimizer, buffers: &[] };
-        saver.start(&Single, state, &tensors, &|| false)?;
+        let tensors = TensorSet {
+            slots: self.parameters.slots(),
+            part: self.optimizer.part(),
+            parameters: self.parameters.values(),
+            ema: self.ema.values(),
+            moments: [self.optimizer.first_moment(), self.optimizer.second_moment()],
+            buffers: &[],
+        };
+        manager.save(state, &tensors, &|| false)?;
         Ok(began.elapsed())
     }
 }
@@ -161,24 +173,22 @@ fn train(folder: &Path) -> Result<()> {
     ];
     let configuration = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/arinar_b.yaml");
     let config = config::load(&configuration.display().to_string(), &overrides)?;
-    let role = Role { rank: 0, world: 1, is_node_leader: true, local_world_size: 1 };
-    let home = Home::open(&Single, &config, role, Retention { keep_last: 1, keep_every_steps: None })?;
-    let mut saver = home.saver()?;
+    let mut manager = open(&config)?;
     let mut bench = Bench::new()?;
     allocator::keep_freed_memory();
-    bench.step(&mut saver)?;
+    bench.step(&mut manager)?;
     let bytes = 16 * bench.parameters.len() as u64;
-    let extra = extra_memory(&bench, &mut saver, &config)?;
+    let extra = extra_memory(&bench, &mut manager, &config)?;
     println!("memory: {:.2} copies of the state ({:.2} GB)", extra as f64 / bytes as f64, bytes as f64 / 1e9);
     let (mut alone, mut saving, mut stalls) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 0..setting("PAIRS", 3) {
-        alone.push(bench.step(&mut saver)?.0.as_secs_f64());
+        alone.push(bench.step(&mut manager)?.0.as_secs_f64());
         let began = Instant::now();
-        saver = home.saver()?;
-        let handed_over = bench.save(&mut saver, &state(&config, 10 + pair as u64))?;
-        let (step, waited) = bench.step(&mut saver)?;
-        saver.commit(&Single)?;
-        settle(&mut saver)?;
+        // The upload rate is limited again.
+        manager.start_writer()?;
+        let handed_over = bench.save(&mut manager, &state(&config, 10 + pair as u64))?;
+        let (step, waited) = bench.step(&mut manager)?;
+        settle(&mut manager)?;
         println!(
             "checkpoint: stall {:.3} s ({:.3} handing over, {:.3} waiting), in the store after {:.1} s; steps of \
              {:.2} s without and {:.2} s with it",
@@ -192,8 +202,7 @@ fn train(folder: &Path) -> Result<()> {
         saving.push(step.as_secs_f64());
         stalls.push((handed_over + waited).as_secs_f64());
     }
-    drop(saver);
-    let uploading = while_uploading(&mut bench, &home, &config)?;
+    let uploading = while_uploading(&mut bench, &mut manager, &config)?;
     let (alone, saving, stall) = (median(alone), median(saving), median(stalls));
     println!("step time: {:+.1}% while a checkpoint is copied, written and sent", 100.0 * (saving / alone - 1.0));
     println!("step time: {:+.1}% while one is sent", 100.0 * (uploading / alone - 1.0));
@@ -205,14 +214,12 @@ fn train(folder: &Path) -> Result<()> {
 }
 
 /// The most memory that a checkpoint takes on top of what the training holds, in bytes.
-fn extra_memory(bench: &Bench, saver: &mut Saver, config: &TrainConfig) -> Result<u64> {
+fn extra_memory(bench: &Bench, manager: &mut CheckpointManager<'_>, config: &TrainConfig) -> Result<u64> {
     // Makes the kernel count the peak anew.
     std::fs::write("/proc/self/clear_refs", "5")?;
     let before = memory::resident();
-    bench.save(saver, &state(config, 1))?;
-    saver.wait_until_copied();
-    saver.commit(&Single)?;
-    settle(saver)?;
+    bench.save(manager, &state(config, 1))?;
+    settle(manager)?;
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse::<u64>().ok());
@@ -220,33 +227,51 @@ fn extra_memory(bench: &Bench, saver: &mut Saver, config: &TrainConfig) -> Resul
 }
 
 /// Seconds of a step during which nothing but an upload goes on beside it.
-fn while_uploading(bench: &mut Bench, home: &Home<'_>, config: &TrainConfig) -> Result<f64> {
+fn while_uploading(bench: &mut Bench, manager: &mut CheckpointManager<'_>, config: &TrainConfig) -> Result<f64> {
     let mut steps = Vec::new();
     for number in 0..setting("PAIRS", 3) {
-        // A new one each time: one that has been told to finish is in no hurry to be gentle again.
-        let mut saver = home.saver()?;
-        bench.save(&mut saver, &state(config, 100 + number as u64))?;
-        saver.wait_until_copied();
-        // Written and synced; what begins with it is the upload.
-        saver.commit(&Single)?;
-        while !saver.poll().iter().any(|message| message.starts_with("saved ")) {
+        // The upload rate is limited again.
+        manager.start_writer()?;
+        bench.save(manager, &state(config, 100 + number as u64))?;
+        manager.wait_until_copied();
+        // Once the files are written and synced, the upload begins.
+        manager.advance(CheckpointFlags { written: true, uploaded: false })?;
+        while !manager.poll().messages.iter().any(|message| message.starts_with("saved ")) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        steps.push(bench.step(&mut saver)?.0.as_secs_f64());
-        settle(&mut saver)?;
+        steps.push(bench.step(manager)?.0.as_secs_f64());
+        settle(manager)?;
     }
     Ok(median(steps))
 }
 
-fn settle(saver: &mut Saver) -> Result<()> {
-    match saver.finish(&Single, PATIENCE, &|| false, &mut |_| {})? {
+/// Opens the run in the bucket, ready to save.
+fn open(config: &TrainConfig) -> Result<CheckpointManager<'static>> {
+    let options = CheckpointOptions {
+        run_url: config.run.dir.clone(),
+        run_name: config.run.name.clone(),
+        resume: Resume::Auto,
+        retention: Retention { keep_last: 1, keep_every_steps: None },
+        spool_dir: config.checkpoint.spool_dir.clone(),
+        spool_limit: None,
+        upload_rate: config.checkpoint.upload_rate.map(|rate| rate.0),
+        model: ModelIdentity::default(),
+    };
+    let mut manager =
+        CheckpointManager::open(&Single, options, LaunchEnvironment::single(), UPLOAD_TIMEOUT, &mut |_| {})?;
+    manager.start_writer()?;
+    Ok(manager)
+}
+
+fn settle(manager: &mut CheckpointManager<'_>) -> Result<()> {
+    match manager.finish(UPLOAD_TIMEOUT, &|| false, &mut |_| {})? {
         None => Ok(()),
         Some(missing) => Err(missing.what.into()),
     }
 }
 
-fn state(config: &TrainConfig, step: u64) -> State {
-    State {
+fn state(config: &TrainConfig, step: u64) -> CheckpointState<TrainConfig> {
+    CheckpointState {
         format_version: FORMAT_VERSION,
         program: "bench".to_owned(),
         step,
@@ -263,7 +288,7 @@ fn state(config: &TrainConfig, step: u64) -> State {
         },
         world: 1,
         config: config.clone(),
-        dataset: DatasetFacts { id: String::new(), samples: 1, class_names: Vec::new(), vae: serde_json::Value::Null },
+        dataset: DatasetInfo { id: String::new(), samples: 1, class_names: Vec::new(), vae: serde_json::Value::Null },
         seconds: Seconds::default(),
     }
 }

@@ -1,16 +1,15 @@
 //! Clipping by the global norm of all gradients.
 
+use arinar_collective::host_memory;
 use tch::{Kind, Tensor};
 
-use arinar_collective::host_memory;
-
-/// Elements per partial sum: the norm is the same for any number of threads.
+/// Elements per partial sum. A fixed size makes the norm independent of the number of threads.
 const CHUNK: usize = 1 << 16;
-/// Elsewhere than in host memory: libtorch makes a copy of a piece in float64 before it sums it.
+/// Elements per piece of a tensor that is not in host memory. libtorch copies a piece to float64 before it sums it.
 const PIECE: i64 = 1 << 24;
 
-/// The Euclidean norm of a flat gradient tensor, summed in float64; NaN or infinite exactly when
-/// some element is.
+/// Returns the Euclidean norm of a flat gradient tensor, summed in float64. It is NaN or infinite if and only if some element
+/// is.
 pub fn grad_norm(gradients: &Tensor) -> f64 {
     if !host_memory::is_host(gradients) {
         return norm_in_pieces(gradients);
@@ -39,14 +38,14 @@ fn norm_in_pieces(gradients: &Tensor) -> f64 {
     Tensor::stack(&norms, 0).norm().double_value(&[])
 }
 
-/// One partial sum per chunk.
+/// Computes one partial sum per chunk.
 fn sums_of_squares(elements: &[f32], sums: &mut [f64]) {
     for (chunk, sum) in elements.chunks(CHUNK).zip(sums) {
         *sum = sum_of_squares(chunk);
     }
 }
 
-/// Eight running sums, so that the additions overlap.
+/// Uses eight running sums, so that the additions overlap.
 fn sum_of_squares(elements: &[f32]) -> f64 {
     let mut lanes = [0.0_f64; 8];
     let eights = elements.chunks_exact(8);
@@ -60,8 +59,8 @@ fn sum_of_squares(elements: &[f32]) -> f64 {
     lanes.iter().sum::<f64>() + tail
 }
 
-/// What gradients of this norm are multiplied by: `min(1, max_norm / (norm + 1e-6))`, as
-/// `torch.nn.utils.clip_grad_norm_` has it.
+/// Returns the factor for gradients of this norm: `min(1, max_norm / (norm + 1e-6))`, as in
+/// `torch.nn.utils.clip_grad_norm_`.
 pub fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }

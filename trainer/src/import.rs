@@ -1,6 +1,6 @@
-//! A new run that begins with somebody's weights: an official `checkpoint-last.pth`, or an export.
+//! Importing the weights of a new run from an official `checkpoint-last.pth` or from an export.
 //!
-//! Rank 0 alone reads the file; the others get the weights from it, and of the averages their own part.
+//! Rank 0 reads the file and broadcasts the weights. The other ranks keep their own part of the moving averages.
 
 use std::collections::BTreeMap;
 
@@ -8,25 +8,25 @@ use arinar_model::weights::WeightsFile;
 use arinar_store::{StoreError, object::LocalCopy};
 use tch::Tensor;
 
-use crate::{clip, ema::Ema, exit::Stop, parameters::FlatParameters};
+use crate::{clip, ema::Ema, parameters::FlatParameters, stop::Stop};
 use arinar_collective::{Collective, agree};
 
-/// What the weights go into.
-pub struct ImportInto<'a> {
-    /// Weights, the same on all ranks afterwards.
+/// The tensors that weights are imported into.
+pub(crate) struct ImportInto<'a> {
+    /// Weights, which are equal on all ranks afterwards.
     pub parameters: &'a FlatParameters,
-    /// Averages of this rank's part.
+    /// Moving averages of this rank's part.
     pub ema: &'a Ema,
     /// Tensors of the state dict that are not trained.
     pub buffers: &'a [(String, Tensor)],
 }
 
-/// Reads the weights of `url` and, where it has them, their averages; else the averages begin at the weights. The
-/// optimizer is left as it is: new. Returns what to tell the user. All ranks call it together.
+/// Imports the weights of the file at `url` and their moving averages. If the file has no averages, they start at the weights.
+/// The optimizer is not changed. Returns a message for the user. All ranks call it together.
 ///
 /// # Errors
-/// A file that is not there, not whole, or of another model; all ranks end together.
-pub fn import(collective: &dyn Collective, url: &str, into: &ImportInto<'_>) -> Result<String, Stop> {
+/// Returns an error on all ranks if the file is missing, damaged, or of another model.
+pub(crate) fn import(collective: &dyn Collective, url: &str, into: &ImportInto<'_>) -> Result<String, Stop> {
     let averages = if collective.rank() == 0 { into.read(url) } else { Ok(None) };
     let averages = agree(collective, averages)?;
     let mut values = into.parameters.values().shallow_clone();
@@ -37,7 +37,7 @@ pub fn import(collective: &dyn Collective, url: &str, into: &ImportInto<'_>) -> 
         buffer.shallow_clone().copy_(&flat.view_as(buffer));
     }
     for (rank, part) in into.parameters.parts(collective.world_size()).iter().enumerate() {
-        // On other ranks than 0 what lies in it does not matter: it is overwritten.
+        // On ranks other than 0 its contents are overwritten.
         let mut piece = part.of(averages.as_ref().unwrap_or(&values)).copy();
         collective.broadcast(&mut piece, 0)?;
         if rank == collective.rank() {
@@ -50,7 +50,7 @@ pub fn import(collective: &dyn Collective, url: &str, into: &ImportInto<'_>) -> 
 }
 
 impl ImportInto<'_> {
-    /// Fills the parameters; returns the averages of all of them, laid out like them, if the file has any.
+    /// Fills the parameters. Returns the averages of all parameters in the same layout, if the file has any.
     fn read(&self, url: &str) -> Result<Option<Tensor>, Stop> {
         let local = LocalCopy::of(url).map_err(|error| match error {
             StoreError::Url { .. } | StoreError::Missing { .. } => Stop::configuration(error),
@@ -63,16 +63,15 @@ impl ImportInto<'_> {
         let has = file.fill_ema(&self.named(&averages, Tensor::copy)).map_err(Stop::configuration)?;
         for (what, flat) in [("weights", self.parameters.values()), ("averages", &averages)] {
             if !clip::grad_norm(flat).is_finite() {
-                return Err(Stop::Configuration(format!("the {what} in {url} are not finite; training needs others")));
+                return Err(Stop::configuration(format!("the {what} in {url} are not finite; training needs others")));
             }
         }
         Ok(has.then_some(averages))
     }
 
-    /// The whole state dict as views into a flat tensor, with its buffers.
+    /// Returns the whole state dict as views of a flat tensor, with its buffers.
     fn named(&self, flat: &Tensor, buffer: impl Fn(&Tensor) -> Tensor) -> BTreeMap<String, Tensor> {
-        let parameters =
-            self.parameters.slots().iter().map(|slot| (slot.name.clone(), self.parameters.view(flat, slot)));
+        let parameters = self.parameters.slots().iter().map(|slot| (slot.name.clone(), slot.view(flat)));
         parameters.chain(self.buffers.iter().map(|(name, tensor)| (name.clone(), buffer(tensor)))).collect()
     }
 }

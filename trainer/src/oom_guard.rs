@@ -1,4 +1,4 @@
-//! Work that may run out of memory without being the end of the program.
+//! Work that may run out of memory without ending the program.
 
 use std::{
     any::Any,
@@ -6,31 +6,43 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
-use crate::exit::{Stop, is_out_of_memory};
+use crate::stop::Stop;
+
+/// Error messages of libtorch, CUDA and C++ for exhausted memory. The last one appears if there is not even enough memory for
+/// the message.
+const OUT_OF_MEMORY: [&str; 5] =
+    ["can't allocate memory", "out of memory", "bad_alloc", "bad alloc", "<error computing error::what()>"];
 
 thread_local! {
-    /// Set while this thread is at such work.
-    static ATTEMPTING: Cell<bool> = const { Cell::new(false) };
+    /// True while this thread runs guarded work.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// True where a panic with this message is to unwind, because it says that memory is used up, and because
-/// somebody is prepared for that. For the hook that ends the program on any other.
-pub fn is_forgiven(told: &str) -> bool {
-    ATTEMPTING.get() && is_out_of_memory(told)
+/// Returns true if an error message means that memory is exhausted.
+pub(crate) fn is_out_of_memory(message: &str) -> bool {
+    let lower = message.to_lowercase();
+    OUT_OF_MEMORY.iter().any(|words| lower.contains(words))
 }
 
-/// Does it; `None` where memory ran out. Whatever `task` held by then is freed.
+/// Returns true if a panic with this message must unwind because it means that memory is exhausted during guarded work. The
+/// panic hook ends the program on any other panic.
+pub(crate) fn expects_oom(message: &str) -> bool {
+    GUARDED.get() && is_out_of_memory(message)
+}
+
+/// Runs `work` and returns its result, or `None` if memory is exhausted. Everything that `work` has allocated by then is
+/// freed.
 ///
 /// # Errors
-/// Those of `task`.
-pub(super) fn attempt<T>(task: impl FnOnce() -> Result<T, Stop>) -> Result<Option<T>, Stop> {
-    let before = ATTEMPTING.replace(true);
-    // What it leaves half done is dropped, or written anew before anybody reads it.
-    let done = catch_unwind(AssertUnwindSafe(task));
-    ATTEMPTING.set(before);
-    match done {
-        Ok(Ok(done)) => Ok(Some(done)),
-        Ok(Err(Stop::Failure(told))) if is_out_of_memory(&told) => Ok(None),
+/// Returns any other error of `work`.
+pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, Stop>) -> Result<Option<T>, Stop> {
+    let before = GUARDED.replace(true);
+    // State that `work` leaves inconsistent is dropped, or overwritten before it is read.
+    let result = catch_unwind(AssertUnwindSafe(work));
+    GUARDED.set(before);
+    match result {
+        Ok(Ok(value)) => Ok(Some(value)),
+        Ok(Err(Stop::Failure(error))) if is_out_of_memory(&error.to_string()) => Ok(None),
         Ok(Err(stop)) => Err(stop),
         Err(panic) if is_out_of_memory(message(panic.as_ref())) => Ok(None),
         Err(panic) => resume_unwind(panic),
@@ -48,18 +60,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_lack_of_memory_is_forgiven_and_only_then() {
-        assert_eq!(attempt(|| Ok(1)).unwrap(), Some(1));
-        let attempted = attempt(|| -> Result<(), Stop> {
-            assert!(is_forgiven("CUDA out of memory. Tried to allocate 2 GiB") && !is_forgiven("a bug"));
+    fn only_exhausted_memory_is_caught_and_only_during_guarded_work() {
+        assert_eq!(guard(|| Ok(1)).unwrap(), Some(1));
+        let result = guard(|| -> Result<(), Stop> {
+            assert!(expects_oom("CUDA out of memory. Tried to allocate 2 GiB") && !expects_oom("a bug"));
             panic!("DefaultCPUAllocator: can't allocate memory: you tried to allocate {} bytes", 1_u64 << 40)
         });
-        assert_eq!(attempted.unwrap(), None);
-        assert!(!is_forgiven("CUDA out of memory"));
-        let failed = attempt(|| Err::<(), _>(Stop::failure("CUDA out of memory while backward")));
+        assert_eq!(result.unwrap(), None);
+        assert!(!expects_oom("CUDA out of memory"));
+        let failed = guard(|| Err::<(), _>(Stop::failure("CUDA out of memory while backward")));
         assert_eq!(failed.unwrap(), None);
-        assert!(matches!(attempt(|| Err::<(), _>(Stop::failure("a full disk"))), Err(Stop::Failure(_))));
-        let bug = catch_unwind(|| attempt(|| -> Result<(), Stop> { panic!("a bug") }));
+        assert!(matches!(guard(|| Err::<(), _>(Stop::failure("a full disk"))), Err(Stop::Failure(_))));
+        let bug = catch_unwind(|| guard(|| -> Result<(), Stop> { panic!("a bug") }));
         assert_eq!(message(bug.unwrap_err().as_ref()), "a bug");
     }
 }

@@ -1,42 +1,39 @@
-//! AdamW (decoupled weight decay) over flat memory, with the EMA in the same pass.
+//! AdamW (decoupled weight decay) over flat memory, with the moving average in the same pass.
 //!
-//! Per element, in PyTorch's order of operations: `p *= 1 - lr*wd`; `m += (1-b1)*(g-m)`;
+//! For each element, in PyTorch's order of operations: `p *= 1 - lr*wd`; `m += (1-b1)*(g-m)`;
 //! `v = b2*v + (1-b2)*g*g`; `p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)`; then
-//! `ema = rate*ema + (1-rate)*p`. Five arrays are read and written once each: on the CPU the step
-//! costs what the memory traffic costs.
+//! `ema = rate*ema + (1-rate)*p`. Each of the five arrays is read and written once, so that
+//! on the CPU the step is limited by memory bandwidth.
 
 use std::ops::Range;
 
+use arinar_checkpoint::Part;
+use arinar_collective::host_memory;
 use tch::Tensor;
 
-use crate::{
-    ema::Ema,
-    parameters::{FlatParameters, Part},
-};
-use arinar_collective::host_memory;
+use crate::{ema::Ema, parameters::FlatParameters};
 
 /// The hyper-parameters of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWConfig {
-    /// Decay of the first and second moment.
+    /// Decay rates of the first and second moment.
     pub betas: [f64; 2],
     /// Added to the denominator.
     pub eps: f64,
-    /// Weight decay of the decaying group.
+    /// Weight decay of the parameters that have it.
     pub weight_decay: f64,
 }
 
-/// What changes from step to step.
+/// The parameters of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
     /// Learning rate of this step.
     pub learning_rate: f64,
-    /// What the accumulated gradients are multiplied by: the mean over ranks and micro-batches,
-    /// times the clipping coefficient.
+    /// Factor for the accumulated gradients: the mean over ranks and micro-batches, times the clipping coefficient.
     pub gradient_scale: f64,
 }
 
-/// AdamW's state: two moments per parameter and the number of steps taken.
+/// The state of AdamW: two moments per parameter and the number of steps.
 pub struct AdamW {
     config: AdamWConfig,
     part: Part,
@@ -46,45 +43,45 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Updates all parameters; zero moments, no step taken.
+    /// Creates an optimizer of all parameters.
     pub fn new(parameters: &FlatParameters, config: AdamWConfig) -> Self {
         Self::of_part(parameters, parameters.whole(), config)
     }
 
-    /// Updates a part of the parameters: ranks that hold equal parameters and gradients share the
-    /// work and the memory, and pass each other the results.
+    /// Creates an optimizer of a part of the parameters. Ranks with equal parameters and gradients share the work and the
+    /// memory, and exchange the results.
     pub fn of_part(parameters: &FlatParameters, part: Part, config: AdamWConfig) -> Self {
         let zeros = || part.of(parameters.values()).zeros_like();
         let (first_moment, second_moment) = (zeros(), zeros());
         Self { config, part, first_moment, second_moment, steps: 0 }
     }
 
-    /// The parameters it updates.
+    /// Returns the part of the parameters that it updates.
     pub fn part(&self) -> &Part {
         &self.part
     }
 
-    /// Steps taken so far.
+    /// Returns the number of steps.
     pub fn steps(&self) -> i64 {
         self.steps
     }
 
-    /// Goes on from a checkpoint (the moments are written through their tensors).
+    /// Sets the number of steps, when resuming from a checkpoint. The moments are restored through their tensors.
     pub fn set_steps(&mut self, steps: i64) {
         self.steps = steps;
     }
 
-    /// The running mean of the gradients, one per element of the part.
+    /// Returns the running mean of the gradients, one per element of the part.
     pub fn first_moment(&self) -> &Tensor {
         &self.first_moment
     }
 
-    /// The running mean of the squared gradients, one per element of the part.
+    /// Returns the running mean of the squared gradients, one per element of the part.
     pub fn second_moment(&self) -> &Tensor {
         &self.second_moment
     }
 
-    /// One step on the part's parameters and their EMA; all gradients are zero afterwards.
+    /// Makes one step on the parameters of the part and their moving averages. All gradients are zero afterwards.
     pub fn step(&mut self, parameters: &mut FlatParameters, ema: &mut Ema, update: Update) {
         self.steps += 1;
         let elements = &self.part.elements;
@@ -109,7 +106,7 @@ impl AdamW {
     }
 }
 
-/// The pass zeroes the gradients it uses; these are the others.
+/// Zeroes the gradients outside the part; those inside are zeroed by the update.
 fn zero_outside(gradients: &Tensor, elements: &Range<usize>) {
     let after = gradients.size()[0] - elements.end as i64;
     let _ = gradients.narrow(0, 0, elements.start as i64).zero_();
@@ -125,7 +122,7 @@ struct Arrays<'a> {
     ema: &'a mut Tensor,
 }
 
-/// One step's constants, worked out in float64.
+/// The constants of one step, computed in float64.
 #[derive(Clone, Copy)]
 struct Coefficients {
     gradient_scale: f64,
@@ -159,7 +156,7 @@ impl Coefficients {
     }
 }
 
-/// Slices of the five arrays that belong together.
+/// Corresponding slices of the five arrays.
 struct Slices<'a> {
     values: &'a mut [f32],
     gradients: &'a mut [f32],
@@ -188,7 +185,7 @@ impl Slices<'_> {
     }
 }
 
-/// The fused pass, cut over the rank's threads.
+/// The fused pass, split over the threads of the rank.
 fn step_on_host(arrays: Arrays<'_>, decay_end: usize, coefficients: &Coefficients) {
     let mut rest = Slices {
         values: host_memory::slice_mut(arrays.values),
@@ -218,7 +215,7 @@ fn step_on_host(arrays: Arrays<'_>, decay_end: usize, coefficients: &Coefficient
     });
 }
 
-/// One pass over five arrays of equal length, written so that the compiler vectorises it.
+/// One pass over five arrays of equal length, in a form that the compiler vectorizes.
 fn update_slices(slices: Slices<'_>, coefficients: &Coefficients) {
     let scale = coefficients.gradient_scale as f32;
     let keep = coefficients.keep as f32;
@@ -245,7 +242,7 @@ fn update_slices(slices: Slices<'_>, coefficients: &Coefficients) {
     }
 }
 
-/// The same update for tensors that are not in host memory.
+/// The update for tensors that are not in host memory.
 fn step_with_libtorch(arrays: &Arrays<'_>, decay_end: usize, coefficients: &Coefficients) {
     let c = coefficients;
     let mut values = arrays.values.shallow_clone();
@@ -269,6 +266,7 @@ fn step_with_libtorch(arrays: &Arrays<'_>, decay_end: usize, coefficients: &Coef
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use arinar_checkpoint::Slot;
     use tch::{Device, Kind};
 
     const CONFIG: AdamWConfig = AdamWConfig { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.02 };
@@ -297,7 +295,7 @@ mod tests {
 
     fn fill_gradients(case: &Case, seed: f64) {
         for slot in case.parameters.slots() {
-            let mut home = case.parameters.view(&case.parameters.gradients(), slot);
+            let mut home = slot.view(&case.parameters.gradients());
             home.copy_(&noise(&slot.shape, seed));
         }
     }
@@ -337,7 +335,7 @@ mod tests {
         case.optimizer.step(&mut case.parameters, &mut case.ema, UPDATE);
         let decayed = &before * f64::from((1.0 - 1e-2 * 0.02) as f32);
         let (weight, bias) = (&case.parameters.slots()[0], &case.parameters.slots()[1]);
-        let view = |flat: &Tensor, slot| case.parameters.view(flat, slot);
+        let view = |flat: &Tensor, slot: &Slot| slot.view(flat);
         assert_eq!(view(case.parameters.values(), weight), view(&decayed, weight));
         assert_eq!(view(case.parameters.values(), bias), view(&before, bias));
     }

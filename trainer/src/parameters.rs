@@ -1,50 +1,22 @@
-//! All trainable parameters as views into one contiguous tensor, and their gradients likewise.
+//! Flat memory: all trainable parameters are views of one contiguous tensor, and all gradients of another.
 //!
-//! So that the all-reduce, the norm, clipping, AdamW and the EMA are a few passes over flat memory
-//! instead of hundreds of small calls, and so that their order is the same on every rank: the
-//! names that decay first, then the others, each in the order given.
+//! As a result, the all-reduce, the gradient norm, clipping, AdamW and the moving averages are a few passes over flat memory
+//! instead of hundreds of small calls, and their order is the same on every rank: parameters with weight decay come first,
+//! then the others, each in the order given.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::collections::BTreeMap;
 
+use arinar_checkpoint::{Part, Slot};
 use tch::{Device, Kind, Tensor};
 
 use arinar_collective::host_memory;
 
-/// Each parameter starts at a multiple of 64 bytes, which the matrix kernels like.
+/// Each parameter starts at a multiple of 64 bytes, the alignment that matrix kernels are fastest with.
 const ALIGNMENT: usize = 16;
 
-/// Places at the end of the gradient tensor for the flags and sums that ride on the all-reduce; behind them is one more
-/// for each rank.
-pub const FLAGS: usize = 16;
-
-/// Where one parameter lies in the flat tensors.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Slot {
-    /// Official name in the state dict.
-    pub name: String,
-    /// Shape of the parameter.
-    pub shape: Vec<i64>,
-    /// First element in the flat tensors.
-    pub offset: usize,
-    /// Number of elements.
-    pub len: usize,
-}
-
-/// Some adjacent parameters: what one rank keeps the optimizer state and averages of, and writes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// Which slots.
-    pub slots: Range<usize>,
-    /// Which elements of the flat tensors, gaps included.
-    pub elements: Range<usize>,
-}
-
-impl Part {
-    /// This part of a flat tensor of all parameters.
-    pub(crate) fn of(&self, flat: &Tensor) -> Tensor {
-        flat.narrow(0, self.elements.start as i64, self.elements.len() as i64)
-    }
-}
+/// Number of elements at the end of the gradient tensor for the flags that are piggybacked on the all-reduce
+/// ([`crate::step_consensus`]). They are followed by one element per rank.
+pub(crate) const FLAGS: usize = 16;
 
 /// The flat memory of a model's trainable parameters.
 ///
@@ -61,22 +33,22 @@ pub struct FlatParameters {
 }
 
 impl FlatParameters {
-    /// [`Self::among`] one rank.
+    /// The same as [`Self::among`] for a world size of 1.
     ///
     /// # Errors
-    /// As there.
+    /// The same as those of [`Self::among`].
     pub fn new(variables: &[(String, Tensor)], decays: impl Fn(&str, &[i64]) -> bool) -> Result<Self, tch::TchError> {
         Self::among(variables, decays, 1)
     }
 
-    /// Moves `variables` (leaf tensors that require a gradient, in the order to be kept within
-    /// each group) into flat memory; the model's own handles see the new storage, and backward
-    /// accumulates straight into the flat gradient, which starts at zero.
+    /// Moves `variables` into flat memory. They must be leaf tensors that require a gradient; their order is kept within each
+    /// group. The model's own handles see the new storage, and backward passes accumulate directly into the flat gradient,
+    /// which starts at zero.
     ///
-    /// `decays(name, shape)` says which parameters weight decay applies to; the gradients are summed over `world` ranks.
+    /// `decays(name, shape)` returns whether weight decay applies to a parameter. Gradients are summed over `world` ranks.
     ///
     /// # Errors
-    /// What libtorch reports: not a leaf, not float32, or no memory.
+    /// Returns an error if a variable is not a float32 leaf tensor, or if memory is exhausted.
     pub fn among(
         variables: &[(String, Tensor)],
         decays: impl Fn(&str, &[i64]) -> bool,
@@ -96,74 +68,69 @@ impl FlatParameters {
         Ok(Self { slots, len, decay_end, tail, values, gradients })
     }
 
-    /// Every parameter's place, in flat order.
+    /// Returns the position of every parameter, in flat order.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }
 
-    /// Elements in the flat tensors, gaps included.
+    /// Returns the number of elements in the flat tensors, including gaps.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// True for a model without parameters.
+    /// Returns true if the model has no parameters.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Number of trainable scalars, gaps not counted.
+    /// Returns the number of trainable scalars, without gaps.
     pub fn parameter_count(&self) -> usize {
         self.slots.iter().map(|slot| slot.len).sum()
     }
 
-    /// Elements before this index decay, those from it on do not.
+    /// Returns the index of the first element without weight decay; all elements before it have weight decay.
     pub fn decay_end(&self) -> usize {
         self.decay_end
     }
 
-    /// The parameters, `[len]`.
+    /// Returns the parameters, `[len]`.
     pub fn values(&self) -> &Tensor {
         &self.values
     }
 
-    /// The gradients followed by the tail: what the all-reduce sums.
+    /// Returns the gradients followed by the tail: the tensor that the all-reduce sums.
     pub fn gradients_and_tail(&mut self) -> &mut Tensor {
         &mut self.gradients
     }
 
-    /// The gradients without the tail, `[len]`.
+    /// Returns the gradients without the tail, `[len]`.
     pub fn gradients(&self) -> Tensor {
         self.gradients.narrow(0, 0, self.len as i64)
     }
 
-    /// Sets every gradient and the tail to zero.
+    /// Sets all gradients and the tail to zero.
     pub fn zero_gradients(&mut self) {
         let _ = self.gradients.zero_();
     }
 
-    /// Writes the [`FLAGS`] + ranks scalars that ride on the all-reduce.
+    /// Writes the tail: the `FLAGS` + ranks scalars that are piggybacked on the all-reduce.
     pub fn set_tail(&mut self, scalars: &[f32]) {
         let mut tail = self.gradients.narrow(0, self.len as i64, self.tail as i64);
         tail.copy_(&Tensor::from_slice(scalars));
     }
 
-    /// Reads the scalars that rode on the all-reduce.
+    /// Reads the tail.
     pub fn tail(&self) -> Vec<f32> {
         let tail = self.gradients.narrow(0, self.len as i64, self.tail as i64).to_device(Device::Cpu);
         host_memory::slice(&tail).to_vec()
     }
 
-    /// One parameter's part of a flat tensor laid out like this one, under the parameter's shape.
-    pub fn view(&self, flat: &Tensor, slot: &Slot) -> Tensor {
-        flat.narrow(0, slot.offset as i64, slot.len as i64).view(slot.shape.as_slice())
-    }
-
-    /// All parameters as one part.
+    /// Returns the part that contains all parameters.
     pub fn whole(&self) -> Part {
         Part { slots: 0..self.slots.len(), elements: 0..self.len }
     }
 
-    /// The parameters cut into one part per rank, of about equal size.
+    /// Splits the parameters into one part per rank, of about equal size.
     pub fn parts(&self, world: usize) -> Vec<Part> {
         let ends: Vec<usize> = (1..=world).map(|rank| self.boundary(rank, world)).collect();
         let starts = std::iter::once(0).chain(ends.iter().copied());
@@ -174,7 +141,7 @@ impl FlatParameters {
             .collect()
     }
 
-    /// The slot at which the parts of the first `rank` ranks end: the one nearest to their share.
+    /// Returns the slot at which the parts of the first `rank` ranks end: the one nearest to their share.
     fn boundary(&self, rank: usize, world: usize) -> usize {
         let share = self.len * rank / world;
         if rank == world {
@@ -182,15 +149,9 @@ impl FlatParameters {
         }
         self.slots.partition_point(|slot| slot.offset + slot.len / 2 < share)
     }
-
-    /// One parameter of a tensor that holds only `part`, under the parameter's shape.
-    pub fn view_of_part(&self, tensor: &Tensor, part: &Part, slot: &Slot) -> Tensor {
-        let offset = slot.offset - part.elements.start;
-        tensor.narrow(0, offset as i64, slot.len as i64).view(slot.shape.as_slice())
-    }
 }
 
-/// Places the decaying parameters first, each padded to the alignment.
+/// Lays out the parameters with weight decay first, each padded to the alignment.
 fn lay_out(variables: &[(String, Tensor)], decays: impl Fn(&str, &[i64]) -> bool) -> (Vec<Slot>, usize, usize) {
     let mut slots = Vec::with_capacity(variables.len());
     let mut ends = [0, 0];
@@ -210,17 +171,17 @@ fn lay_out(variables: &[(String, Tensor)], decays: impl Fn(&str, &[i64]) -> bool
     (slots, ends[0], ends[1])
 }
 
-/// Copies a variable into its slot and points both it and its gradient there.
+/// Copies a variable into its slot and lets both the variable and its gradient refer to it.
 fn adopt(variable: &Tensor, slot: &Slot, values: &Tensor, gradients: &Tensor) -> Result<(), tch::TchError> {
     let (offset, len) = (slot.offset as i64, slot.len as i64);
-    let mut home = values.f_narrow(0, offset, len)?.f_view(slot.shape.as_slice())?;
-    tch::no_grad(|| home.f_copy_(&variable.detach()))?;
-    variable.shallow_clone().f_set_data(&home)?;
-    // A gradient tensor exists only after a backward; tch cannot set one. This makes one whose
-    // storage is then replaced: later backwards add to it in place.
+    let mut target = values.f_narrow(0, offset, len)?.f_view(slot.shape.as_slice())?;
+    tch::no_grad(|| target.f_copy_(&variable.detach()))?;
+    variable.shallow_clone().f_set_data(&target)?;
+    // A gradient tensor exists only after a backward pass, and tch cannot set one. This creates one whose storage is then
+    // replaced; later backward passes accumulate into it in place.
     variable.f_sum(Kind::Float)?.f_backward()?;
-    let gradient_home = gradients.f_narrow(0, offset, len)?.f_view(slot.shape.as_slice())?;
-    variable.f_grad()?.f_set_data(&gradient_home)
+    let gradient_target = gradients.f_narrow(0, offset, len)?.f_view(slot.shape.as_slice())?;
+    variable.f_grad()?.f_set_data(&gradient_target)
 }
 
 #[cfg(test)]
@@ -261,10 +222,10 @@ mod tests {
             (weight.matmul(&input) + bias).sum(Kind::Float).backward();
         }
         let gradients = flat.gradients();
-        let weight_gradient = flat.view(&gradients, &flat.slots()[0]);
+        let weight_gradient = flat.slots()[0].view(&gradients);
         assert_eq!(weight_gradient.double_value(&[1, 4]), 8.0);
-        assert_eq!(flat.view(&gradients, &flat.slots()[2]).double_value(&[0]), 2.0);
-        assert_eq!(flat.view(&gradients, &flat.slots()[1]).sum(Kind::Float).double_value(&[]), 0.0);
+        assert_eq!(flat.slots()[2].view(&gradients).double_value(&[0]), 2.0);
+        assert_eq!(flat.slots()[1].view(&gradients).sum(Kind::Float).double_value(&[]), 0.0);
         flat.zero_gradients();
         assert_eq!(weight.grad().abs().sum(Kind::Float).double_value(&[]), 0.0);
     }

@@ -1,13 +1,13 @@
-//! Seeds of libtorch's generator: each a hash of what it is for.
+//! Seeds of libtorch's random number generator. Each is a hash of its purpose and of the numbers it depends on.
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Seed of the initial weights; the same on all ranks.
+/// Returns the seed of the initial weights, which is the same on all ranks.
 pub fn initial_weights(seed: u64) -> i64 {
     hash("initial weights", &[seed])
 }
 
-/// Seed of the dropout of one micro-batch of one rank.
+/// Returns the seed of dropout for one micro-batch of one rank.
 pub fn dropout(seed: u64, step: u64, rank: usize, micro_batch: usize) -> i64 {
     hash("dropout", &[seed, step, rank as u64, micro_batch as u64])
 }

@@ -15,10 +15,10 @@ use arinar_model::config::ModelConfig;
 use tch::Tensor;
 
 use crate::{
-    checkpoint::DatasetFacts,
     config::{BatchShare, TrainConfig},
-    exit::Stop,
+    stop::Stop,
 };
+use arinar_checkpoint::DatasetInfo;
 use arinar_collective::LaunchEnvironment;
 
 /// One rank's micro-batches, without end.
@@ -78,9 +78,9 @@ impl Data {
             folder: config.data.cache_dir.as_ref().map(std::path::PathBuf::from),
             limit: config.data.cache_limit.map(|limit| limit.0),
         };
-        let dataset = Dataset::open_with_cache(&config.data.url, cache).map_err(data_error)?;
+        let dataset = Dataset::open_with_cache(&config.data.url, cache)?;
         if let Some(problem) = misfits(&dataset.manifest, dataset.store().url(), &config.model).into_iter().next() {
-            return Err(Stop::Configuration(problem));
+            return Err(Stop::configuration(problem));
         }
         Ok(Self::Encoded(Arc::new(dataset)))
     }
@@ -94,7 +94,7 @@ impl Data {
     }
 
     /// What checkpoints remember about it.
-    pub fn facts(&self) -> DatasetFacts {
+    pub fn info(&self) -> DatasetInfo {
         let (id, class_names, vae) = match self {
             Self::Encoded(dataset) => (
                 dataset.id().to_owned(),
@@ -103,7 +103,7 @@ impl Data {
             ),
             Self::Synthetic(samples) => (synthetic_id(*samples), Vec::new(), Default::default()),
         };
-        DatasetFacts { id, samples: self.samples(), class_names, vae }
+        DatasetInfo { id, samples: self.samples(), class_names, vae }
     }
 
     /// Starts reading one rank's batches, from the beginning or where a checkpoint left off.
@@ -121,11 +121,9 @@ impl Data {
             Self::Encoded(dataset) => {
                 // A run keeps its order: on a machine with another cache too.
                 let wanted = config.data.shuffle_window.or(token.map(|token| token.window));
-                let window = dataset.shuffle_window(wanted).map_err(data_error)?;
+                let window = dataset.shuffle_window(wanted)?;
                 let start = match token {
-                    Some(token) => {
-                        token.check(&dataset.manifest, config.seed, global_batch, window).map_err(data_error)?
-                    }
+                    Some(token) => token.check(&dataset.manifest, config.seed, global_batch, window)?,
                     None => Position::default(),
                 };
                 let loader = LoaderConfig {
@@ -138,7 +136,7 @@ impl Data {
                     window,
                     prefetch: LaunchEnvironment::from_environment().is_none_or(|launch| launch.local_rank == 0),
                 };
-                let loader = Loader::new(dataset.clone(), loader, start).map_err(data_error)?;
+                let loader = Loader::new(dataset.clone(), loader, start)?;
                 Ok(Box::new(loader))
             }
             Self::Synthetic(samples) => {
@@ -163,15 +161,10 @@ pub fn synthetic_samples(url: &str) -> Option<Result<u64, Stop>> {
     }
     Some(match number.parse() {
         Ok(samples) if samples > 0 => Ok(samples),
-        _ => Err(Stop::Configuration(format!(
+        _ => Err(Stop::configuration(format!(
             "data.url: {number:?} is not a number of samples; write synthetic: or synthetic:1000"
         ))),
     })
-}
-
-/// A data error as the end of the run: the user's to cure, or not.
-pub fn data_error(error: DataError) -> Stop {
-    if error.is_configuration() { Stop::configuration(error) } else { Stop::failure(error) }
 }
 
 /// Every fact of the dataset at `url` that contradicts the model, each with the cure.
@@ -233,7 +226,7 @@ impl Noise {
     fn resume(mut self, token: &ResumeToken) -> Result<Self, Stop> {
         let fresh = ResumeToken { epoch: 0, position: 0, ..token.clone() };
         if fresh != self.token {
-            return Err(Stop::Configuration(format!(
+            return Err(Stop::configuration(format!(
                 "the checkpoint goes on with {} (seed {}, global batch {}), not {} (seed {}, \
                  global batch {}); set them as they were, or run.dir to a new folder",
                 fresh.dataset_id,

@@ -1,4 +1,4 @@
-//! One rank's part of a step: micro-batches through the model, gradients into flat memory.
+//! One rank's part of a step: forward and backward passes of its micro-batches.
 
 use std::{fs::File, io::Write, sync::Arc};
 
@@ -16,19 +16,19 @@ use arinar_protocol::Phase;
 use tch::Tensor;
 
 use crate::{
-    exit::Stop,
     seeds,
-    source::{BatchSource, RankShare, data_error},
+    source::{BatchSource, RankShare},
+    stop::Stop,
     vitals::Vitals,
 };
 
-/// What one rank knows after its backward passes.
-pub struct Local {
-    /// Sum of the micro-batches' losses.
+/// The outcome of the forward and backward passes of one rank.
+pub(crate) struct Local {
+    /// Sum of the losses of the micro-batches.
     pub loss: f32,
-    /// Why this rank cannot go on, if so.
+    /// The reason why this rank cannot continue.
     pub failure: Option<Stop>,
-    /// Its samples, kept for the message should something not be finite.
+    /// Its samples, for the message if the loss or gradient is not finite.
     samples: Vec<SampleKey>,
     suspects: Vec<Suspect>,
 }
@@ -39,7 +39,7 @@ struct Suspect {
     samples: Vec<SampleKey>,
 }
 
-/// What the model's loss takes.
+/// The inputs of the model's loss.
 struct Inputs {
     latents: Tensor,
     labels: Tensor,
@@ -66,26 +66,26 @@ impl Inputs {
     }
 }
 
-/// Runs the micro-batches of one rank.
-pub struct Worker {
-    /// The model, whose parameters lie in flat memory.
+/// Computes the forward and backward passes of one rank.
+pub(crate) struct Worker {
+    /// The model, whose parameters are in flat memory.
     pub model: Arinar,
-    /// Sizes of the model.
+    /// Configuration of the model.
     pub config: ModelConfig,
     /// Seed of the run.
     pub seed: u64,
-    /// This rank's part.
+    /// This rank's share of the global batch.
     pub share: RankShare,
-    /// Where batches come from.
+    /// Source of the batches.
     pub source: Box<dyn BatchSource>,
-    /// Where to note which samples were seen, for tests.
+    /// Log of the samples, for tests.
     pub sample_log: Option<File>,
-    /// Told what the rank is doing.
+    /// Figures for the launcher.
     pub vitals: Arc<Vitals>,
 }
 
 impl Worker {
-    /// Adds the gradients of this rank's part of step `step` (from 0) to the flat gradients.
+    /// Accumulates the gradients of this rank's part of step `step`, counted from 0, into the flat gradients.
     pub fn accumulate(&mut self, step: u64) -> Local {
         let mut local = Local { loss: 0.0, failure: None, samples: Vec::new(), suspects: Vec::new() };
         for micro_batch in 0..self.share.batch.accumulation {
@@ -98,11 +98,12 @@ impl Worker {
     }
 
     fn micro_batch(&mut self, step: u64, index: usize, local: &mut Local) -> Result<(), Stop> {
-        self.vitals.enter(Phase::DataWait);
-        let batch = self.source.next_batch().map_err(data_error)?;
-        self.vitals.enter(Phase::Compute);
+        let batch = {
+            let _phase = self.vitals.during(Phase::DataWait);
+            self.source.next_batch()?
+        };
         local.samples.extend(&batch.samples);
-        self.note(step, &batch.samples)?;
+        self.log_samples(step, &batch.samples)?;
         let samples = batch.samples.clone();
         let inputs = self.inputs(step, batch);
         tch::manual_seed(seeds::dropout(self.seed, step, self.share.rank, index));
@@ -116,8 +117,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Draws what a micro-batch needs: one share of masked tokens for the step, an order and a
-    /// dropped label per sample.
+    /// Draws the random inputs of a micro-batch: one ratio of masked tokens for the step, and for each sample an order of its
+    /// tokens and whether its label is dropped.
     fn inputs(&self, step: u64, batch: Batch) -> Inputs {
         let length = self.config.sequence_length();
         let uniform = StepRandom::new(self.seed, step, Purpose::MaskRatio).uniform();
@@ -138,13 +139,13 @@ impl Worker {
         }
     }
 
-    fn note(&mut self, step: u64, samples: &[SampleKey]) -> Result<(), Stop> {
+    fn log_samples(&mut self, step: u64, samples: &[SampleKey]) -> Result<(), Stop> {
         let Some(log) = &mut self.sample_log else { return Ok(()) };
         let lines: String = samples.iter().map(|key| format!("{step} {} {}\n", key.sample, key.epoch)).collect();
         log.write_all(lines.as_bytes()).map_err(Stop::failure)
     }
 
-    /// Which of this rank's samples make the loss or gradient of a step not finite, for the user.
+    /// Describes which of this rank's samples make the loss or gradient of a step not finite.
     pub fn blame(&self, local: &Local) -> String {
         let mut blamed = Vec::new();
         for suspect in &local.suspects {
@@ -164,15 +165,15 @@ impl Worker {
     }
 }
 
-/// Most samples named one by one.
-const NAMED: usize = 8;
+/// Maximum number of samples that are listed.
+const LISTED: usize = 8;
 
-/// The blamed samples, or all of them where none is to blame more than another.
+/// Lists the blamed samples, or all samples if none can be blamed.
 fn describe(blamed: &[SampleKey], all: &[SampleKey]) -> String {
     let samples = if blamed.is_empty() { all } else { blamed };
     let named: Vec<String> =
-        samples.iter().take(NAMED).map(|key| format!("picture {} (sample {})", key.source_id, key.sample)).collect();
-    let more = samples.len().saturating_sub(NAMED);
+        samples.iter().take(LISTED).map(|key| format!("picture {} (sample {})", key.source_id, key.sample)).collect();
+    let more = samples.len().saturating_sub(LISTED);
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     let whole = samples.len() == all.len();
     let remark = if whole { " (all of this rank's)" } else { "" };

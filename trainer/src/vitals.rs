@@ -1,23 +1,24 @@
-//! How far this rank is, for whoever watches: written by the training thread, read by the heartbeat.
+//! The vital figures of this rank: written by the training thread, read by the heartbeat.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arinar_checkpoint::UploadStatus;
 use arinar_protocol::{Beat, Phase};
 
-use crate::{checkpoint::UploadStatus, ledger::Ledger};
+use crate::time_accounting::TimeAccounting;
 use arinar_collective::machine::memory;
 
-/// The live figures of one rank.
+/// Progress, loss, memory and time of one rank.
 #[derive(Debug)]
 pub struct Vitals {
-    /// Where its time goes.
-    pub ledger: Ledger,
+    /// How the time of the rank is spent.
+    pub time: TimeAccounting,
     first_step: AtomicU64,
     step: AtomicU64,
     total_steps: AtomicU64,
     saved_step: AtomicU64,
     global_batch: AtomicU64,
-    // Floats, as bits.
+    // The bits of floats.
     loss: AtomicU64,
     step_seconds: AtomicU64,
     checkpoint_backlog_bytes: AtomicU64,
@@ -25,10 +26,10 @@ pub struct Vitals {
 }
 
 impl Vitals {
-    /// Nothing is known yet but that the process starts.
+    /// Creates the figures of a process that starts up.
     pub fn start() -> Self {
         Self {
-            ledger: Ledger::start(),
+            time: TimeAccounting::start(),
             first_step: AtomicU64::new(0),
             step: AtomicU64::new(0),
             total_steps: AtomicU64::new(0),
@@ -41,43 +42,55 @@ impl Vitals {
         }
     }
 
-    /// From now on the rank is in `phase`.
+    /// Enters a phase for good.
     pub fn enter(&self, phase: Phase) {
-        self.ledger.enter(phase);
+        self.time.enter(phase);
     }
 
-    /// Where the run starts from and how long it is.
-    pub fn plan(&self, step: u64, total_steps: u64, global_batch: u64) {
+    /// Enters a phase. Dropping the returned guard returns to the previous phase.
+    pub fn during(&self, phase: Phase) -> PhaseGuard<'_> {
+        let previous = self.time.read().phase;
+        self.time.enter(phase);
+        PhaseGuard { time: &self.time, previous }
+    }
+
+    /// Enters the current phase again, which shows to the launcher that the rank makes progress.
+    pub fn mark_progress(&self) {
+        self.time.enter(self.time.read().phase);
+    }
+
+    /// Sets the step at which the run resumes, and its length.
+    pub fn set_run(&self, step: u64, total_steps: u64, global_batch: u64) {
         self.first_step.store(step, Ordering::Relaxed);
         self.step.store(step, Ordering::Relaxed);
         self.saved_step.store(step, Ordering::Relaxed);
         self.global_batch.store(global_batch, Ordering::Relaxed);
-        // Last, so that whoever sees it sees the first step, too.
+        // Stored last, so that a reader that sees it also sees the first step.
         self.total_steps.store(total_steps, Ordering::Release);
     }
 
-    /// A step is done.
-    pub fn stepped(&self, step: u64, loss: f64, seconds: f64) {
+    /// Records a completed step.
+    pub fn record_step(&self, step: u64, loss: f64, seconds: f64) {
         self.step.store(step, Ordering::Relaxed);
         self.loss.store(loss.to_bits(), Ordering::Relaxed);
         self.step_seconds.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
-    /// A checkpoint is valid.
-    pub fn saved(&self, step: u64) {
+    /// Records a valid checkpoint.
+    pub fn record_saved(&self, step: u64) {
         self.saved_step.fetch_max(step, Ordering::Relaxed);
     }
 
-    /// How far a remote store is behind with the checkpoints.
-    pub fn uploading(&self, status: UploadStatus) {
+    /// Records the progress of uploads.
+    pub fn record_uploads(&self, status: UploadStatus) {
         self.checkpoint_backlog_bytes.store(status.backlog_bytes, Ordering::Relaxed);
         self.store_unreachable.store(!status.reachable, Ordering::Relaxed);
     }
 
-    /// All of it, for the launcher.
+    /// Returns all figures for the launcher.
     pub fn beat(&self) -> Beat {
         let total_steps = self.total_steps.load(Ordering::Acquire);
-        let reading = self.ledger.read();
+        let reading = self.time.read();
         let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
         Beat {
             step: load(&self.step),
@@ -95,5 +108,18 @@ impl Vitals {
             checkpoint_backlog_bytes: load(&self.checkpoint_backlog_bytes),
             store_unreachable: self.store_unreachable.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// Returns to the previous phase when it is dropped.
+#[must_use]
+pub struct PhaseGuard<'a> {
+    time: &'a TimeAccounting,
+    previous: Phase,
+}
+
+impl Drop for PhaseGuard<'_> {
+    fn drop(&mut self) {
+        self.time.enter(self.previous);
     }
 }

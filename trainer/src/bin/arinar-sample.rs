@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
+use arinar_checkpoint::{LoadedRun, load_ema};
 use arinar_collective::device::DeviceChoice;
 use arinar_collective::machine::allocator;
 use arinar_data::dataset::Dataset;
@@ -11,11 +12,12 @@ use arinar_model::arinar::{Arinar, SampleOptions};
 use arinar_model::schedule::GuidanceSchedule;
 use arinar_model::vae::{LoadedVae, load_vae};
 use arinar_model::weights;
+use arinar_protocol::exit_code;
 use arinar_store::Store;
 use arinar_store::object::LocalCopy;
-use arinar_trainer::checkpoint::{LoadedRun, load_ema};
-use arinar_trainer::exit::{self, Stop};
+use arinar_trainer::reporter::{write_error_line, write_line};
 use arinar_trainer::sample::{Progress, Row, choose, draw, png, to_pictures};
+use arinar_trainer::{Stop, config::TrainConfig, shutdown};
 use clap::{Parser, ValueEnum};
 use image::RgbImage;
 use tch::{Device, nn};
@@ -97,12 +99,12 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nothing is left to do if even this cannot be written.
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { exit::CONFIGURATION } else { exit::DONE });
+            return ExitCode::from(if error.use_stderr() { exit_code::CONFIGURATION } else { exit_code::DONE });
         }
     };
     match run(&cli) {
-        Ok(()) => ExitCode::from(exit::DONE),
-        Err(stop) => stop.report("arinar-sample", 0),
+        Ok(()) => ExitCode::from(exit_code::DONE),
+        Err(stop) => shutdown::report("arinar-sample", 0, &stop),
     }
 }
 
@@ -110,9 +112,9 @@ fn run(cli: &Cli) -> Result<(), Stop> {
     if let Some(threads) = cli.threads {
         tch::set_num_threads(threads.into());
     }
-    let run = load_ema(&cli.run)?;
+    let run: LoadedRun<TrainConfig> = load_ema(&cli.run)?;
     for warning in &run.warnings {
-        eprintln!("arinar-sample: warning: {warning}");
+        write_error_line(&format!("arinar-sample: warning: {warning}"));
     }
     let names = class_names(&run);
     let labels = choose(&cli.classes, &names).map_err(Stop::configuration)?;
@@ -125,27 +127,27 @@ fn run(cli: &Cli) -> Result<(), Stop> {
     let precision = cli.precision(&run, device);
     if !precision.is_native(device) {
         let name = precision.name();
-        eprintln!(
+        write_error_line(&format!(
             "arinar-sample: warning: this processor has no instructions for {name}: --precision fp32 is faster on it"
-        );
+        ));
     }
     let model = frozen_model(&run, precision, device)?;
     let (count, precision) = (cli.per_class * labels.len(), precision.name());
-    println!(
+    write_line(&format!(
         "{}: EMA weights of step {}, {count} pictures of {} classes, {precision}",
         cli.run,
         run.step,
         labels.len()
-    );
+    ));
     let every_label: Vec<i64> = labels.iter().flat_map(|&label| vec![label; cli.per_class]).collect();
     let pictures = sample(cli.batch, &options, &model, &vae, &every_label)?;
     let grid = write(&out, &names, &labels, &pictures)?;
-    println!("grid: {grid}");
+    write_line(&format!("grid: {grid}"));
     Ok(())
 }
 
 /// Names of the classes; their numbers where the dataset had no names.
-fn class_names(run: &LoadedRun) -> Vec<String> {
+fn class_names(run: &LoadedRun<TrainConfig>) -> Vec<String> {
     let known = &run.dataset.class_names;
     (0..run.config.model.classes as usize)
         .map(|label| known.get(label).cloned().unwrap_or_else(|| format!("class {label}")))
@@ -153,12 +155,12 @@ fn class_names(run: &LoadedRun) -> Vec<String> {
 }
 
 /// The model with a run's EMA weights, for forward passes alone.
-fn frozen_model(run: &LoadedRun, precision: Precision, device: Device) -> Result<Arinar, Stop> {
+fn frozen_model(run: &LoadedRun<TrainConfig>, precision: Precision, device: Device) -> Result<Arinar, Stop> {
     let mut store = nn::VarStore::new(Device::Cpu);
     let mut arinar = Arinar::new(&store.root(), &run.config.model);
     for (name, variable) in weights::named(&store) {
         let Some(trained) = run.tensors.get(&name).filter(|trained| trained.size() == variable.size()) else {
-            return Err(Stop::Failure(format!("the checkpoint of step {} lacks {name} in its shape", run.step)));
+            return Err(Stop::failure(format!("the checkpoint of step {} lacks {name} in its shape", run.step)));
         };
         tch::no_grad(|| variable.shallow_clone().f_copy_(trained)).map_err(Stop::failure)?;
     }
@@ -207,7 +209,7 @@ fn check_out(out: &Store, labels: &[i64], names: &[String], per_class: usize) ->
         }
         let start = out.get_range(&object.name, 0, object.bytes.min(START)).map_err(Stop::failure)?;
         if !png::is_ours(&start) {
-            return Err(Stop::Configuration(format!(
+            return Err(Stop::configuration(format!(
                 "{} exists and was not written by this program; move it away or choose another --out",
                 out.url_of(&object.name)
             )));
@@ -238,7 +240,7 @@ fn write(out: &Store, names: &[String], labels: &[i64], pictures: &[RgbImage]) -
 
 fn save(picture: &RgbImage, out: &Store, name: &str) -> Result<(), Stop> {
     let bytes = png::encode(picture);
-    let bytes = bytes.map_err(|error| Stop::Failure(format!("cannot write {}: {error}", out.url_of(name))))?;
+    let bytes = bytes.map_err(|error| Stop::failure(format!("cannot write {}: {error}", out.url_of(name))))?;
     out.put(name, bytes).map_err(Stop::failure)
 }
 
@@ -248,7 +250,7 @@ fn file_name(name: &str) -> String {
 }
 
 impl Cli {
-    fn sample_options(&self, run: &LoadedRun) -> SampleOptions {
+    fn sample_options(&self, run: &LoadedRun<TrainConfig>) -> SampleOptions {
         SampleOptions {
             steps: self.steps.min(run.config.model.sequence_length()),
             guidance_scale: self.guidance_scale,
@@ -261,7 +263,7 @@ impl Cli {
         }
     }
 
-    fn precision(&self, run: &LoadedRun, device: Device) -> Precision {
+    fn precision(&self, run: &LoadedRun<TrainConfig>, device: Device) -> Precision {
         match self.precision {
             Some(Format::Fp32) => Precision::Fp32,
             Some(Format::Bf16) => Precision::Bf16,
@@ -270,19 +272,19 @@ impl Cli {
         }
     }
 
-    fn check(&self, options: &SampleOptions, labels: &[i64], run: &LoadedRun) -> Result<(), Stop> {
+    fn check(&self, options: &SampleOptions, labels: &[i64], run: &LoadedRun<TrainConfig>) -> Result<(), Stop> {
         if self.per_class == 0 || self.batch == 0 {
-            return Err(Stop::Configuration("--per-class and --batch must be at least 1".to_owned()));
+            return Err(Stop::configuration("--per-class and --batch must be at least 1".to_owned()));
         }
         if self.guidance_scale < 1.0 {
             let scale = self.guidance_scale;
-            return Err(Stop::Configuration(format!("--guidance-scale {scale} is below 1, which is no guidance")));
+            return Err(Stop::configuration(format!("--guidance-scale {scale} is below 1, which is no guidance")));
         }
         options.validate(labels, &run.config.model).map_err(Stop::configuration)
     }
 
     /// The VAE given, else the one kept with the run's dataset.
-    fn find_vae(&self, run: &LoadedRun, device: Device) -> Result<LoadedVae, Stop> {
+    fn find_vae(&self, run: &LoadedRun<TrainConfig>, device: Device) -> Result<LoadedVae, Stop> {
         let vae = match &self.vae {
             Some(url) => given_vae(url, device)?,
             None => vae_of_dataset(&run.config.data.url, device)?,
@@ -292,7 +294,7 @@ impl Cli {
         if stride == wanted.stride && channels == wanted.channels {
             return Ok(vae);
         }
-        Err(Stop::Configuration(format!(
+        Err(Stop::configuration(format!(
             "the VAE has stride {stride} and {channels} channels, the run's model wants {} and {}; give the right one \
              with --vae",
             wanted.stride, wanted.channels
@@ -303,14 +305,14 @@ impl Cli {
 fn given_vae(url: &str, device: Device) -> Result<LoadedVae, Stop> {
     let copy = LocalCopy::of(url).map_err(Stop::configuration)?;
     let told = |error: &dyn std::fmt::Display| match copy {
-        LocalCopy::InPlace(_) => Stop::configuration(error),
-        LocalCopy::Fetched(_) => Stop::Configuration(format!("{url}, fetched: {error}")),
+        LocalCopy::InPlace(_) => Stop::configuration(error.to_string()),
+        LocalCopy::Fetched(_) => Stop::configuration(format!("{url}, fetched: {error}")),
     };
     load_vae(copy.path(), device).map_err(|error| told(&error))
 }
 
 fn vae_of_dataset(url: &str, device: Device) -> Result<LoadedVae, Stop> {
-    let wanted = |error: &dyn std::fmt::Display| Stop::Configuration(format!("{error}; or give the VAE with --vae"));
+    let wanted = |error: &dyn std::fmt::Display| Stop::configuration(format!("{error}; or give the VAE with --vae"));
     let dataset = Dataset::open(url).map_err(|error| wanted(&error))?;
     dataset.vae(device).map_err(|error| wanted(&error))
 }

@@ -1,5 +1,4 @@
-//! `mpirun -n N arinar-trainer --config X`: trains a model; ARCHITECTURE.md says how a batch
-//! and a checkpoint travel.
+//! `mpirun -n N arinar-trainer --config X`: trains a model. ARCHITECTURE.md describes how a batch and a checkpoint travel.
 
 use std::{io::Write, process::ExitCode, sync::Arc};
 
@@ -7,60 +6,61 @@ use arinar_collective::{
     LaunchEnvironment, connect,
     machine::{affinity, allocator},
 };
+use arinar_protocol::{Phase, exit_code};
 use arinar_trainer::{
-    config::LogFormat,
-    estimate,
-    exit::{self, Preemption, Stop},
-    export::{Export, Which},
-    heartbeat, preflight,
-    run::{self, Options, Placement},
-    vitals::Vitals,
+    Export, LogFormat, Options, Preemption, RankContext, Startup, Stop, Vitals, Weights, agree_on_config, check,
+    check_collectives, heartbeat, panic_hook, plan, process_exit::exit_now, reporter::write_line, shutdown,
 };
 use clap::Parser;
 use tch::Device;
 
-/// Trains an ARINAR model on one or more ranks (start them with mpirun).
+/// Trains an ARINAR model on one or more ranks, which are started with mpirun.
 ///
-/// Exit codes: 0 done, 75 ended by SIGTERM or SIGUSR1 after a checkpoint, 78 configuration error,
-/// 1 anything else.
+/// Exit codes: 0 after success, 75 if the run was preempted by SIGTERM or SIGUSR1 and saved a checkpoint, 78 after a
+/// configuration error, 1 after any other error.
 #[derive(Parser)]
 #[command(name = "arinar-trainer", version)]
 struct Arguments {
-    /// Configuration file, or the name of one in configs/
+    /// Read the configuration from this file, or from the file of this name in configs/
     #[arg(long, required_unless_present = "export")]
     config: Option<String>,
-    /// Replaces a value of the configuration, e.g. --set optim.epochs=2; may be repeated
+    /// Override a value of the configuration, for example --set optim.epochs=2; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Trains nothing: prints the configuration as JSON, checked, with every default filled in
+    /// Print the checked configuration as JSON with all defaults filled in, without training
     #[arg(long, conflicts_with = "export")]
     print_config: bool,
-    /// Trains nothing: looks at everything a run needs (configuration, stores, disks, memory, versions) and says line by
-    /// line what is well and what is not. Ends with 0 if all is well, with 78 if not. Leaves nothing behind, and does
-    /// not disturb a run. Under mpirun every machine looks
+    /// Check everything that a run needs (configuration, stores, disks, memory, versions) on every host, without training
+    ///
+    /// Prints one line per finding. The exit code is 0 without problems and 78 otherwise. Leaves nothing behind and does not
+    /// disturb a run in progress.
     #[arg(long, conflicts_with_all = ["export", "import", "plan"])]
     check: bool,
-    /// Trains nothing: prints parameters, operations, memory, sizes, traffic and an ETA from ten steps rehearsed in
-    /// memory, and estimates for GPUs. Writes nothing
+    /// Print the parameters, operations, memory, traffic and ETA of a run from ten rehearsed steps, without training
+    ///
+    /// Also prints estimates for GPUs. Writes no files.
     #[arg(long, conflicts_with_all = ["export", "import"])]
     plan: bool,
-    /// How progress is written, and findings and plan: as text or JSON
+    /// Write progress, findings and plans in this format
     #[arg(long)]
     log_format: Option<LogFormat>,
-    /// Begins a new run with the weights (model, model_ema) of an official checkpoint-last.pth, or of an export; a path
-    /// or store URL. Where run.dir holds a checkpoint already, training goes on from that and FILE is not read
+    /// Start a new run with the weights (model, model_ema) of an official checkpoint-last.pth or of an export
+    ///
+    /// FILE is a path or store URL. If run.dir already holds a checkpoint, training resumes from it and FILE is not read.
     #[arg(long, value_name = "FILE", conflicts_with = "export")]
     import: Option<String>,
-    /// Trains nothing: writes weights of --run as one safetensors file under the official names; a path or store URL
+    /// Write the weights of --run to one safetensors file under the official names, without training
+    ///
+    /// FILE is a path or store URL.
     #[arg(long, value_name = "FILE", requires = "run", conflicts_with_all = ["config", "overrides"])]
     export: Option<String>,
-    /// With --export: the run (run.dir of its configuration), or one of its checkpoints
+    /// Export from this run (run.dir of its configuration), or from this one of its checkpoints
     #[arg(long, value_name = "URL", requires = "export")]
     run: Option<String>,
-    /// With --export: the moving averages or the weights as trained
+    /// Export these weights
     #[arg(long, value_enum, default_value_t, requires = "export")]
-    weights: Which,
-    /// With --export: the checkpoint of this step [default: the newest]
+    weights: Weights,
+    /// Export from the checkpoint of this step [default: the newest]
     #[arg(long, value_name = "N", requires = "export")]
     step: Option<u64>,
 }
@@ -68,8 +68,17 @@ struct Arguments {
 impl Arguments {
     fn export(&self) -> Option<Export> {
         let (file, run) = (self.export.clone()?, self.run.clone()?);
-        Some(Export { file, run, which: self.weights, step: self.step })
+        Some(Export { file, run, weights: self.weights, step: self.step })
     }
+}
+
+const PROGRAM: &str = "arinar-trainer";
+
+/// The work that the ranks do together.
+enum Task {
+    Train { import: Option<String> },
+    Check,
+    Plan,
 }
 
 fn main() -> ExitCode {
@@ -82,133 +91,123 @@ fn main() -> ExitCode {
         Err(error) => return command_line_error(&error, rank),
     };
     if let Some(export) = arguments.export() {
-        return write_export(&export, rank);
+        return print_on_rank_0(rank, || export.write());
     }
-    let print_config = arguments.print_config;
-    let task = match arguments.import {
-        _ if arguments.check => Task::Check,
-        _ if arguments.plan => Task::Plan,
-        import => Task::Train { import },
-    };
     let options = Options {
         config: arguments.config.unwrap_or_default(),
         overrides: arguments.overrides,
         log_format: arguments.log_format,
     };
-    if print_config {
-        return write_config(&options, rank);
+    if arguments.print_config {
+        return print_on_rank_0(rank, || config_as_json(&options));
     }
-    match take_part(&options, &task, launch, vitals) {
+    let task = match arguments.import {
+        _ if arguments.check => Task::Check,
+        _ if arguments.plan => Task::Plan,
+        import => Task::Train { import },
+    };
+    match run(&options, &task, launch, vitals) {
         Ok(()) => {
-            heartbeat::farewell(exit::DONE, None);
-            ExitCode::from(exit::DONE)
+            heartbeat::farewell(exit_code::DONE, None);
+            ExitCode::from(exit_code::DONE)
         }
-        Err(stop) => stop.report("arinar-trainer", rank),
+        Err(stop) => shutdown::report(PROGRAM, rank, &stop),
     }
 }
 
-/// What ranks do together.
-enum Task {
-    Train { import: Option<String> },
-    Check,
-    Plan,
-}
-
-/// What a rank does from here on until it is done.
-fn take_part(
-    options: &Options,
-    task: &Task,
-    launch: Option<LaunchEnvironment>,
-    vitals: Arc<Vitals>,
-) -> Result<(), Stop> {
-    let (local_rank, local_world_size) = launch.map_or((0, 1), |launch| (launch.local_rank, launch.local_world_size));
-    end_on_panic(launch.map_or(0, |launch| launch.rank), Arc::clone(&vitals));
+/// Runs a task on this rank, together with the other ranks.
+fn run(options: &Options, task: &Task, launch: Option<LaunchEnvironment>, vitals: Arc<Vitals>) -> Result<(), Stop> {
+    let is_launched = launch.is_some();
+    let place = launch.unwrap_or_else(LaunchEnvironment::single);
+    panic_hook::install(place.rank, Arc::clone(&vitals));
     let config = options.load();
-    // What is wrong with it, or with the GPUs, is told by all ranks together, once they are connected.
+    // Problems of the configuration and of GPUs are reported by all ranks together, once they are connected.
     let device = match &config {
-        Ok(config) => config.train.device.device(local_rank).map_err(Stop::configuration),
-        Err(error) => Err(Stop::configuration(error)),
+        Ok(config) => config.train.device.device(place.local_rank).map_err(Stop::configuration),
+        Err(error) => Err(Stop::configuration(error.to_string())),
     };
     let on_gpu = matches!(device, Ok(Device::Cuda(_)));
-    let threads = affinity::bind_to_share(local_rank, local_world_size, launch.is_some(), on_gpu);
-    if launch.is_some() {
+    let threads = affinity::bind_to_share(place.local_rank, place.local_world_size, is_launched, on_gpu);
+    if is_launched {
         heartbeat::die_with_parent();
     }
     let preemption = match task {
-        Task::Train { .. } => Preemption::watch(Arc::clone(&vitals)).map_err(Stop::failure)?,
-        // There is nothing to save: a signal ends it at once.
+        Task::Train { .. } => watch_signals(Arc::clone(&vitals)).map_err(Stop::failure)?,
+        // There is nothing to save: a signal ends the process at once.
         Task::Check | Task::Plan => Preemption::default(),
     };
-    let launcher = heartbeat::start(launch, Arc::clone(&vitals)).map_err(Stop::Failure)?;
+    let launcher = heartbeat::start(launch, Arc::clone(&vitals)).map_err(Stop::failure)?;
     let ranks = connect(launch)?;
-    let place = |device| Placement { launch, device, threads, launcher, preemption, vitals };
+    if let Task::Check = task {
+        // Problems of GPUs are findings like any other.
+        let device = device.unwrap_or(Device::Cpu);
+        let collective = ranks.collective();
+        let context = RankContext { collective, launch: place, device, threads, launcher, preemption, vitals };
+        let format = check(&context, options.read(), options.log_format)?;
+        if ranks.uses_host_memory(device) {
+            return Ok(());
+        }
+        let collective = ranks.over(device)?;
+        return check_collectives(collective.as_ref(), device, format)
+            .inspect_err(|stop| exit_if_broken(place.rank, stop));
+    }
+    let (collective, device) = ranks.with(device)?;
+    let collective = collective.as_ref();
+    let context = RankContext { collective, launch: place, device, threads, launcher, preemption, vitals };
+    let config = agree_on_config(&context, config)?;
     match task {
         Task::Train { import } => {
-            let (collective, device) = ranks.with(device)?;
-            run::run(collective.as_ref(), place(device), config, import.as_deref())
+            let mut training = Startup::new(context, &config)?.training(import.as_deref())?;
+            training.run().inspect_err(|stop| exit_if_broken(place.rank, stop))
         }
-        Task::Check => {
-            // It tells what is wrong with the GPUs itself, beside everything else.
-            let placement = place(device.unwrap_or(Device::Cpu));
-            let device = placement.device;
-            let format = preflight::check(ranks.collective(), &placement, options.read(), options.log_format)?;
-            if ranks.uses_host_memory(device) {
-                return Ok(());
-            }
-            preflight::check_together(ranks.over(device)?.as_ref(), device, format)
-        }
-        Task::Plan => {
-            let (collective, device) = ranks.with(device)?;
-            estimate::plan(collective.as_ref(), &place(device), config)
-        }
+        Task::Check | Task::Plan => plan(context, &config),
     }
 }
 
-/// For people, and for the launcher.
-fn write_config(options: &Options, rank: usize) -> ExitCode {
-    let config = options.load().map_err(Stop::configuration);
-    match config.and_then(|config| serde_json::to_string_pretty(&config).map_err(Stop::failure)) {
-        Ok(_) if rank != 0 => {}
-        Ok(text) => println!("{text}"),
-        Err(stop) => return stop.report("arinar-trainer", rank),
+/// Exits at once if NCCL or CUDA is broken: an orderly end waits for threads, and they wait for the network, while other ranks
+/// may be blocked in NCCL until this process exits.
+fn exit_if_broken(rank: usize, stop: &Stop) {
+    if let Stop::Broken(_) = stop {
+        shutdown::report(PROGRAM, rank, stop);
+        exit_now(exit_code::FAILED);
     }
-    ExitCode::from(exit::DONE)
 }
 
-/// One rank is enough, should somebody start several.
-fn write_export(export: &Export, rank: usize) -> ExitCode {
+/// Catches SIGTERM and SIGUSR1. If one arrives during start-up and start-up takes long, the process exits.
+fn watch_signals(vitals: Arc<Vitals>) -> std::io::Result<Preemption> {
+    let is_starting = move || vitals.time.read().phase == Phase::StartUp;
+    let abandon = || {
+        let reason = Stop::NotBegun.to_string();
+        // Standard error may be closed.
+        let _ = writeln!(std::io::stderr(), "{PROGRAM}: {reason}");
+        heartbeat::farewell(exit_code::PREEMPTED, Some(reason));
+        exit_now(exit_code::PREEMPTED);
+    };
+    Preemption::watch(is_starting, abandon)
+}
+
+/// Prints the result of work that one rank does alone.
+fn print_on_rank_0(rank: usize, work: impl FnOnce() -> Result<String, Stop>) -> ExitCode {
     if rank != 0 {
-        return ExitCode::from(exit::DONE);
+        return ExitCode::from(exit_code::DONE);
     }
-    match export.write() {
-        Ok(said) => println!("{said}"),
-        Err(stop) => return stop.report("arinar-trainer", rank),
+    match work() {
+        Ok(text) => write_line(&text),
+        Err(stop) => return shutdown::report(PROGRAM, rank, &stop),
     }
-    ExitCode::from(exit::DONE)
+    ExitCode::from(exit_code::DONE)
 }
 
-/// A rank that unwound would wait in MPI for the others, and they for it. What libtorch reports where nothing else can
-/// be done, no memory above all, comes as a panic, too: it gets its one line. A rehearsal without memory is no end.
-fn end_on_panic(rank: usize, vitals: Arc<Vitals>) {
-    std::panic::set_hook(Box::new(move |panic| {
-        let beat = vitals.beat();
-        let told = panic.payload_as_str().unwrap_or("no message");
-        if estimate::is_forgiven(told) {
-            return;
-        }
-        let reason = exit::panic_reason(rank, &beat, told, panic.location().map(ToString::to_string).as_deref());
-        // Nobody may be there to read it any more.
-        let _ = writeln!(std::io::stderr(), "arinar-trainer: error: {reason}");
-        heartbeat::farewell(exit::FAILED, Some(reason));
-        exit::at_once(exit::FAILED);
-    }));
+fn config_as_json(options: &Options) -> Result<String, Stop> {
+    let config = options.load().map_err(Stop::configuration)?;
+    serde_json::to_string_pretty(&config).map_err(Stop::failure)
 }
 
-/// Help and version end well; a wrong argument is a configuration error that rank 0 alone tells.
+/// Prints help, the version, or a usage error, which is a configuration error. Only rank 0 prints.
 fn command_line_error(error: &clap::Error, rank: usize) -> ExitCode {
     if rank == 0 {
-        // Nothing is left to do if even this cannot be written.
+        // The output may be closed.
         let _ = error.print();
     }
-    ExitCode::from(if error.use_stderr() { exit::CONFIGURATION } else { exit::DONE })
+    ExitCode::from(if error.use_stderr() { exit_code::CONFIGURATION } else { exit_code::DONE })
 }

@@ -1,14 +1,14 @@
-//! What values must satisfy, alone and together.
+//! Checks of the values of a configuration, individually and together.
 
 use super::{ConfigError, EvalConfig, TrainConfig};
 
 impl TrainConfig {
-    /// Checks ranges that the types do not; the first that is wrong is the error.
+    /// Checks what the types do not, and returns the first problem as an error.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         self.problems().into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Every value that is out of range.
+    /// Returns all values that are out of range.
     pub fn problems(&self) -> Vec<ConfigError> {
         let optim = &self.optim;
         let of_eval = |key: &'static str, value: fn(&EvalConfig) -> f64| {

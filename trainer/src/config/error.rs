@@ -1,52 +1,52 @@
-//! What can be wrong with a configuration, in one line that names the cure.
+//! Errors of a configuration, in one line that names the fix.
 
 use std::path::PathBuf;
 
-/// A configuration that cannot be used. The message is one line.
+/// An error of a configuration. The message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// No such file, neither as given nor among the shipped configurations.
+    /// The file exists neither at the given path nor among the configurations of the program.
     #[error("no configuration {name:?}; looked for {}", join(.looked))]
     NotFound {
-        /// As given.
+        /// The name given.
         name: String,
-        /// Every place tried.
+        /// All paths that were tried.
         looked: Vec<PathBuf>,
     },
-    /// The file exists and cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {}: {source}", .path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// The YAML does not parse into a configuration.
+    /// The YAML cannot be parsed into a configuration.
     #[error("{file}:{line}:{column}: {message}")]
     Syntax {
         /// The file.
         file: String,
-        /// Line, from 1.
+        /// Line, counted from 1.
         line: u64,
-        /// Column, from 1.
+        /// Column, counted from 1.
         column: u64,
-        /// What is wrong, with the nearest known key where a key is unknown.
+        /// The problem; for an unknown key, with the nearest known key.
         message: String,
     },
-    /// An override does not fit.
+    /// A `--set` override cannot be applied.
     #[error("--set {argument}: {message}")]
     Override {
-        /// As given.
+        /// The argument given.
         argument: String,
-        /// What is wrong.
+        /// The problem.
         message: String,
     },
-    /// Each value is well-formed but they cannot be used together.
+    /// A value is out of range, or does not fit to other values.
     #[error("{key}: {message}")]
     Value {
         /// The key to change, dotted.
         key: &'static str,
-        /// What is wrong and the cure.
+        /// The problem and the fix.
         message: String,
     },
     /// The model description is inconsistent.
@@ -58,8 +58,7 @@ fn join(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// `; did you mean "x"?` for the known key nearest to `unknown`, or the list of all known keys when
-/// none is near.
+/// Returns `; did you mean "x"?` with the known key nearest to `unknown`, or a list of all known keys if none is near.
 pub(super) fn suggestion<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
     let nearest =

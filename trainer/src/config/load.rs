@@ -1,4 +1,4 @@
-//! From a name and overrides to a checked configuration.
+//! Reading a configuration from a file and overrides.
 
 use std::path::{Path, PathBuf};
 
@@ -9,17 +9,18 @@ use super::{ConfigError, TrainConfig, error::suggestion};
 /// Reads the configuration `name` (see [`find`]), applies the overrides in order and checks it.
 ///
 /// # Errors
-/// Anything wrong with it, one line, with the cure.
+/// Returns the first problem of the configuration.
 pub fn load(name: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
     let config = read(name, overrides)?;
     config.check()?;
     Ok(config)
 }
 
-/// The same without the check of values, for whoever wants to hear of all of them: see [`TrainConfig::problems`].
+/// Reads a configuration in the same way without checking its values. [`TrainConfig::problems`] returns all problems of the
+/// values.
 ///
 /// # Errors
-/// What does not parse into a configuration.
+/// Returns an error if the configuration cannot be parsed.
 pub fn read(name: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
     let path = find(name)?;
     let text =
@@ -27,10 +28,10 @@ pub fn read(name: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError
     parse_unchecked(&text, &path.display().to_string(), overrides)
 }
 
-/// The same from text; `file` names it in messages.
+/// Parses and checks a configuration. `file` is the name of the file in messages.
 ///
 /// # Errors
-/// As [`load`].
+/// Returns the first problem of the configuration.
 pub fn parse(text: &str, file: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
     let config = parse_unchecked(text, file, overrides)?;
     config.check()?;
@@ -44,11 +45,11 @@ fn parse_unchecked(text: &str, file: &str, overrides: &[String]) -> Result<Train
     apply(written, overrides)
 }
 
-/// The file a `--config` argument means: a path, or a file of `configs/` in the current directory,
-/// beside the build folder, or where `make install` puts them.
+/// Finds the file of a `--config` argument: a path, or a file in `configs/` in the current directory, next to the build
+/// folder, or in the folder of `make install`.
 ///
 /// # Errors
-/// [`ConfigError::NotFound`] with every place looked at.
+/// Returns [`ConfigError::NotFound`] with all paths that were tried.
 pub fn find(name: &str) -> Result<PathBuf, ConfigError> {
     let mut places = vec![PathBuf::from(name)];
     if Path::new(name).is_relative() {
@@ -80,14 +81,13 @@ fn syntax_error(file: &str, error: &serde_saphyr::Error) -> ConfigError {
     ConfigError::Syntax { file: file.to_owned(), line, column, message }
 }
 
-/// The parser's message on one line, without the position it may repeat at the end.
+/// Returns the first line of the parser's message, without the position that it may repeat at the end.
 fn without_position(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default();
     line.split(" at line ").next().unwrap_or(line).trim_start_matches("error: ").to_owned()
 }
 
-/// Replaces values in the serialised configuration, where every known key is present, and reads
-/// it back.
+/// Replaces values in the serialized configuration, which contains all known keys, and parses it again.
 fn apply(config: TrainConfig, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
     let mut config = config;
     for argument in overrides {
@@ -102,7 +102,7 @@ fn apply(config: TrainConfig, overrides: &[String]) -> Result<TrainConfig, Confi
     Ok(config)
 }
 
-/// The value a dotted path names.
+/// Returns the value at a dotted path.
 fn descend<'a>(tree: &'a mut Value, path: &str) -> Result<&'a mut Value, String> {
     let mut place = tree;
     let mut walked = String::new();
@@ -121,8 +121,7 @@ fn descend<'a>(tree: &'a mut Value, path: &str) -> Result<&'a mut Value, String>
     Ok(place)
 }
 
-/// What an override's text means where `present` stands: a text stays a text, anything else is
-/// read as YAML; null is always null.
+/// Parses the text of an override that replaces `present`: a text if `present` is one, otherwise YAML. `null` is always null.
 fn override_value(text: &str, present: &Value) -> Value {
     let flow = text.starts_with(['[', '{', '"', '\'']);
     match serde_saphyr::from_str::<Value>(text) {

@@ -1,7 +1,7 @@
-//! The experiment file, called a configuration everywhere: strictly parsed.
+//! The configuration of a run.
 //!
-//! Every key the program knows is a field here; any other key is an error that names the line, the
-//! column and the nearest key. Values can be replaced on the command line (`--set optim.epochs=2`).
+//! Every known key is a field here. An unknown key is an error that names the line, the column and the nearest known key.
+//! Values can be overridden on the command line (`--set optim.epochs=2`).
 
 mod check;
 mod error;
@@ -16,18 +16,19 @@ use arinar_model::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use arinar_checkpoint::Resume;
 pub use check::BatchShare;
 pub use error::ConfigError;
 pub use load::{find, load, parse, read};
-pub use values::{ByteSize, Every, LogFormat, NonFinite, Resume, Timeout};
+pub use values::{ByteSize, Every, LogFormat, NonFinite, Timeout};
 
-/// One experiment. Serialises back to the same shape, defaults filled in.
+/// The configuration of one run. Serializes to the same structure, with all defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Every random number of the run follows from it.
+    /// Seed of all random numbers of the run.
     pub seed: u64,
-    /// Where the run lives.
+    /// Name and folders of the run.
     pub run: RunConfig,
     /// The model.
     pub model: ModelConfig,
@@ -35,32 +36,32 @@ pub struct TrainConfig {
     pub data: DataConfig,
     /// Optimizer and schedule.
     pub optim: OptimConfig,
-    /// How many samples make a step.
+    /// Batch sizes.
     pub batch: BatchConfig,
     /// Number format of the forward and backward pass.
     #[serde(default)]
     pub precision: Precision,
-    /// When to save, what to keep, where to go on.
+    /// When to save checkpoints, which to keep, and where to resume.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// Evaluation while training; null for none.
+    /// Evaluation during training; null for none.
     #[serde(default)]
     pub eval: Option<EvalConfig>,
-    /// The loop itself.
+    /// The training loop.
     #[serde(default)]
     pub train: LoopConfig,
-    /// Progress lines.
+    /// Progress messages.
     #[serde(default)]
     pub log: LogConfig,
 }
 
-/// Name and places of a run.
+/// Name and folders of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// Shown in logs.
+    /// Name of the run in logs.
     pub name: String,
-    /// Store URL or path of the checkpoints. In a remote store, event files are copied there too, below `logs/`.
+    /// Store URL or path of the checkpoints. Event files of a remote run are uploaded to its subfolder `logs/`.
     pub dir: String,
     /// Local folder of the TensorBoard event files.
     pub log_dir: String,
@@ -70,42 +71,42 @@ pub struct RunConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Store URL or path of a dataset made by `arinar-data encode`; `synthetic:` or `synthetic:N`
-    /// for N seeded random samples, to try a machine out without a dataset.
+    /// Store URL or path of a dataset made by `arinar-data encode`; or `synthetic:N` for N random samples, to try a machine
+    /// without a dataset.
     pub url: String,
-    /// Folder for shards fetched from a remote store; null for the user's cache folder.
+    /// Folder for shards downloaded from a remote store; null for the user's cache folder.
     #[serde(default)]
     pub cache_dir: Option<String>,
-    /// Most bytes the cache folder may hold, of all datasets and jobs together; null for no limit.
+    /// Maximum size of the cache folder, shared by all datasets and jobs; null for no limit.
     #[serde(default)]
     pub cache_limit: Option<ByteSize>,
-    /// Shards whose samples are shuffled together: 0 for all of them; null for as many as the cache
-    /// allows, and on resume for what the run began with.
+    /// Number of shards that are shuffled together; 0 for all; null for as many as the cache allows, or, when resuming, for
+    /// the number that the run started with.
     #[serde(default)]
     pub shuffle_window: Option<u64>,
-    /// Batches read ahead of the step that needs them.
+    /// Number of batches to read ahead.
     #[serde(default = "default_look_ahead")]
     pub look_ahead: usize,
 }
 
-/// AdamW, its learning rate and the EMA.
+/// AdamW, its learning rate and the moving averages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimConfig {
-    /// Learning rate at a global batch of 256; the rate used is proportional to the batch.
+    /// Learning rate at a global batch of 256. The rate used is proportional to the global batch.
     pub lr_per_256: f64,
-    /// Decay of the two moments.
+    /// Decay rates of AdamW's moments.
     pub betas: [f64; 2],
-    /// Added to AdamW's denominator.
+    /// Term added to AdamW's denominator.
     #[serde(default = "default_eps")]
     pub eps: f64,
-    /// Decoupled weight decay; biases, 1-D parameters and the head have none.
+    /// Decoupled weight decay. Biases, other one-dimensional parameters and the head have none.
     pub weight_decay: f64,
-    /// Largest gradient norm.
+    /// Maximum gradient norm.
     pub grad_clip: f64,
-    /// Share of the average kept each step.
+    /// Decay rate of the moving averages.
     pub ema: f64,
-    /// What the rate does after warm-up.
+    /// Learning rate schedule after warm-up.
     pub schedule: LrSchedule,
     /// Length of the linear warm-up.
     pub warmup_epochs: f64,
@@ -113,39 +114,41 @@ pub struct OptimConfig {
     pub epochs: f64,
 }
 
-/// The batch.
+/// Batch sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchConfig {
-    /// Samples of one step over all ranks.
+    /// Number of samples per step on all ranks.
     pub global: usize,
-    /// Most samples a rank takes through the model at once; null for a rank's whole share. What
-    /// does not fit is accumulated.
+    /// Maximum number of samples that a rank passes through the model at once; null for its whole share of the global batch.
+    /// Gradients are accumulated over the micro-batches.
     #[serde(default)]
     pub micro: Option<usize>,
 }
 
-/// Checkpoints.
+/// Checkpoints of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// A duration ("30min") or a number of steps ("100 steps"); the end of training always saves.
+    /// Interval between checkpoints: a duration ("30min") or a number of steps ("100 steps"). The end of training is always
+    /// saved.
     pub every: Every,
-    /// Newest checkpoints kept.
+    /// Number of newest checkpoints to keep.
     pub keep_last: usize,
-    /// One checkpoint per this many epochs is kept for ever; null for none.
+    /// Interval in epochs of the checkpoints to keep permanently; null for none.
     pub keep_every_epochs: Option<f64>,
-    /// `auto`, `none`, or the URL of a run or of one checkpoint.
+    /// Checkpoint to resume from: `auto`, `none`, or the URL of a run or of a checkpoint.
+    #[serde(with = "values::text")]
     pub resume: Resume,
-    /// Local folder in which checkpoints wait to be sent to a remote `run.dir`, in a folder per run; null for one below
-    /// the user's cache folder.
+    /// Local folder for checkpoints that wait for upload to a remote `run.dir`, with a subfolder per run; null for a folder
+    /// in the user's cache folder.
     pub spool_dir: Option<String>,
-    /// Most bytes that may wait there; null for what the disk holds.
+    /// Maximum size of the checkpoints that wait for upload; null for no limit.
     pub spool_limit: Option<ByteSize>,
-    /// Most bytes a second that each rank sends while training goes on, so that the steps do not feel it; null for no
-    /// limit. At the end of a run nothing holds it back.
+    /// Maximum upload rate of each rank in bytes per second, so that uploads do not slow training; null for no limit. The
+    /// limit is lifted at the end of a run.
     pub upload_rate: Option<ByteSize>,
-    /// How long the end of a run waits for them to be sent.
+    /// How long the end of a run waits for uploads.
     pub upload_timeout: Timeout,
 }
 
@@ -164,31 +167,31 @@ impl Default for CheckpointConfig {
     }
 }
 
-/// Evaluation while training.
+/// Evaluation during training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalConfig {
-    /// How often.
+    /// Interval between evaluations in epochs.
     pub every_epochs: f64,
-    /// Images sampled each time.
+    /// Number of images to sample.
     pub num_images: u64,
-    /// Guidance scale of those images.
+    /// Guidance scale of these images.
     pub guidance_scale: f64,
 }
 
-/// The loop.
+/// The training loop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoopConfig {
-    /// Ends the training after this many steps in all; null for `optim.epochs`.
+    /// Total number of steps, if it is less than `optim.epochs`; null for no limit.
     pub max_steps: Option<u64>,
-    /// `auto` for GPUs where there are any, `cpu`, or `cuda`.
+    /// `auto` for GPUs if there are any, `cpu`, or `cuda`.
     pub device: DeviceChoice,
-    /// libtorch threads of each rank; null for the machine's cores divided by its ranks.
+    /// Number of libtorch threads per rank; null to divide the cores of the node among its ranks.
     pub threads: Option<usize>,
-    /// What to do when a loss or gradient is not finite.
+    /// What to do if a loss or gradient is not finite.
     pub non_finite: NonFinite,
-    /// Under `skip`, how many steps in a row may be skipped before the run stops.
+    /// Maximum number of consecutive steps that may be skipped with `non_finite: skip`.
     pub max_skips: u64,
 }
 
@@ -198,13 +201,13 @@ impl Default for LoopConfig {
     }
 }
 
-/// Progress lines.
+/// Progress messages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
-    /// Time between progress lines where there is no terminal for a bar.
+    /// Interval between progress lines, unless a progress bar is shown on a terminal.
     pub every: Every,
-    /// `text` or `json`.
+    /// Format: `text` or `json`.
     pub format: LogFormat,
 }
 
@@ -215,12 +218,12 @@ impl Default for LogConfig {
 }
 
 impl TrainConfig {
-    /// The learning rate after warm-up: proportional to the global batch.
+    /// Returns the learning rate after warm-up, which is proportional to the global batch.
     pub fn peak_learning_rate(&self) -> f64 {
         self.optim.lr_per_256 * self.batch.global as f64 / 256.0
     }
 
-    /// The learning rate at a fractional epoch.
+    /// Returns the learning rate at a fractional epoch.
     pub fn learning_rate(&self, epoch: f64) -> f64 {
         let optim = &self.optim;
         let rate = LearningRate {

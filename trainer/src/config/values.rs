@@ -4,12 +4,12 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// "every 30min" or "every 100 steps".
+/// An interval: a duration such as `30min`, or a number of steps such as `100 steps`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Every {
-    /// Wall-clock time.
+    /// An interval of wall-clock time.
     Time(Duration),
-    /// Training steps.
+    /// An interval of training steps.
     Steps(u64),
 }
 
@@ -52,7 +52,7 @@ impl fmt::Display for Every {
     }
 }
 
-/// A number of bytes, written as such or with a unit: `60GB`, `512MiB`.
+/// A number of bytes, written without a unit or with one: `60GB`, `512MiB`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ByteSize(pub u64);
 
@@ -89,7 +89,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// How long to wait for something, written like `10min`.
+/// A timeout, written as a duration such as `10min`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timeout(pub Duration);
 
@@ -108,42 +108,7 @@ impl fmt::Display for Timeout {
     }
 }
 
-/// Where training starts.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Resume {
-    /// From the newest checkpoint of the run that verifies; from the beginning if there is none.
-    #[default]
-    Auto,
-    /// From the beginning; an error if the run has checkpoints already.
-    None,
-    /// From this run or checkpoint.
-    From(String),
-}
-
-impl FromStr for Resume {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match text {
-            "auto" => Self::Auto,
-            "none" => Self::None,
-            "" => return Err("resume is auto, none, or where a checkpoint lies".to_owned()),
-            place => Self::From(place.to_owned()),
-        })
-    }
-}
-
-impl fmt::Display for Resume {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Auto => "auto",
-            Self::None => "none",
-            Self::From(place) => place,
-        })
-    }
-}
-
-/// A text with units, or a bare number, that `FromStr` understands.
+/// Visits a text with units, or a bare number, that `FromStr` parses.
 struct Text<T>(std::marker::PhantomData<T>);
 
 impl<T: FromStr<Err = String>> de::Visitor<'_> for Text<T> {
@@ -170,17 +135,30 @@ impl<T: FromStr<Err = String>> de::Visitor<'_> for Text<T> {
     }
 }
 
+/// (De)serialization of a value as text, for `#[serde(with = "text")]`.
+pub(super) mod text {
+    use super::{Deserializer, FromStr, Serializer, Text, fmt};
+
+    pub fn deserialize<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+        from.deserialize_any(Text(std::marker::PhantomData))
+    }
+
+    pub fn serialize<T: fmt::Display, S: Serializer>(value: &T, into: S) -> Result<S::Ok, S::Error> {
+        into.collect_str(value)
+    }
+}
+
 macro_rules! as_text {
     ($type:ty) => {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                from.deserialize_any(Text(std::marker::PhantomData))
+                text::deserialize(from)
             }
         }
 
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, into: S) -> Result<S::Ok, S::Error> {
-                into.collect_str(self)
+                text::serialize(self, into)
             }
         }
     };
@@ -188,32 +166,32 @@ macro_rules! as_text {
 
 as_text!(Every);
 as_text!(ByteSize);
-as_text!(Resume);
 as_text!(Timeout);
 
-/// What to do when a loss or a gradient is not finite.
+/// What to do if a loss or gradient is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NonFinite {
-    /// Stop before the weights are touched.
+    /// Stop before the weights change.
     Stop,
-    /// Leave the step out, a bounded number of times in a row.
+    /// Skip the step, a limited number of times in a row.
     Skip,
 }
 
-/// How progress is written.
+/// The format of progress messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text
     Text,
-    /// One JSON object per line.
+    /// One JSON object per line
     Json,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Resume;
 
     #[test]
     fn periods_come_as_time_or_steps() {

@@ -1,52 +1,56 @@
-//! What a run leaves to look at: TensorBoard curves and progress, on rank 0 alone.
+//! The logs of a run, written by rank 0: TensorBoard curves and progress messages.
+
+mod event_upload;
+mod progress;
+mod tensorboard;
 
 use std::path::Path;
 
+use arinar_checkpoint::UploadStatus;
+use arinar_collective::machine::memory;
 use arinar_protocol::Seconds;
 
-use crate::{
-    checkpoint::UploadStatus,
-    ledger::{self, LedgerFile, Stragglers},
-    log_copy::LogCopy,
-    progress::{Progress, Report},
-    tensorboard::{EventWriter, TensorBoardError},
-};
-use arinar_collective::machine::memory;
+use crate::time_accounting::{self, Stragglers, TimeFile};
 
-/// Where the time went.
+pub(crate) use event_upload::{EventUpload, UPLOAD_INTERVAL};
+pub(crate) use progress::{Progress, StepReport};
+use tensorboard::{EventWriter, TensorBoardError};
+
+/// The time spent in a step.
 #[derive(Clone, Copy, Debug)]
-pub struct Spent<'a> {
-    /// That of a step.
+pub(crate) struct StepTime<'a> {
+    /// Time spent in the step.
     pub step: Seconds,
-    /// That of the whole run.
+    /// Time spent by the whole run.
     pub run: Seconds,
     /// How long each rank worked in the step, in seconds.
     pub busy: &'a [f32],
 }
 
-/// From which share above the mean on the slowest rank is worth a word.
+/// The slowest rank is reported if it works longer than the mean by this share.
 const STRAGGLER_EXCESS: f64 = 0.05;
 
-/// Curves and progress; silent on other ranks than 0.
-pub struct Logs {
+/// Curves and progress. Silent on ranks other than 0.
+pub(crate) struct Logs {
     progress: Progress,
     events: Option<EventWriter>,
-    copy: Option<LogCopy>,
-    ledger: Option<LedgerFile>,
+    upload: Option<EventUpload>,
+    time_file: Option<TimeFile>,
     stragglers: Stragglers,
     global_batch: usize,
 }
 
 impl Logs {
-    /// For ranks that tell nothing.
+    /// Creates logs that write nothing.
     pub fn silent() -> Self {
-        Self::tell(Progress::silent(), None, 0)
+        Self::new(Progress::silent(), None, 0)
     }
 
-    /// For rank 0. `first_step` is the first that will be logged.
+    /// Starts the logs of rank 0. `first_step` is the first step that will be logged, `config` the configuration to be shown
+    /// beside the curves.
     ///
     /// # Errors
-    /// When the event file cannot be made.
+    /// Returns an error if the event file cannot be created.
     pub fn start(
         progress: Progress,
         log_dir: &Path,
@@ -57,25 +61,25 @@ impl Logs {
         let mut events = EventWriter::create(log_dir, first_step)?;
         let indented: String = config.lines().map(|line| format!("    {line}\n")).collect();
         events.text(first_step, "config", &indented)?;
-        Ok(Self::tell(progress, Some(events), global_batch))
+        Ok(Self::new(progress, Some(events), global_batch))
     }
 
-    fn tell(progress: Progress, events: Option<EventWriter>, global_batch: usize) -> Self {
-        Self { progress, events, copy: None, ledger: None, stragglers: Stragglers::default(), global_batch }
+    fn new(progress: Progress, events: Option<EventWriter>, global_batch: usize) -> Self {
+        Self { progress, events, upload: None, time_file: None, stragglers: Stragglers::default(), global_batch }
     }
 
-    /// From now on `ledger` notes how far the run is.
-    pub fn noted_by(&mut self, ledger: LedgerFile) {
-        self.ledger = Some(ledger);
+    /// Records the time spent in `file` from now on.
+    pub fn set_time_file(&mut self, file: TimeFile) {
+        self.time_file = Some(file);
     }
 
-    /// From now on the event files are copied by `copy`, too.
-    pub fn copied_by(&mut self, copy: LogCopy) {
-        self.copy = Some(copy);
+    /// Uploads the event files from now on.
+    pub fn set_upload(&mut self, upload: EventUpload) {
+        self.upload = Some(upload);
     }
 
-    /// Logs a step; `upload` says how far a remote store is behind with the checkpoints.
-    pub fn step(&mut self, report: &Report, spent: &Spent<'_>, upload: Option<UploadStatus>) {
+    /// Logs a step. `upload` is the upload status of the checkpoints of a run in a remote store.
+    pub fn step(&mut self, report: &StepReport, spent: &StepTime<'_>, upload: Option<UploadStatus>) {
         let seconds = report.step_time.as_secs_f64();
         let mut scalars = vec![
             ("train_loss", report.loss),
@@ -93,13 +97,13 @@ impl Logs {
             ("epoch", report.epoch),
             ("memory", memory::resident() as f64),
         ];
-        self.stragglers.note(spent.busy);
+        self.stragglers.record(spent.busy);
         if let Some(slowest) = self.stragglers.slowest() {
             scalars.push(("slowest_rank", slowest.rank as f64));
             scalars.push(("slowest_rank_excess", slowest.excess));
         }
-        if let Some(ledger) = &mut self.ledger {
-            ledger.note(spent.run);
+        if let Some(file) = &mut self.time_file {
+            file.record(spent.run);
         }
         if let Some(upload) = upload {
             scalars.push(("checkpoint_backlog_bytes", upload.backlog_bytes as f64));
@@ -107,51 +111,51 @@ impl Logs {
         }
         let written = self.events.as_mut().map(|events| events.scalars(report.step, &scalars));
         if let Some(Err(error)) = written {
-            self.give_up(&error);
+            self.disable_events(&error);
         }
-        if let Some(problem) = self.copy.as_ref().and_then(LogCopy::problem) {
+        if let Some(problem) = self.upload.as_ref().and_then(EventUpload::problem) {
             self.warn(&problem);
         }
         self.progress.step(report);
     }
 
-    /// Tells something.
+    /// Logs a message.
     pub fn message(&self, text: &str) {
         self.progress.message(text);
     }
 
-    /// Tells something that is wrong but does not end the run.
+    /// Logs a problem that does not end the run.
     pub fn warn(&self, text: &str) {
         self.progress.message(&format!("warning: {text}"));
     }
 
-    /// Writes out what is buffered.
+    /// Flushes the event file.
     pub fn flush(&mut self) {
         if let Some(Err(error)) = self.events.as_mut().map(EventWriter::flush) {
-            self.give_up(&error);
+            self.disable_events(&error);
         }
     }
 
-    /// Tells where the time of the run went, and who was slow.
+    /// Logs how the time of the run was spent, and the slowest rank.
     pub fn summary(&self, run: &Seconds) {
-        self.message(&ledger::summary(run));
+        self.message(&time_accounting::summary(run));
         if let Some(slowest) = self.stragglers.slowest().filter(|slowest| slowest.excess > STRAGGLER_EXCESS) {
             let (rank, excess) = (slowest.rank, 100.0 * slowest.excess);
             self.message(&format!("slowest rank: {rank}, which works {excess:.0}% longer than the mean of all ranks"));
         }
     }
 
-    /// Ends the logs.
+    /// Finishes the logs.
     pub fn finish(&mut self) {
         self.flush();
-        if let Some(problem) = self.copy.take().and_then(LogCopy::finish) {
+        if let Some(problem) = self.upload.take().and_then(EventUpload::finish) {
             self.warn(&problem);
         }
         self.progress.finish();
     }
 
-    /// The curves are not worth the run: says it once and goes on without them.
-    fn give_up(&mut self, error: &TensorBoardError) {
+    /// Continues without curves, because they are not worth ending the run.
+    fn disable_events(&mut self, error: &TensorBoardError) {
         self.events = None;
         self.warn(&format!("{error}; training goes on without TensorBoard"));
     }

@@ -1,7 +1,7 @@
-//! TensorBoard event files of one run, written by rank 0.
+//! TensorBoard event files.
 //!
-//! Records and scalar summaries come from tensorboard-rs; its own file writer panics on a full disk
-//! and cannot write text, so the file is kept here.
+//! Records and scalar summaries come from tensorboard-rs. Its own file writer panics on a full disk and cannot write text, so
+//! this module has its own.
 
 use std::{
     fs::File,
@@ -19,34 +19,34 @@ use tensorboard_proto::{
 };
 use tensorboard_rs::{record_writer::RecordWriter, summary};
 
-/// Longest time a written value stays in this process's memory.
-const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// Maximum time that a value stays in the buffer.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A file is not made longer than about this: what copies event files to a store sends each of them whole.
+/// Approximate maximum size of a file in bytes. Files are uploaded to a remote store as a whole.
 const FILE_BYTES: usize = 8 << 20;
 
-/// How the names of event files begin; TensorBoard looks for that.
-const EVENT_FILE: &str = "events.out.tfevents.";
-/// How the names of those of this program end.
-const OF_THIS_PROGRAM: &str = ".arinar";
+/// Prefix of the names of event files, which TensorBoard looks for.
+const PREFIX: &str = "events.out.tfevents.";
+/// Suffix of the names of event files of this program.
+const SUFFIX: &str = ".arinar";
 
-/// Whether this program has written the event file of this name.
+/// Returns whether a file of this name is an event file of this program.
 pub fn is_event_file(name: &str) -> bool {
-    name.starts_with(EVENT_FILE) && name.ends_with(OF_THIS_PROGRAM)
+    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
 
-/// The event file could not be written.
+/// The event file cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the TensorBoard file {}: {source}", .path.display())]
 pub struct TensorBoardError {
-    /// The file or folder.
+    /// Path of the file or folder.
     pub path: PathBuf,
-    /// Why.
+    /// Error of the system.
     pub source: io::Error,
 }
 
-/// One run's present event file; where it grows long, another follows it.
-pub struct EventWriter {
+/// Writes event files: when one becomes too large, it is continued in another one.
+pub(crate) struct EventWriter {
     path: PathBuf,
     records: RecordWriter<BufWriter<File>>,
     bytes: usize,
@@ -54,11 +54,11 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Opens a new file in `folder`. TensorBoard then drops what earlier files of the folder hold
-    /// for `first_step` and later: steps that a killed run took after its last checkpoint.
+    /// Creates a new file in `folder`. TensorBoard discards the values of `first_step` and later steps in earlier files of the
+    /// folder, which a killed run has written after its last checkpoint.
     ///
     /// # Errors
-    /// When the folder or file cannot be written.
+    /// Returns an error if the folder or file cannot be written.
     pub fn create(folder: &Path, first_step: u64) -> Result<Self, TensorBoardError> {
         std::fs::create_dir_all(folder).map_err(|source| TensorBoardError { path: folder.to_path_buf(), source })?;
         let mut writer = Self::open(folder)?;
@@ -82,29 +82,24 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// The event file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Writes one point of each curve.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<(), TensorBoardError> {
         if self.bytes > FILE_BYTES {
-            self.go_on_in_another_file()?;
+            self.start_next_file()?;
         }
         for (tag, value) in scalars {
             self.summary(summary::scalar(tag, *value as f32), step)?;
         }
-        if self.flushed.elapsed() >= FLUSH_EVERY { self.flush() } else { Ok(()) }
+        if self.flushed.elapsed() >= FLUSH_INTERVAL { self.flush() } else { Ok(()) }
     }
 
-    /// Writes a text (Markdown) under `tag`.
+    /// Writes a Markdown text under `tag`.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<(), TensorBoardError> {
         let mut tensor = TensorProto::new();
         tensor.set_dtype(DataType::DT_STRING);
@@ -122,16 +117,16 @@ impl EventWriter {
         self.summary(summary, step)
     }
 
-    /// Gives everything written to the system.
+    /// Flushes the buffer.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn flush(&mut self) -> Result<(), TensorBoardError> {
         self.flushed = Instant::now();
         self.records.flush().map_err(|source| self.error(source))
     }
 
-    fn go_on_in_another_file(&mut self) -> Result<(), TensorBoardError> {
+    fn start_next_file(&mut self) -> Result<(), TensorBoardError> {
         self.flush()?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
         *self = Self::open(folder)?;
@@ -161,14 +156,14 @@ fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// A file that TensorBoard reads after all earlier ones: it sorts them by name. The nanoseconds tell starts on different
-/// machines apart, whose files may be copied to one folder of a store; within one folder the number does.
+/// Creates a file that TensorBoard reads after all earlier ones, because it sorts them by name. The nanoseconds distinguish
+/// starts on different machines, whose files may be uploaded to one folder; the number distinguishes files within a folder.
 fn new_file(folder: &Path) -> io::Result<(PathBuf, File)> {
     let now = now();
     let mut number = 0;
     loop {
         let (secs, nanos) = (now.as_secs(), now.subsec_nanos());
-        let name = format!("{EVENT_FILE}{secs:010}.{nanos:09}.{number}{OF_THIS_PROGRAM}");
+        let name = format!("{PREFIX}{secs:010}.{nanos:09}.{number}{SUFFIX}");
         let path = folder.join(name);
         match File::create_new(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,

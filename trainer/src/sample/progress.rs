@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
+use crate::reporter::write_error_line;
+
 /// Time between lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -34,7 +36,8 @@ impl Progress {
         if !self.is_terminal && self.last_line.get().elapsed() >= LINE_EVERY {
             self.last_line.set(Instant::now());
             let total = self.bar.length().unwrap_or_default();
-            eprintln!("sampling: {}/{total} steps, {} to go", self.bar.position(), HumanDuration(self.bar.eta()));
+            let (position, left) = (self.bar.position(), HumanDuration(self.bar.eta()));
+            write_error_line(&format!("sampling: {position}/{total} steps, {left} to go"));
         }
     }
 

@@ -1,21 +1,19 @@
 //! Tests of the loop that need access to its parts. tests/tests/trainer_reference.rs compares the numbers of the real
 //! program with a reference implementation.
 
-use std::{ops::Range, sync::mpsc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{Arc, mpsc},
+};
 
 use tch::{Device, Tensor};
 
+use arinar_collective::{Collective, CollectiveError, LaunchEnvironment, Single};
+
 use super::*;
-use crate::{
-    checkpoint::Role,
-    config,
-    run::{Beginning, Model, Placement, assemble},
-    source::{Data, RankShare},
-};
-use arinar_collective::{CollectiveError, Single};
+use crate::{Startup, Vitals, config, config::BatchShare, preemption::Preemption, source::Data};
 
 const SAMPLES: u64 = 1000;
-const ROLE: Role = Role { rank: 0, world: 1, is_node_leader: true, local_world_size: 1 };
 
 fn config(overrides: &[&str]) -> TrainConfig {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo.yaml");
@@ -24,49 +22,38 @@ fn config(overrides: &[&str]) -> TrainConfig {
     config::load(path, &overrides).unwrap()
 }
 
-/// A training on noise that saves nothing.
+/// Creates a training on synthetic data that saves nothing.
 fn training<'a>(collective: &'a dyn Collective, config: &'a TrainConfig) -> Training<'a> {
-    let batch = config.share_batch(1, 1).unwrap();
-    let share = RankShare { rank: 0, world: 1, batch };
-    let data = Data::Synthetic(SAMPLES);
-    let beginning = Beginning {
-        plan: Plan::new(config, SAMPLES),
-        share,
-        source: data.batches(config, share, None).unwrap(),
-        sample_log: None,
-        dataset: data.facts(),
-        step: 0,
-    };
-    let placement = Placement {
-        launch: None,
+    let context = RankContext {
+        collective,
+        launch: LaunchEnvironment::single(),
         device: Device::Cpu,
         threads: 1,
         launcher: None,
         preemption: Preemption::default(),
         vitals: Arc::new(Vitals::start()),
     };
-    let model = Model::new(collective, config, Device::Cpu).unwrap();
-    let saver = Saver::idle(ROLE).unwrap();
-    assemble(collective, config, placement, model, saver, Logs::silent(), beginning)
+    let batch: BatchShare = config.share_batch(1, 1).unwrap();
+    Startup::rehearsal(context, config, batch).rehearsal_training(&Data::Synthetic(SAMPLES)).unwrap()
 }
 
 #[test]
-fn a_plan_counts_whole_steps() {
-    let plan = |overrides: &[&str]| Plan::new(&config(overrides), 10);
+fn a_run_has_whole_steps() {
+    let length = |overrides: &[&str]| RunLength::new(&config(overrides), 10);
     // Four samples a step: three and three quarters of a step are four steps.
-    let epochs = plan(&["optim.epochs=1.5", "checkpoint.keep_every_epochs=0.5"]);
-    assert_eq!(epochs, Plan { total_steps: 4, samples: 10, keep_every_steps: Some(2) });
+    let epochs = length(&["optim.epochs=1.5", "checkpoint.keep_every_epochs=0.5"]);
+    assert_eq!(epochs, RunLength { total_steps: 4, samples: 10, keep_every_steps: Some(2) });
     assert_eq!(epochs.epoch(4, 4), 1.6);
-    assert_eq!(plan(&["optim.epochs=1.5", "train.max_steps=3"]).total_steps, 3);
-    assert_eq!(plan(&["optim.epochs=1.5", "train.max_steps=5"]).total_steps, 4);
+    assert_eq!(length(&["optim.epochs=1.5", "train.max_steps=3"]).total_steps, 3);
+    assert_eq!(length(&["optim.epochs=1.5", "train.max_steps=5"]).total_steps, 4);
     assert_eq!(
-        plan(&["optim.epochs=0.01", "checkpoint.keep_every_epochs=null"]),
-        Plan { total_steps: 1, samples: 10, keep_every_steps: None }
+        length(&["optim.epochs=0.01", "checkpoint.keep_every_epochs=null"]),
+        RunLength { total_steps: 1, samples: 10, keep_every_steps: None }
     );
 }
 
 fn weights(training: &Training<'_>) -> Tensor {
-    training.parameters.values().copy()
+    training.state.parameters.values().copy()
 }
 
 #[test]
@@ -74,8 +61,8 @@ fn no_weight_changes_before_a_checkpoint_has_its_copy() {
     let config = config(&[]);
     let mut training = training(&Single, &config);
     let (copying, copied) = mpsc::channel();
-    training.saver = Saver::copying(ROLE, copied);
-    let (live, before) = (training.parameters.values().shallow_clone(), weights(&training));
+    training.checkpoints.pretend_to_copy(LaunchEnvironment::single(), copied).unwrap();
+    let (live, before) = (training.state.parameters.values().shallow_clone(), weights(&training));
     let copy = std::thread::spawn(move || {
         // Much longer than the step takes.
         std::thread::sleep(Duration::from_secs(2));
@@ -143,9 +130,10 @@ fn a_gradient_that_is_not_finite_touches_nothing_though_the_loss_is() {
     let mut training = training(&overflowing, &config);
     let before = weights(&training);
     let Err(Stop::Failure(error)) = training.rehearse() else { panic!("the step was taken") };
+    let error = error.to_string();
     assert!(error.contains("the gradient norm inf") && !error.contains("loss is inf"), "{error}");
     assert_eq!(weights(&training), before);
-    assert_eq!(training.optimizer.steps(), 0);
+    assert_eq!(training.state.optimizer.steps(), 0);
 }
 
 #[test]
@@ -157,9 +145,9 @@ fn a_skipped_step_leaves_nothing_behind() {
     training.rehearse().unwrap();
     training.rehearse().unwrap();
     assert_eq!(weights(&training), before);
-    assert_eq!((training.step, training.optimizer.steps()), (2, 0));
-    assert_eq!(training.parameters.gradients().abs().max().double_value(&[]), 0.0);
+    assert_eq!((training.step, training.state.optimizer.steps()), (2, 0));
+    assert_eq!(training.state.parameters.gradients().abs().max().double_value(&[]), 0.0);
     training.rehearse().unwrap();
-    assert_eq!((training.step, training.optimizer.steps()), (3, 1));
+    assert_eq!((training.step, training.state.optimizer.steps()), (3, 1));
     assert_ne!(weights(&training), before);
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::config::LogFormat;
+use crate::reporter::Reporter;
 
 /// Width of the names in front of what was found.
 const NAME: usize = 22;
@@ -52,17 +52,18 @@ impl Finding {
         Self { what: what.to_owned(), verdict, said: arinar_model::text::one_line(&said.to_string()) }
     }
 
-    /// Its line.
-    pub fn line(&self, format: LogFormat) -> String {
+    /// Reports the finding in one line.
+    pub fn report(&self, reporter: &Reporter) {
+        reporter.record(&self.text(), || json!(self));
+    }
+
+    fn text(&self) -> String {
         let verdict = match self.verdict {
             Verdict::Ok => "ok",
             Verdict::Note => "note",
             Verdict::Problem => "PROBLEM",
         };
-        match format {
-            LogFormat::Text => format!("{verdict:<8} {:<NAME$} {}", self.what, self.said),
-            LogFormat::Json => json!(self).to_string(),
-        }
+        format!("{verdict:<8} {:<NAME$} {}", self.what, self.said)
     }
 }
 
@@ -73,9 +74,9 @@ mod tests {
     #[test]
     fn a_finding_is_one_line() {
         let finding = Finding::problem("run.dir", "cannot\nwrite");
-        let line = finding.line(LogFormat::Text);
+        let line = finding.text();
         assert!(line.starts_with("PROBLEM  run.dir  ") && line.lines().count() == 1, "{line}");
-        let line = finding.line(LogFormat::Json);
+        let line = json!(finding).to_string();
         assert!(line.contains(r#""verdict":"problem""#) && line.lines().count() == 1, "{line}");
     }
 }

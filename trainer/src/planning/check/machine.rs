@@ -7,7 +7,7 @@ use tch::Device;
 use super::finding::Finding;
 use crate::{
     config::{BatchShare, TrainConfig},
-    estimate::{EXACTNESS, Memory, Processor, largest_micro},
+    planning::forecast::{EXACTNESS, Memory, Processor, largest_micro},
 };
 use arinar_collective::{cuda::Gpu, machine::memory};
 
@@ -183,12 +183,12 @@ fn gpu_memory_of(config: &TrainConfig, crowd: Crowd, free: u64, all: u64) -> Fin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preflight::finding::Verdict;
+    use crate::planning::check::finding::Verdict;
 
     const GIGABYTE: u64 = 1_000_000_000;
 
     fn arinar_b() -> TrainConfig {
-        let text = include_str!("../../../configs/arinar_b.yaml");
+        let text = include_str!("../../../../configs/arinar_b.yaml");
         crate::config::parse(text, "arinar_b.yaml", &[]).expect("a shipped configuration")
     }
 

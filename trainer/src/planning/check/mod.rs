@@ -21,18 +21,20 @@ use indicatif::DecimalBytes;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-pub use finding::{Finding, Verdict};
+use finding::{Finding, Verdict};
 
 use crate::{
-    checkpoint::{Role, Spool},
     config::{ConfigError, LogFormat, TrainConfig},
-    estimate::{Checkpoints, NO_EVALUATION, checkpoint_bytes},
-    exit::Stop,
-    ledger::LedgerFile,
-    run::{Placement, facts},
-    train::Plan,
+    planning::forecast::{Checkpoints, NO_EVALUATION, checkpoint_bytes},
+    rank_context::RankContext,
+    reporter::Reporter,
+    run_length::RunLength,
+    startup::shared_facts,
+    stop::Stop,
+    time_accounting::TimeFile,
 };
-use arinar_collective::{Collective, agree, conformance, cuda, gather};
+use arinar_checkpoint::spool_folder;
+use arinar_collective::{Collective, LaunchEnvironment, agree, conformance, cuda, gather};
 
 use machine::Crowd;
 use places::Place;
@@ -66,14 +68,14 @@ struct Witness {
 /// # Errors
 /// [`Stop::Configuration`] when something must be changed; it has been told.
 pub fn check(
-    collective: &dyn Collective,
-    placement: &Placement,
+    context: &RankContext<'_>,
     config: Result<TrainConfig, ConfigError>,
     format: Option<LogFormat>,
 ) -> Result<LogFormat, Stop> {
+    let collective = context.collective;
     let told_as = config.as_ref().map_or(LogFormat::Text, |config| config.log.format);
     let format = format.unwrap_or(told_as);
-    let witness = Witness::look(collective, placement, config);
+    let witness = Witness::look(context, config);
     let mine = serde_json::to_vec(&witness).map_err(Stop::failure)?;
     let witnesses = gather(collective, &mine)?;
     if collective.rank() != 0 {
@@ -90,27 +92,28 @@ pub fn check(
 ///
 /// # Errors
 /// What ranks exchange does not arrive. The process ends, as the others may wait for it where nothing reaches them.
-pub fn check_together(collective: &dyn Collective, device: Device, format: LogFormat) -> Result<(), Stop> {
+pub fn check_collectives(collective: &dyn Collective, device: Device, format: LogFormat) -> Result<(), Stop> {
     const WHAT: &str = "collectives";
     let over = collective.describe();
     if let Err(problem) = conformance(collective, device) {
-        Stop::Broken(format!("{WHAT}: {over}: {problem}")).end_at_once("arinar-trainer", collective.rank());
+        return Err(Stop::Broken(format!("{WHAT}: {over}: {problem}").into()));
     }
     if collective.rank() == 0 {
-        println!("{}", Finding::ok(WHAT, format!("{over}; what ranks exchange over it arrives")).line(format));
+        Finding::ok(WHAT, format!("{over}; what ranks exchange over it arrives")).report(&Reporter::new(format));
     }
     Ok(())
 }
 
 /// Every line, and how it ends.
 fn tell(findings: &[Finding], format: LogFormat) -> Result<(), Stop> {
+    let reporter = Reporter::new(format);
     for finding in findings {
-        println!("{}", finding.line(format));
+        finding.report(&reporter);
     }
     match findings.iter().filter(|finding| finding.verdict == Verdict::Problem).count() {
         0 => Ok(()),
-        1 => Err(Stop::Configuration("the check found 1 problem, see its line".to_owned())),
-        problems => Err(Stop::Configuration(format!("the check found {problems} problems, see their lines"))),
+        1 => Err(Stop::configuration("the check found 1 problem, see its line".to_owned())),
+        problems => Err(Stop::configuration(format!("the check found {problems} problems, see their lines"))),
     }
 }
 
@@ -170,21 +173,20 @@ fn shared_gpus(witnesses: &[Witness]) -> Vec<Finding> {
 }
 
 impl Witness {
-    fn look(collective: &dyn Collective, placement: &Placement, config: Result<TrainConfig, ConfigError>) -> Self {
-        let role = placement.role(collective);
-        let read = config.as_ref().ok().and_then(|config| facts(config).ok());
+    fn look(context: &RankContext<'_>, config: Result<TrainConfig, ConfigError>) -> Self {
+        let (collective, launch) = (context.collective, context.launch);
+        let read = config.as_ref().ok().and_then(|config| shared_facts(config).ok());
         let facts = read.map(|facts| facts.map(|(name, value)| (name.to_owned(), value)).to_vec());
         // A clock is read when all ranks are here, so that those of all can be compared.
         let _ = collective.barrier();
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let choice = config.as_ref().map_or(DeviceChoice::Auto, |config| config.train.device);
-        let local_rank = placement.launch.map_or(0, |launch| launch.local_rank);
-        let device = config.as_ref().ok().map(|config| config.train.device.device(local_rank));
-        let mut findings = Look { role, placement }.findings(config);
-        if role.is_node_leader {
-            findings.extend(software::look(choice, role));
+        let device = config.as_ref().ok().map(|config| config.train.device.device(launch.local_rank));
+        let mut findings = Look { context }.findings(config);
+        if launch.is_node_leader() {
+            findings.extend(software::look(choice, launch));
         }
-        if let (false, Some(Err(problem))) = (role.is_node_leader, &device) {
+        if let (false, Some(Err(problem))) = (launch.is_node_leader(), &device) {
             findings.push(Finding::problem("GPUs", problem));
         }
         findings.push(software::collectives(collective));
@@ -209,20 +211,23 @@ impl Witness {
 
 /// One rank looks.
 struct Look<'a> {
-    role: Role,
-    placement: &'a Placement,
+    context: &'a RankContext<'a>,
 }
 
 impl Look<'_> {
+    fn launch(&self) -> LaunchEnvironment {
+        self.context.launch
+    }
+
     fn findings(&self, config: Result<TrainConfig, ConfigError>) -> Vec<Finding> {
         let mut findings = Vec::new();
         match config {
             Err(problem) => findings.push(Finding::problem("configuration", problem)),
             Ok(config) => self.configured(&config, &mut findings),
         }
-        if self.role.is_node_leader {
-            let gpus = matches!(self.placement.device, Device::Cuda(_));
-            findings.extend(machine::shared_memory(self.role.local_world_size, gpus));
+        if self.launch().is_node_leader() {
+            let gpus = matches!(self.context.device, Device::Cuda(_));
+            findings.extend(machine::shared_memory(self.launch().local_world_size, gpus));
         }
         findings
     }
@@ -232,10 +237,10 @@ impl Look<'_> {
         let problems = config.problems();
         let sound = problems.is_empty();
         findings.extend(problems.iter().map(|problem| Finding::problem("configuration", problem)));
-        let batch = config.share_batch(self.role.world, self.placement.full_world(self.role.world));
+        let batch = config.share_batch(self.launch().world_size, self.context.full_world_size());
         match &batch {
             Ok(batch) if sound => {
-                let (global, ranks) = (config.batch.global, self.role.world);
+                let (global, ranks) = (config.batch.global, self.launch().world_size);
                 let told = format!(
                     "{}; batch {global} = {ranks} rank(s) x {} micro-batch(es) of {}",
                     config.run.name, batch.accumulation, batch.micro
@@ -245,7 +250,7 @@ impl Look<'_> {
             Ok(_) => {}
             Err(problem) => findings.push(Finding::problem("configuration", problem)),
         }
-        if !self.role.is_node_leader {
+        if !self.launch().is_node_leader() {
             return;
         }
         let (data, found) = stores::dataset(config, sound);
@@ -256,23 +261,23 @@ impl Look<'_> {
             findings.extend(self.cache(config, data, window));
             findings.extend(window.map(|window| machine::open_files(window.open)));
         }
-        let threads = config.train.threads.unwrap_or(self.placement.threads);
-        findings.push(machine::cores(self.role.local_world_size, threads));
+        let threads = config.train.threads.unwrap_or(self.context.threads);
+        findings.push(machine::cores(self.launch().local_world_size, threads));
         findings.extend(config.eval.as_ref().map(|_| Finding::note("eval", NO_EVALUATION)));
         if sound {
             findings.push(model(config));
         }
         if let (true, Ok(batch)) = (sound, batch) {
-            let crowd = Crowd { world: self.role.world, here: self.role.local_world_size, batch };
-            findings.extend(machine::memory(config, crowd, self.placement.device));
+            let crowd = Crowd { world: self.launch().world_size, here: self.launch().local_world_size, batch };
+            findings.extend(machine::memory(config, crowd, self.context.device));
         }
     }
 
     /// The store of the checkpoints, the disk they need, and what lies there already.
     fn run_folder(&self, config: &TrainConfig, sound: bool, data: Option<&Data>, findings: &mut Vec<Finding>) {
-        if self.role.rank == 0 {
+        if self.launch().rank == 0 {
             findings.push(log_folder(config).look());
-            let foreign = LedgerFile::check(Path::new(&config.run.log_dir)).err();
+            let foreign = TimeFile::check(Path::new(&config.run.log_dir)).err();
             findings.extend(foreign.map(|problem| Finding::problem("run.log_dir", problem)));
         }
         let store = match stores::open(&config.run.dir) {
@@ -283,7 +288,7 @@ impl Look<'_> {
         // What cannot be used at all is said once.
         let usable_at_all = usable.verdict != Verdict::Problem;
         findings.push(usable);
-        if self.role.rank == 0 && usable_at_all {
+        if self.launch().rank == 0 && usable_at_all {
             findings.push(stores::lease(&store));
             if sound {
                 findings.extend(resume::resume(config, &store, data));
@@ -298,18 +303,19 @@ impl Look<'_> {
     fn checkpoint_disk(&self, config: &TrainConfig, store: &Store, data: Option<&Data>) -> Option<Finding> {
         if let Some(path) = store.local_path("") {
             // How many are kept depends on steps alone, but for the pace, which hardly matters.
-            let plan = Plan::new(config, data?.samples());
+            let plan = RunLength::new(config, data?.samples());
             let needed = Checkpoints::of_run(config, &plan, 1.0).most_bytes;
             return Some(Place { key: "run.dir", path, needed, purpose: "its checkpoints" }.look());
         }
-        let here = checkpoint_bytes(&config.model) / self.role.world as u64 * self.role.local_world_size as u64;
+        let here =
+            checkpoint_bytes(&config.model) / self.launch().world_size as u64 * self.launch().local_world_size as u64;
         let spool = &config.checkpoint;
         if let Some(limit) = spool.spool_limit.filter(|limit| limit.0 < here) {
             let told =
                 format!("{limit} bytes are less than one checkpoint, which has {here} on this machine; raise it");
             return Some(Finding::problem("checkpoint.spool_limit", told));
         }
-        Some(match Spool::folder_of(spool.spool_dir.as_deref(), store.url()) {
+        Some(match spool_folder(spool.spool_dir.as_deref(), store.url()) {
             // One that is sent, and one that is written meanwhile.
             Ok(path) => {
                 Place { key: "checkpoint.spool_dir", path, needed: 2 * here, purpose: "two checkpoints" }.look()

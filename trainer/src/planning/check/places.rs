@@ -93,7 +93,7 @@ fn held(folder: &Path) -> u64 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::preflight::finding::Verdict;
+    use crate::planning::check::finding::Verdict;
 
     fn place(path: PathBuf, needed: u64) -> Place {
         Place { key: "data.cache_dir", path, needed, purpose: "the cache" }

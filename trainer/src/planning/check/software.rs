@@ -1,10 +1,12 @@
 //! Versions of what a run is built on, and the GPUs that it sees.
 
-use arinar_collective::device::{self, DeviceChoice, DeviceError};
+use arinar_collective::{
+    Collective, LaunchEnvironment, conformance, cuda,
+    device::{self, DeviceChoice, DeviceError},
+    library_version, nccl,
+};
 
 use super::finding::Finding;
-use crate::checkpoint::Role;
-use arinar_collective::{Collective, conformance, cuda, library_version, nccl};
 
 /// What is installed, and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +23,7 @@ struct Software {
 }
 
 /// The GPUs that the ranks of a machine would see with this `train.device`, and the libraries for them.
-pub fn look(choice: DeviceChoice, role: Role) -> Vec<Finding> {
+pub(super) fn look(choice: DeviceChoice, launch: LaunchEnvironment) -> Vec<Finding> {
     let gpus = match choice {
         // Where they are not used, nothing of them is loaded.
         DeviceChoice::Cpu => Ok(0),
@@ -29,7 +31,7 @@ pub fn look(choice: DeviceChoice, role: Role) -> Vec<Finding> {
     };
     let nccl = nccl::version().map_err(|error| error.to_string());
     let (runtime, driver) = (cuda::runtime_version(), cuda::driver_version());
-    let (mpi, world, here) = (library_version(), role.world, role.local_world_size);
+    let (mpi, world, here) = (library_version(), launch.world_size, launch.local_world_size);
     Software { mpi, choice, gpus, runtime, driver, nccl, world, here }.findings()
 }
 
@@ -86,7 +88,7 @@ impl Software {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preflight::finding::Verdict;
+    use crate::planning::check::finding::Verdict;
 
     /// A machine without GPUs, and without anything for them.
     fn bare(choice: DeviceChoice) -> Software {

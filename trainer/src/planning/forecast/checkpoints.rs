@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 
+use arinar_checkpoint::Retention;
 use arinar_model::config::ModelConfig;
 use serde::Serialize;
 
 use crate::{
-    checkpoint::Retention,
     config::{Every, TrainConfig},
-    train::Plan,
+    run_length::RunLength,
 };
 
 /// Bytes of a float32.
@@ -35,15 +35,15 @@ pub struct Checkpoints {
 
 impl Checkpoints {
     /// Of a run with this plan whose steps take so long.
-    pub fn of_run(config: &TrainConfig, plan: &Plan, step_seconds: f64) -> Self {
+    pub fn of_run(config: &TrainConfig, length: &RunLength, step_seconds: f64) -> Self {
         // As the loop decides: on every multiple of so many steps, or so long after the newest.
         let by_time = |time: std::time::Duration| (time.as_secs_f64() / step_seconds.max(1e-6)).ceil().max(1.0) as u64;
         let next = |step: u64| match config.checkpoint.every {
             Every::Steps(steps) => (step / steps + 1) * steps,
             Every::Time(time) => step.saturating_add(by_time(time)),
         };
-        let retention = Retention { keep_last: config.checkpoint.keep_last, keep_every_steps: plan.keep_every_steps };
-        let (saved, most, kept) = simulate(retention, next, plan.total_steps);
+        let retention = Retention { keep_last: config.checkpoint.keep_last, keep_every_steps: length.keep_every_steps };
+        let (saved, most, kept) = simulate(retention, next, length.total_steps);
         let bytes = checkpoint_bytes(&config.model);
         Self { bytes, saved, kept, most_bytes: most * bytes, written_bytes: saved * bytes }
     }

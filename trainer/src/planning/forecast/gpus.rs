@@ -4,18 +4,9 @@ use serde::Serialize;
 
 use arinar_model::precision::Precision;
 
-/// The share of a data sheet's rate that training is assumed to reach. It is what the paper's own run comes to: see
-/// [`published_utilisation`].
+/// The share of a data sheet's rate that training is assumed to reach. It is the
+/// utilisation of the paper's own run, which a test derives from its published time.
 pub const UTILISATION: f64 = 0.25;
-
-/// Length of the run that the paper reports, in epochs.
-const PUBLISHED_EPOCHS: f64 = 400.0;
-/// Its dataset, the training set of ImageNet, in pictures.
-const PUBLISHED_SAMPLES: f64 = 1_281_167.0;
-/// Its GPUs.
-const PUBLISHED_GPUS: f64 = 4.0;
-/// Its time in seconds: eight days.
-const PUBLISHED_SECONDS: f64 = 8.0 * 86_400.0;
 
 /// A kind of GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,15 +75,25 @@ impl Gpu {
     }
 }
 
-/// Which share of the rate of its four A100s the paper's run of eight days comes to, if a picture takes `flops`.
-pub fn published_utilisation(flops: f64) -> f64 {
-    flops * PUBLISHED_EPOCHS * PUBLISHED_SAMPLES / (GPUS[1].rate(Precision::Bf16) * PUBLISHED_GPUS * PUBLISHED_SECONDS)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use arinar_model::config::ModelConfig;
+
+    /// Length of the run that the paper reports, in epochs.
+    const PUBLISHED_EPOCHS: f64 = 400.0;
+    /// Its dataset, the training set of ImageNet, in pictures.
+    const PUBLISHED_SAMPLES: f64 = 1_281_167.0;
+    /// Its GPUs.
+    const PUBLISHED_GPUS: f64 = 4.0;
+    /// Its time in seconds: eight days.
+    const PUBLISHED_SECONDS: f64 = 8.0 * 86_400.0;
+
+    /// Which share of the rate of its four A100s the paper's run of eight days comes to, if a picture takes `flops`.
+    fn published_utilisation(flops: f64) -> f64 {
+        flops * PUBLISHED_EPOCHS * PUBLISHED_SAMPLES
+            / (GPUS[1].rate(Precision::Bf16) * PUBLISHED_GPUS * PUBLISHED_SECONDS)
+    }
 
     #[test]
     fn what_is_assumed_is_what_the_paper_reached() {

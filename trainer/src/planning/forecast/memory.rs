@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     fn arinar_b() -> TrainConfig {
-        let text = include_str!("../../../configs/arinar_b.yaml");
+        let text = include_str!("../../../../configs/arinar_b.yaml");
         crate::config::parse(text, "arinar_b.yaml", &[]).expect("a shipped configuration")
     }
 

@@ -1,6 +1,5 @@
 //! `--plan`: what a run will need and how long it will take, before it starts.
 
-mod attempt;
 mod checkpoints;
 mod egress;
 mod eta;
@@ -15,22 +14,23 @@ use arinar_model::{flops::Flops, precision::Precision};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
-pub use attempt::is_forgiven;
-pub use checkpoints::{Checkpoints, checkpoint_bytes};
-pub use egress::{Egress, Reading};
-pub use eta::{Eta, Pace, Sample, extrapolate};
-pub use gpus::{GPUS, Gpu, OnGpus, UTILISATION, published_utilisation};
-pub use memory::{EXACTNESS, Memory, Processor, largest_micro};
-pub use rehearsal::{Rehearsal, Rehearsed, rehearse};
+pub(crate) use checkpoints::{Checkpoints, checkpoint_bytes};
+use egress::{Egress, Reading};
+use eta::Eta;
+use gpus::{GPUS, Gpu, OnGpus, UTILISATION};
+pub use memory::EXACTNESS;
+pub(crate) use memory::{Memory, Processor, largest_micro};
+use rehearsal::{Rehearsal, Rehearsed, rehearse};
 
 use crate::{
-    config::{BatchShare, ConfigError, LogFormat, TrainConfig},
-    exit::Stop,
-    run::{Placement, facts},
-    source::{Data, data_error},
-    train::Plan,
+    config::{BatchShare, LogFormat, TrainConfig},
+    rank_context::RankContext,
+    reporter::write_line,
+    run_length::RunLength,
+    source::Data,
+    stop::Stop,
 };
-use arinar_collective::{Collective, Reduction, agree, require_equal};
+use arinar_collective::{Reduction, agree};
 
 /// What becomes of the section `eval` of a configuration.
 pub const NO_EVALUATION: &str = "eval is configured, but this version does not evaluate yet";
@@ -127,39 +127,34 @@ pub struct Here {
 ///
 /// # Errors
 /// A configuration or dataset that does not do, or a failure of the rehearsal.
-pub fn plan(
-    collective: &dyn Collective,
-    placement: &Placement,
-    config: Result<TrainConfig, ConfigError>,
-) -> Result<(), Stop> {
-    let config = agree(collective, config.map_err(Stop::configuration))?;
-    require_equal(collective, &facts(&config)?)?;
-    let batch = config.share_batch(collective.world_size(), placement.full_world(collective.world_size()));
+pub fn plan(context: RankContext<'_>, config: &TrainConfig) -> Result<(), Stop> {
+    let collective = context.collective;
+    let batch = config.share_batch(collective.world_size(), context.full_world_size());
     let batch = agree(collective, batch.map_err(Stop::configuration))?;
-    let data = if collective.rank() == 0 { Data::open(&config).map(Some) } else { Ok(None) };
+    let data = if collective.rank() == 0 { Data::open(config).map(Some) } else { Ok(None) };
     let data = agree(collective, data)?;
-    let mut is_node_leader = [f64::from(u8::from(placement.role(collective).is_node_leader))];
-    collective.all_reduce_scalars(&mut is_node_leader, Reduction::Sum)?;
+    let mut leaders = [f64::from(u8::from(context.launch.is_node_leader()))];
+    collective.all_reduce_scalars(&mut leaders, Reduction::Sum)?;
     let setting = Setting {
-        config: &config,
+        config,
         batch,
         ranks: collective.world_size(),
-        machines: is_node_leader[0] as usize,
-        threads: config.train.threads.unwrap_or(placement.threads),
-        processor: placement.device.into(),
+        machines: leaders[0] as usize,
+        threads: config.train.threads.unwrap_or(context.threads),
+        processor: context.device.into(),
         process: arinar_collective::machine::memory::resident(),
     };
     let forecast = agree(collective, data.as_ref().map(|data| setting.forecast(data)).transpose())?;
     // What needs no steps is told before them: they may end the program on a machine that is too small.
     if let (Some(forecast), LogFormat::Text) = (&forecast, config.log.format) {
-        println!("{}", forecast.text());
+        write_line(&forecast.text());
     }
-    let rehearsed = rehearse(collective, placement, &config, batch)?;
+    let rehearsed = rehearse(&context, config, batch)?;
     let (Some(data), Some(forecast)) = (data, forecast) else { return Ok(()) };
     let forecast = setting.with_measured(forecast, &data, rehearsed);
     match config.log.format {
-        LogFormat::Text => println!("{}", forecast.measured_text()),
-        LogFormat::Json => println!("{}", serde_json::to_string(&forecast).map_err(Stop::failure)?),
+        LogFormat::Text => write_line(&forecast.measured_text()),
+        LogFormat::Json => write_line(&serde_json::to_string(&forecast).map_err(Stop::failure)?),
     }
     Ok(())
 }
@@ -179,7 +174,7 @@ impl Setting<'_> {
     /// All that needs no rehearsal.
     fn forecast(&self, data: &Data) -> Result<Forecast, Stop> {
         let (config, model) = (self.config, &self.config.model);
-        let plan = Plan::new(config, data.samples());
+        let plan = RunLength::new(config, data.samples());
         let training_flops = model.training_flops();
         let global_batch = config.batch.global;
         let length = Length {
@@ -221,7 +216,7 @@ impl Setting<'_> {
 
     /// What follows from a rehearsal, or why there is none.
     fn with_measured(&self, forecast: Forecast, data: &Data, rehearsed: Rehearsed) -> Forecast {
-        let plan = Plan::new(self.config, data.samples());
+        let plan = RunLength::new(self.config, data.samples());
         match rehearsed {
             Ok(rehearsal) => {
                 let here = self.here(&plan, rehearsal.step_seconds);
@@ -254,10 +249,10 @@ impl Setting<'_> {
             epochs,
             machines: self.machines as u64,
         };
-        Egress::of_run(&dataset.manifest, &reading).map(Some).map_err(data_error)
+        Ok(Egress::of_run(&dataset.manifest, &reading).map(Some)?)
     }
 
-    fn here(&self, plan: &Plan, step_seconds: f64) -> Here {
+    fn here(&self, plan: &RunLength, step_seconds: f64) -> Here {
         let images_per_second = self.config.batch.global as f64 / step_seconds;
         let checkpoints = Checkpoints::of_run(self.config, plan, step_seconds);
         let of_rank = checkpoints.bytes as f64 / self.ranks as f64;
@@ -269,7 +264,7 @@ impl Setting<'_> {
         Here { images_per_second, flops_per_second, eta, checkpoints }
     }
 
-    fn on_gpus(&self, gpu: &Gpu, plan: &Plan) -> OnGpus {
+    fn on_gpus(&self, gpu: &Gpu, plan: &RunLength) -> OnGpus {
         let flops = self.config.model.training_flops().total();
         let images_per_second = gpu.images_per_second(self.config.precision, self.ranks, flops);
         let step_seconds = self.config.batch.global as f64 / images_per_second;

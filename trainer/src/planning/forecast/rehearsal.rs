@@ -1,25 +1,30 @@
 //! Ten real steps in memory, on latents that are noise of the right shape: how long a step takes here.
 
-use std::{cell::OnceCell, sync::Arc};
+use std::cell::OnceCell;
 
 use serde::Serialize;
 use tch::Device;
 
+use arinar_collective::{
+    Reduction, agree,
+    cuda::Gpu,
+    machine::{allocator, memory},
+};
+
 use super::{
-    attempt::attempt,
     eta::{Pace, Sample, extrapolate},
     memory::{Memory, Processor, largest_micro},
 };
 use crate::{
-    checkpoint::Saver,
     config::{BatchShare, TrainConfig},
-    exit::{Preemption, Stop},
-    logs::Logs,
-    run::{Beginning, Model, Placement, assemble},
+    oom_guard::guard,
+    rank_context::RankContext,
+    reporter::write_error_line,
     source::{BatchSource, Data, RankShare},
-    train::{Plan, Training},
+    startup::Startup,
+    stop::Stop,
+    train::Training,
 };
-use arinar_collective::{Collective, Reduction, agree, cuda::Gpu, machine::allocator, machine::memory};
 
 /// Steps of a rehearsal.
 const STEPS: usize = 10;
@@ -63,15 +68,11 @@ pub type Rehearsed = Result<Rehearsal, String>;
 ///
 /// # Errors
 /// As of training.
-pub fn rehearse(
-    collective: &dyn Collective,
-    placement: &Placement,
-    config: &TrainConfig,
-    batch: BatchShare,
-) -> Result<Rehearsed, Stop> {
+pub(super) fn rehearse(context: &RankContext<'_>, config: &TrainConfig, batch: BatchShare) -> Result<Rehearsed, Stop> {
+    let collective = context.collective;
     // Ranks must come to the same sizes, so they go by the same numbers.
     let process = agreed(collective, memory::resident() as f64, Reduction::Max)? as u64;
-    let stage = Stage { collective, placement, config, batch, process, gpu: open_gpu(placement.device) };
+    let stage = Stage { context, config, batch, process, gpu: open_gpu(context.device) };
     let free = stage.free_for_rank()?;
     let fits = |micro| stage.estimate(BatchShare { micro, accumulation: 1 }) as f64 <= free;
     let Some(most) = largest_micro(batch.micro, fits) else {
@@ -82,14 +83,13 @@ pub fn rehearse(
         return stage.perform(most);
     }
     // A rank by itself keeps nobody waiting, wherever it breaks off.
-    let performed = attempt(|| stage.perform(most))?;
+    let performed = guard(|| stage.perform(most))?;
     Ok(performed.unwrap_or_else(|| Err(out_of_memory(most))))
 }
 
 /// What a rehearsal goes by.
 struct Stage<'a> {
-    collective: &'a dyn Collective,
-    placement: &'a Placement,
+    context: &'a RankContext<'a>,
     config: &'a TrainConfig,
     /// Of the run.
     batch: BatchShare,
@@ -117,10 +117,10 @@ fn out_of_memory(most: usize) -> String {
 impl Stage<'_> {
     /// With micro-batches of at most `most`.
     fn perform(&self, most: usize) -> Result<Rehearsed, Stop> {
-        let (collective, batch) = (self.collective, self.batch);
+        let (collective, batch) = (self.context.collective, self.batch);
         let one = BatchShare { micro: 1, accumulation: 1 };
         let (first, second) = (rehearsed(self.config, collective.world_size(), one), OnceCell::new());
-        let mut training = begin(collective, self.placement, &first, one)?;
+        let mut training = begin(self.context, &first, one)?;
         if !self.memory_suffices(&mut training)? {
             return Ok(Err(out_of_memory(1)));
         }
@@ -155,25 +155,25 @@ impl Stage<'_> {
     /// out of memory within a step would leave the others waiting. On CPUs nothing is found out this way: the system
     /// ends a process that takes too much.
     fn memory_suffices(&self, training: &mut Training<'_>) -> Result<bool, Stop> {
-        if self.processor() == Processor::Cpu || self.collective.world_size() == 1 {
+        if self.processor() == Processor::Cpu || self.context.collective.world_size() == 1 {
             return Ok(true);
         }
         let step = training.step;
-        let passed = attempt(|| training.worker.accumulate(step).failure.map_or(Ok(()), Err));
-        let passed = agree(self.collective, passed)?;
-        training.parameters.zero_gradients();
+        let passed = guard(|| training.worker.accumulate(step).failure.map_or(Ok(()), Err));
+        let passed = agree(self.context.collective, passed)?;
+        training.state.parameters.zero_gradients();
         let passed = if passed.is_some() { 1.0 } else { 0.0 };
-        Ok(agreed(self.collective, passed, Reduction::Min)? > 0.0)
+        Ok(agreed(self.context.collective, passed, Reduction::Min)? > 0.0)
     }
 
     fn processor(&self) -> Processor {
-        self.placement.device.into()
+        self.context.device.into()
     }
 
     /// Bytes that a rank needs, of its GPU if it has one.
     fn estimate(&self, share: BatchShare) -> u64 {
         let processor = self.processor();
-        let memory = Memory::of_rank(self.config, processor, self.collective.world_size(), share, self.process);
+        let memory = Memory::of_rank(self.config, processor, self.context.collective.world_size(), share, self.process);
         match processor {
             Processor::Cpu => memory.while_training(),
             Processor::Gpu => memory.on_gpu(),
@@ -186,13 +186,13 @@ impl Stage<'_> {
             (Processor::Gpu, Some((_, free))) => MEMORY_SHARE * *free as f64,
             (Processor::Gpu, None) => f64::MAX,
             (Processor::Cpu, _) => {
-                let local_world_size = self.placement.role(self.collective).local_world_size;
+                let local_world_size = self.context.launch.local_world_size;
                 let free =
                     memory::available().map_or(f64::MAX, |free| MEMORY_SHARE * free as f64 / local_world_size as f64);
                 free + memory::resident() as f64
             }
         };
-        agreed(self.collective, free, Reduction::Min)
+        agreed(self.context.collective, free, Reduction::Min)
     }
 
     /// Bytes that this rank holds there. What libtorch has freed and keeps counts, as it does in a run.
@@ -205,7 +205,7 @@ impl Stage<'_> {
     }
 }
 
-fn agreed(collective: &dyn Collective, value: f64, how: Reduction) -> Result<f64, Stop> {
+fn agreed(collective: &dyn arinar_collective::Collective, value: f64, how: Reduction) -> Result<f64, Stop> {
     let mut value = [value];
     collective.all_reduce_scalars(&mut value, how)?;
     Ok(value[0])
@@ -238,28 +238,8 @@ fn rehearsed(config: &TrainConfig, world: usize, batch: BatchShare) -> TrainConf
     config
 }
 
-fn begin<'a>(
-    collective: &'a dyn Collective,
-    placement: &Placement,
-    config: &'a TrainConfig,
-    batch: BatchShare,
-) -> Result<Training<'a>, Stop> {
-    let threads = config.train.threads.unwrap_or(placement.threads);
-    tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
-    let share = RankShare { rank: collective.rank(), world: collective.world_size(), batch };
-    let beginning = Beginning {
-        plan: Plan::new(config, SAMPLES),
-        share,
-        source: source(config, share)?,
-        sample_log: None,
-        dataset: Data::Synthetic(SAMPLES).facts(),
-        step: 0,
-    };
-    let placement =
-        Placement { preemption: Preemption::default(), vitals: Arc::clone(&placement.vitals), ..placement.clone() };
-    let saver = Saver::idle(placement.role(collective)).map_err(Stop::failure)?;
-    let model = Model::new(collective, config, placement.device)?;
-    Ok(assemble(collective, config, placement, model, saver, Logs::silent(), beginning))
+fn begin<'a>(context: &RankContext<'a>, config: &'a TrainConfig, batch: BatchShare) -> Result<Training<'a>, Stop> {
+    Startup::rehearsal(context.clone(), config, batch).rehearsal_training(&Data::Synthetic(SAMPLES))
 }
 
 /// Enough for no sample to come twice.
@@ -274,8 +254,8 @@ fn steps(training: &mut Training<'_>, count: usize, what: &str) -> Result<Vec<f6
     let mut times = Vec::new();
     for step in 1..=count {
         let seconds = training.rehearse()?;
-        if training.collective.rank() == 0 {
-            eprintln!("{what}: step {step} of {count}, {seconds:.2} s");
+        if training.context.collective.rank() == 0 {
+            write_error_line(&format!("{what}: step {step} of {count}, {seconds:.2} s"));
         }
         times.push(seconds);
     }

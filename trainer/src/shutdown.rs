@@ -1,0 +1,33 @@
+//! The last thing a program does: report why it ends, to the user and to the launcher.
+
+use std::{io::Write, process::ExitCode};
+
+use arinar_collective::JobError;
+use arinar_model::text::one_line;
+
+use crate::{heartbeat, stop::Stop};
+
+/// Reports why `rank` ends, unless another rank does, and returns the exit code of the process.
+pub fn report(program: &str, rank: usize, stop: &Stop) -> ExitCode {
+    let reason = reason(rank, stop);
+    if let Some(reason) = &reason {
+        let prefix = match stop {
+            Stop::Configuration(_) | Stop::Failure(_) | Stop::Broken(_) => "error: ",
+            _ => "",
+        };
+        // Standard error may be closed.
+        let _ = writeln!(std::io::stderr(), "{program}: {prefix}{reason}");
+    }
+    heartbeat::farewell(stop.exit_code(), reason);
+    ExitCode::from(stop.exit_code())
+}
+
+/// Returns the reason in one line, if this rank reports it.
+fn reason(rank: usize, stop: &Stop) -> Option<String> {
+    match stop {
+        Stop::OtherRank { .. } => None,
+        Stop::Preempted { .. } | Stop::NotBegun => (rank == 0).then(|| stop.to_string()),
+        // The message may quote the contents of a file.
+        Stop::Configuration(_) | Stop::Failure(_) | Stop::Broken(_) => Some(one_line(&stop.to_string())),
+    }
+}
