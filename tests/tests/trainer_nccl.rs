@@ -65,7 +65,7 @@ fn one_rank() {
             if let Err(told) = conformance(&ranks, Device::Cpu) {
                 eprintln!("{told}");
                 // Unwinding would wait for the others, and they for this rank.
-                exit::at_once(exit_code::FAILED);
+                arinar_trainer::process_exit::exit_now(exit_code::FAILED);
             }
         }
         "buckets" => sum_of_several_buckets(&ranks),
