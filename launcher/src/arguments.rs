@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use arinar_protocol::exit_code;
 use clap::{Parser, ValueEnum};
 
 /// Starts a training job with mpirun, watches it, and restarts it until it is done.
@@ -178,7 +179,7 @@ impl Arguments {
     pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Self, (String, u8)> {
         Self::try_parse_from(arguments).map_err(|error| {
             if !error.use_stderr() {
-                return (error.render().ansi().to_string(), crate::exit::DONE);
+                return (error.render().ansi().to_string(), exit_code::DONE);
             }
             let text = error.render().to_string();
             let told: Vec<&str> = text
@@ -187,7 +188,7 @@ impl Arguments {
                 .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
                 .filter(|line| !line.is_empty() && !line.starts_with("tip: to pass"))
                 .collect();
-            (format!("arinar-launcher: {} (--help explains)\n", told.join(" ")), crate::exit::CONFIGURATION)
+            (format!("arinar-launcher: {} (--help explains)\n", told.join(" ")), exit_code::CONFIGURATION)
         })
     }
 }

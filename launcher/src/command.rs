@@ -1,7 +1,7 @@
 //! The mpirun command of a job.
 
 use crate::{hosts::Host, programs::Programs};
-use arinar_protocol::Launcher;
+use arinar_protocol::environment;
 
 /// Variables that ranks on other machines need, where they are set here: credentials and settings of the stores, of
 /// NCCL and its networks, proxies and certificates. Values travel with mpirun's own messages, not on a command line.
@@ -81,7 +81,7 @@ impl JobCommand<'_> {
             tell(&["--mca", name, value]);
         }
         if self.watched {
-            tell(&["-x", Launcher::VARIABLE]);
+            tell(&["-x", environment::LAUNCHER]);
         }
         if !self.hosts.is_empty() {
             for name in passed_on(environment) {
@@ -112,7 +112,7 @@ impl JobCommand<'_> {
 pub fn passed_on(environment: impl IntoIterator<Item = String>) -> Vec<String> {
     let wanted = |name: &String| {
         let upper = name.to_uppercase();
-        name != Launcher::VARIABLE && PASSED_ON.iter().any(|start| upper.starts_with(start))
+        name != environment::LAUNCHER && PASSED_ON.iter().any(|start| upper.starts_with(start))
     };
     let mut names: Vec<String> = environment.into_iter().filter(wanted).collect();
     names.sort();

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_protocol::Launcher;
+use arinar_protocol::{Launcher, environment, exit_code};
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     arguments::Arguments,
-    exit::{self, Stop},
+    exit::Stop,
     hang::{self, Limits},
     interrupts::{Interrupt, Interrupts},
     output::{Level, Output, Stream},
@@ -132,7 +132,7 @@ pub async fn run(
 
 fn spawn(mpirun: &std::path::Path, arguments: &[String], launcher: &Launcher) -> Result<Child, Stop> {
     let mut command = Command::new(mpirun);
-    command.args(arguments).env(Launcher::VARIABLE, launcher.text());
+    command.args(arguments).env(environment::LAUNCHER, launcher.text());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Ctrl-C reaches the launcher alone, which passes it on in its own way.
     command.process_group(0);
@@ -256,7 +256,7 @@ impl Job<'_, '_> {
                 self.end_by(self.around.arguments.grace);
             }
             // Why, is said at the end: mpirun ends the other ranks now.
-            Some(News::Farewell(code)) if code != exit::DONE => {
+            Some(News::Farewell(code)) if code != exit_code::DONE => {
                 self.end_by(self.around.arguments.grace);
             }
             _ => {}
@@ -374,18 +374,18 @@ impl Job<'_, '_> {
         let traces = Traces { hang: self.hang.as_deref(), ranks: &self.ranks, lost: self.lost, status, said };
         let hung = self.hang.is_some();
         let (mut code, mut reason) = (traces.code(), traces.reason());
-        if hung && code != exit::CONFIGURATION {
+        if hung && code != exit_code::CONFIGURATION {
             // Whatever its ranks said while they were ended: it is started again, unless it was to end.
-            code = if self.asked { exit::PREEMPTED } else { exit::FAILED };
+            code = if self.asked { exit_code::PREEMPTED } else { exit_code::FAILED };
         }
-        if self.asked && !matches!(code, exit::DONE | exit::PREEMPTED | exit::CONFIGURATION) {
+        if self.asked && !matches!(code, exit_code::DONE | exit_code::PREEMPTED | exit_code::CONFIGURATION) {
             let saved = self.ranks.iter().map(|rank| rank.beat.saved_step).max().unwrap_or(0);
             let goes_on = format!("start again to go on from the checkpoint of step {saved}");
             if self.overdue {
                 (code, reason) =
-                    (exit::PREEMPTED, format!("the job was killed as asked, without a last checkpoint; {goes_on}"));
+                    (exit_code::PREEMPTED, format!("the job was killed as asked, without a last checkpoint; {goes_on}"));
             } else if self.ranks.reached() == self.ranks.resumed() {
-                (code, reason) = (exit::PREEMPTED, format!("the job was ended before its first step; {goes_on}"));
+                (code, reason) = (exit_code::PREEMPTED, format!("the job was ended before its first step; {goes_on}"));
             }
         }
         let (resumed, reached) = (self.ranks.resumed(), self.ranks.reached());

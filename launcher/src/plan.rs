@@ -7,9 +7,11 @@ use std::{
     process::{Command, Stdio},
 };
 
+use arinar_protocol::exit_code;
+
 use crate::{
     arguments::{Arguments, LogFormat, RankCount},
-    exit::{self, Stop},
+    exit::Stop,
     processes,
 };
 
@@ -49,9 +51,9 @@ impl Plan {
         }
         let code = output.status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0);
         let line = reason(&String::from_utf8_lossy(&output.stderr));
-        let stop = Stop { code: code.unwrap_or(exit::FAILED), line };
+        let stop = Stop { code: code.unwrap_or(exit_code::FAILED), line };
         let asks = !arguments.dry_run && told.iter().any(|word| is_question(word));
-        if asks && stop.code == exit::CONFIGURATION && stop.line.starts_with(OWN_ERROR) {
+        if asks && stop.code == exit_code::CONFIGURATION && stop.line.starts_with(OWN_ERROR) {
             return Err(cannot_be_run(trainer, &alone(trainer).args(told).exec()));
         }
         Err(stop)

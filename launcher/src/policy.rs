@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::exit::{self, Stop};
+use arinar_protocol::exit_code;
+
+use crate::exit::Stop;
 
 /// Pause before the first restart.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -64,8 +66,8 @@ impl Policy {
     pub fn decide(&mut self, outcome: &Outcome, jitter: f64) -> Decision {
         let stop = |code, line: String| Decision::Stop(Stop { code, line });
         match outcome.code {
-            exit::DONE => return Decision::Done,
-            exit::PREEMPTED | exit::CONFIGURATION => return stop(outcome.code, outcome.reason.clone()),
+            exit_code::DONE => return Decision::Done,
+            exit_code::PREEMPTED | exit_code::CONFIGURATION => return stop(outcome.code, outcome.reason.clone()),
             code if outcome.asked => return stop(code, outcome.reason.clone()),
             _ => {}
         }
@@ -79,11 +81,11 @@ impl Policy {
         if self.fruitless >= FRUITLESS {
             let line =
                 format!("{FRUITLESS} restarts in a row have gained no step, so there are no more; the last reason: ");
-            return stop(exit::FAILED, line + &outcome.reason);
+            return stop(exit_code::FAILED, line + &outcome.reason);
         }
         if self.max_restarts.is_some_and(|most| self.restarts >= most) {
             let line = format!("--max-restarts {} is used up; the last reason: {}", self.restarts, outcome.reason);
-            return stop(exit::FAILED, line);
+            return stop(exit_code::FAILED, line);
         }
         self.restarts += 1;
         // From three quarters to five quarters.

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_protocol::{Beat, Farewell, Hello};
+use arinar_protocol::{Beat, Farewell, Hello, exit_code};
 
-use crate::{exit, hang::RankView, server::Word};
+use crate::{hang::RankView, server::Word};
 
 /// One rank.
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ impl Ranks {
                 speaker.beat = beat;
             }
             Word::Farewell(farewell) => {
-                if farewell.code == exit::DONE {
+                if farewell.code == exit_code::DONE {
                     // The last steps may have been too fast for a beat.
                     speaker.beat.step = speaker.beat.step.max(speaker.beat.total_steps);
                 }

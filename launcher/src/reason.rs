@@ -2,9 +2,10 @@
 
 use std::process::ExitStatus;
 
+use arinar_protocol::exit_code;
 use rustix::process::Signal;
 
-use crate::{exit, ranks::Ranks};
+use crate::ranks::Ranks;
 
 /// All that is known of the end.
 #[derive(Debug)]
@@ -25,22 +26,22 @@ impl Traces<'_> {
     /// The exit code: mpirun's, which is that of the first rank that failed. Where all ranks took leave, and mpirun had
     /// to end some that were too slow to leave, theirs.
     pub fn code(&self) -> u8 {
-        let known = [exit::DONE, exit::PREEMPTED, exit::CONFIGURATION];
+        let known = [exit_code::DONE, exit_code::PREEMPTED, exit_code::CONFIGURATION];
         let code = self.mpirun_code();
         if known.contains(&code) {
             return code;
         }
         if self.asked_too_early().is_some() {
-            return exit::PREEMPTED;
+            return exit_code::PREEMPTED;
         }
         let told: Vec<u8> = self.ranks.iter().filter_map(|rank| Some(rank.farewell.as_ref()?.code)).collect();
         let all = |wanted| told.len() == self.ranks.world() && told.iter().all(|&code| code == wanted);
-        if told.contains(&exit::CONFIGURATION) {
-            exit::CONFIGURATION
-        } else if all(exit::PREEMPTED) {
-            exit::PREEMPTED
-        } else if all(exit::DONE) {
-            exit::DONE
+        if told.contains(&exit_code::CONFIGURATION) {
+            exit_code::CONFIGURATION
+        } else if all(exit_code::PREEMPTED) {
+            exit_code::PREEMPTED
+        } else if all(exit_code::DONE) {
+            exit_code::DONE
         } else {
             code
         }
@@ -52,7 +53,7 @@ impl Traces<'_> {
             return hang.to_owned();
         }
         let farewells = self.ranks.iter().enumerate().filter_map(|(index, rank)| {
-            let farewell = rank.farewell.as_ref().filter(|farewell| farewell.code != exit::DONE)?;
+            let farewell = rank.farewell.as_ref().filter(|farewell| farewell.code != exit_code::DONE)?;
             Some(format!("rank {index}: {}", farewell.reason.as_ref()?))
         });
         if let Some(told) = farewells.into_iter().next() {
@@ -96,10 +97,10 @@ impl Traces<'_> {
     /// mpirun's own exit code, as a shell would give it.
     fn mpirun_code(&self) -> u8 {
         use std::os::unix::process::ExitStatusExt;
-        self.status.map_or(exit::FAILED, |status| match (status.code(), status.signal()) {
-            (Some(code), _) => u8::try_from(code).unwrap_or(exit::FAILED),
-            (None, Some(signal)) => u8::try_from(128 + signal).unwrap_or(exit::FAILED),
-            (None, None) => exit::FAILED,
+        self.status.map_or(exit_code::FAILED, |status| match (status.code(), status.signal()) {
+            (Some(code), _) => u8::try_from(code).unwrap_or(exit_code::FAILED),
+            (None, Some(signal)) => u8::try_from(128 + signal).unwrap_or(exit_code::FAILED),
+            (None, None) => exit_code::FAILED,
         })
     }
 

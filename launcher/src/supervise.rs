@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_protocol::Launcher;
+use arinar_protocol::{Launcher, environment, exit_code};
 use tokio::sync::mpsc;
 
 use crate::{
     arguments::{Arguments, RankCount},
     command::{self, JobCommand},
-    exit::{self, Stop},
+    exit::Stop,
     hosts::{self, Host, Unreachable},
     interrupts::Interrupts,
     job::{self, Surroundings},
@@ -35,9 +35,6 @@ use crate::{
 /// Pause before hosts that are lost are asked again; it doubles, up to the longest.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 const LONGEST_LOOK: Duration = Duration::from_secs(60);
-/// Seconds for which a rank asks a store that does not answer (docs/storage.md), and how many where it is not set.
-const STORE_PATIENCE: (&str, f64) = ("ARINAR_STORE_PATIENCE", 60.0);
-
 /// What does not change from start to start.
 struct Setting {
     arguments: Arguments,
@@ -64,19 +61,19 @@ pub async fn supervise(arguments: Arguments) -> u8 {
         Err(error) => {
             // There is no thread to write it.
             let _ = writeln!(std::io::stderr(), "arinar-launcher: error: no thread can be started: {error}");
-            return exit::FAILED;
+            return exit_code::FAILED;
         }
     };
     let ended = run(arguments, &mut output, &mut rest).await;
     output.status(String::new());
     let code = match ended {
-        Ok(()) => exit::DONE,
+        Ok(()) => exit_code::DONE,
         Err(stop) => {
             // The trainer's own line says whose it is.
             let line = stop.line.strip_prefix("arinar-trainer: error: ").unwrap_or(&stop.line).to_owned();
-            output.say_at_last(if stop.code == exit::PREEMPTED { Level::Info } else { Level::Error }, line).await;
+            output.say_at_last(if stop.code == exit_code::PREEMPTED { Level::Info } else { Level::Error }, line).await;
             // Any code of a rank but the known ones means the same.
-            if matches!(stop.code, exit::PREEMPTED | exit::CONFIGURATION) { stop.code } else { exit::FAILED }
+            if matches!(stop.code, exit_code::PREEMPTED | exit_code::CONFIGURATION) { stop.code } else { exit_code::FAILED }
         }
     };
     drop(output);
@@ -216,7 +213,7 @@ impl Setting {
             format!("# {}", self.said()),
             self.command(&placement).shown(variables()),
             "# Environment:".to_owned(),
-            format!("#   {}: addresses and token of the launcher, new for each start", Launcher::VARIABLE),
+            format!("#   {}: addresses and token of the launcher, new for each start", environment::LAUNCHER),
         ];
         if !self.hosts.is_empty() {
             let names = command::passed_on(variables());
@@ -265,8 +262,8 @@ fn variables() -> impl Iterator<Item = String> {
 
 /// Ranks say what is wrong with the variable.
 fn store_patience() -> Duration {
-    let (name, default) = STORE_PATIENCE;
-    let seconds = std::env::var(name).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(default);
+    let default = environment::DEFAULT_STORE_PATIENCE_SECS;
+    let seconds = std::env::var(environment::STORE_PATIENCE).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(default);
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs_f64(default))
 }
 
@@ -444,7 +441,7 @@ impl Run {
 
 fn ended_while_waiting(signal: &str) -> Stop {
     Stop {
-        code: exit::PREEMPTED,
+        code: exit_code::PREEMPTED,
         line: format!("{signal} while no job ran; start again to go on from the newest checkpoint"),
     }
 }

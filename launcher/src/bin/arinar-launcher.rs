@@ -2,14 +2,15 @@
 
 use std::process::ExitCode;
 
-use arinar_launcher::{arguments::Arguments, exit, supervise};
+use arinar_launcher::{arguments::Arguments, supervise};
+use arinar_protocol::exit_code;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::read(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err((text, code)) => {
             // Nothing is left to do if even this cannot be written.
-            if code == exit::DONE {
+            if code == exit_code::DONE {
                 anstream::print!("{text}")
             } else {
                 anstream::eprint!("{text}")
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         Ok(runtime) => ExitCode::from(runtime.block_on(supervise::supervise(arguments))),
         Err(error) => {
             eprintln!("arinar-launcher: error: {error}");
-            ExitCode::from(exit::FAILED)
+            ExitCode::from(exit_code::FAILED)
         }
     }
 }
