@@ -1,4 +1,4 @@
-//! Wall-clock time by what it was spent on.
+//! Wall-clock time, split into parts.
 
 use std::ops::{AddAssign, Sub};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::phase::Phase;
 
-/// Wall-clock seconds by what they were spent on. Every second is counted in exactly one part.
+/// Wall-clock seconds, split into parts. Every second is counted in exactly one part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Seconds {
