@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of the launcher.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -7,71 +7,75 @@ use std::{
     time::Duration,
 };
 
+use arinar_protocol::exit_code;
 use clap::{Parser, ValueEnum};
 
-/// Starts a training job with mpirun, watches it, and restarts it until it is done.
+use crate::rank_count::RankCount;
+
+/// Start a training job with mpirun, watch it, and restart it until it is done.
 ///
-/// One rank trains on each GPU, or on each core where there is no GPU. A job that crashes, hangs or loses a machine is
-/// started again from its newest checkpoint, with growing pauses; three restarts in a row that gain no step end it.
-/// Whatever happens to the launcher, none of its processes stays behind.
+/// One rank runs on each GPU, or on each core if there is no GPU. A job that crashes, hangs or loses a host is restarted
+/// from its newest checkpoint, with increasing backoff; three restarts in a row that gain no step end the run. However the
+/// launcher ends, it leaves no process behind.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "arinar-launcher", version, after_long_help = AFTER_HELP)]
 pub struct Arguments {
-    /// Configuration file, or the name of one in configs/
+    /// Train with this configuration: a file, or the name of one in configs/
     #[arg(long)]
-    pub config: String,
-    /// Replaces a value of the configuration, e.g. --set optim.epochs=2; may be repeated
+    pub(crate) config: String,
+    /// Override a value of the configuration, e.g. --set optim.epochs=2 (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub overrides: Vec<String>,
-    /// Number of ranks. `auto` takes as many as there are GPUs (or cores, or slots in the host file), less those with
-    /// which batch.global cannot be shared evenly
+    pub(crate) overrides: Vec<String>,
+    /// Start this many ranks; `auto` means one per GPU (or core, or slot of the host file), reduced until the number
+    /// divides batch.global
     #[arg(long, value_name = "N|auto", default_value = "auto")]
-    pub nproc: RankCount,
-    /// Several machines: a file in Open MPI's form, one `name slots=N` a line, # for comments
+    pub(crate) nproc: RankCount,
+    /// Run on the hosts of this Open MPI host file, which has one `name slots=N` per line and # for comments
     #[arg(long, value_name = "FILE")]
-    pub hostfile: Option<PathBuf>,
-    /// Restarts in all, whatever they gain [default: no limit]
+    pub(crate) hostfile: Option<PathBuf>,
+    /// Give up after this many restarts, even if they gain steps [default: no limit]
     #[arg(long, value_name = "N")]
-    pub max_restarts: Option<u32>,
-    /// Goes on with so few ranks when machines are lost; steps then take longer, and compute the same [default: all]
+    pub(crate) max_restarts: Option<u32>,
+    /// Keep training with at least N ranks after losing hosts; steps take longer but compute the same results [default: all]
     #[arg(long, value_name = "N", requires = "hostfile")]
-    pub min_ranks: Option<usize>,
-    /// From the signal that ends the job to SIGKILL: the time there is for a checkpoint
+    pub(crate) min_ranks: Option<usize>,
+    /// Allow this much time for a checkpoint, from the signal that ends the job to SIGKILL
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
-    pub grace: Duration,
-    /// Serves /status (JSON) and /metrics (Prometheus) there; the address is 127.0.0.1 unless given
+    pub(crate) grace: Duration,
+    /// Serve /status (JSON) and /metrics (Prometheus) on this port, and on 127.0.0.1 unless an address is given
     #[arg(long, value_name = "[ADDRESS:]PORT")]
-    pub status_port: Option<StatusAddress>,
-    /// The trainer [default: arinar-trainer beside the launcher, else on the PATH]
+    pub(crate) status_port: Option<StatusAddress>,
+    /// Run this trainer [default: arinar-trainer in the launcher's folder, or else on the PATH]
     #[arg(long, value_name = "PROGRAM")]
-    pub trainer: Option<PathBuf>,
-    /// Open MPI's mpirun [default: on the PATH]
+    pub(crate) trainer: Option<PathBuf>,
+    /// Run this mpirun, which must be Open MPI's [default: mpirun on the PATH]
     #[arg(long, value_name = "PROGRAM")]
-    pub mpirun: Option<PathBuf>,
-    /// One more argument for mpirun, e.g. --mpirun-arg=--mca --mpirun-arg=btl --mpirun-arg=self,tcp; may be repeated
+    pub(crate) mpirun: Option<PathBuf>,
+    /// Pass one more argument to mpirun, e.g. --mpirun-arg=--mca --mpirun-arg=btl --mpirun-arg=self,tcp (may be repeated)
     #[arg(long = "mpirun-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
-    pub mpirun_arguments: Vec<String>,
-    /// Prints the mpirun command, its environment and who computes where; starts nothing
+    pub(crate) mpirun_arguments: Vec<String>,
+    /// Print the mpirun command, its environment and the placement of ranks without starting anything
     #[arg(long)]
-    pub dry_run: bool,
-    /// How lines are written: the launcher's own, and those of ranks
+    pub(crate) dry_run: bool,
+    /// Write the output of the launcher and of the ranks in this format
     #[arg(long, value_enum, default_value_t)]
-    pub log_format: LogFormat,
-    /// A step hangs when nothing has moved for so many times its usual length ...
+    pub(crate) log_format: LogFormat,
+    /// Declare a hang when no rank has made progress for this multiple of the median step time
     #[arg(long, value_name = "TIMES", default_value_t = 20.0, value_parser = factor)]
-    pub hang_factor: f64,
-    /// ... and for at least so long; while it waits for data, for half as long again as ARINAR_STORE_PATIENCE, too
+    pub(crate) hang_factor: f64,
+    /// Wait at least this long before declaring a hang, and at least 1.5 times ARINAR_STORE_PATIENCE while a rank waits for
+    /// data
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
-    pub hang_floor: Duration,
-    /// Longest time without a move while ranks start, wait for a checkpoint, or finish; and for a lost host to come back
+    pub(crate) hang_floor: Duration,
+    /// Allow this long without progress while ranks start, wait for a checkpoint or finish, and for a lost host to come back
     #[arg(long, value_name = "TIME", default_value = "30m", value_parser = time)]
-    pub start_up_limit: Duration,
-    /// A rank that sends nothing for so long is stopped or cut off; one that hears nothing for so long ends itself
+    pub(crate) start_up_limit: Duration,
+    /// Declare a hang when a rank sends no heartbeat for this long, and make a rank exit when the launcher sends none
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = silence)]
-    pub silence_limit: Duration,
-    /// Given to the trainer as they are
+    pub(crate) silence_limit: Duration,
+    /// Pass these arguments to the trainer unchanged
     #[arg(last = true, value_name = "TRAINER ARGUMENTS")]
-    pub trainer_arguments: Vec<String>,
+    pub(crate) trainer_arguments: Vec<String>,
 }
 
 const LONGEST_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -80,114 +84,94 @@ const SHORTEST_SILENCE: Duration = Duration::from_secs(1);
 const AFTER_HELP: &str = "\
 Examples:
   arinar-launcher --config arinar_b.yaml
-      all GPUs of this machine
+      train on all GPUs of this host
   arinar-launcher --config demo.yaml --nproc 2 --status-port 9400
-      two ranks; `curl 127.0.0.1:9400/status` says how they do
+      train on two ranks; `curl 127.0.0.1:9400/status` shows their progress
   arinar-launcher --config arinar_b.yaml --hostfile hosts --min-ranks 4
-      several machines, reached by ssh (OMPI_MCA_plm_rsh_agent names another program); goes on with four ranks
+      train on several hosts, reached over ssh or OMPI_MCA_plm_rsh_agent, and continue with at least four ranks
   arinar-launcher --config arinar_b.yaml --dry-run
-      what would be run, to read or to copy
+      print the command that would be run
   arinar-launcher --config arinar_b.yaml -- --check
-      the ranks look at everything a run needs, and end; --plan says what it will take
+      check everything that a run needs, and exit (--plan estimates what the run will take)
 
 Signals:
-  SIGINT, SIGTERM and SIGUSR1 end the job with a checkpoint, within --grace. A second SIGINT ends it at once.
+  SIGINT, SIGTERM and SIGUSR1 end the job with a checkpoint within --grace. A second SIGINT kills it immediately.
 
 Files:
-  <run.log_dir>/ranks/rank-N.log   all that rank N ever wrote, with a header for each start
-  <run.log_dir>/ranks/mpirun.log   what mpirun itself wrote
-  <run.log_dir>/ranks/launcher.log what the launcher wrote
+  <run.log_dir>/ranks/rank-N.log    output of rank N, with a header for each start
+  <run.log_dir>/ranks/mpirun.log    output of mpirun itself
+  <run.log_dir>/ranks/launcher.log  output of the launcher
 
 Exit codes:
   0   the run is done
-  75  ended by a signal: start it again to go on
-  78  the command line, the configuration or the machine's set-up must be changed
-  1   anything else: the last line says what";
+  75  a signal ended the run; start it again to resume
+  78  the command line, the configuration or the setup of the machine must be changed
+  1   any other error, which the last line describes";
 
-/// `--nproc`.
+/// Value of `--status-port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RankCount {
-    /// As many as fit.
-    Auto,
-    /// So many.
-    Exactly(usize),
-}
-
-impl FromStr for RankCount {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse() {
-            _ if text == "auto" => Ok(Self::Auto),
-            Ok(count) if (1..=1 << 16).contains(&count) => Ok(Self::Exactly(count)),
-            _ => Err("it is a number from 1 to 65536, or auto".to_owned()),
-        }
-    }
-}
-
-/// `--status-port`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StatusAddress(pub SocketAddr);
+pub(crate) struct StatusAddress(pub(crate) SocketAddr);
 
 impl FromStr for StatusAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
         match (text.parse::<u16>(), text.parse()) {
-            (Ok(port), _) => Ok(Self(SocketAddr::new(here, port))),
+            (Ok(port), _) => Ok(Self(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))),
             (_, Ok(address)) => Ok(Self(address)),
-            _ => Err("it is a port, or an IP address and a port, as in 0.0.0.0:9400".to_owned()),
+            _ => Err("expected a port, or an IP address and a port such as 0.0.0.0:9400".to_owned()),
         }
     }
 }
 
-/// `--log-format`.
+/// Value of `--log-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
+pub(crate) enum LogFormat {
+    /// Plain text for people
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
 }
 
 fn time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    // What is added to it must not overflow.
-    if time <= LONGEST_TIME { Ok(time) } else { Err("it is at most a year".to_owned()) }
+    // Sums with this time must not overflow.
+    if time <= LONGEST_TIME { Ok(time) } else { Err("the time must not exceed a year".to_owned()) }
 }
 
 fn silence(text: &str) -> Result<Duration, String> {
-    // A few beats must fit.
-    time(text).and_then(|time| if time >= SHORTEST_SILENCE { Ok(time) } else { Err("it is at least 1s".to_owned()) })
+    // Several heartbeats must fit.
+    let time = time(text)?;
+    if time >= SHORTEST_SILENCE { Ok(time) } else { Err("the time must be at least 1s".to_owned()) }
 }
 
 fn factor(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(factor) if (1.0..=1e6).contains(&factor) => Ok(factor),
-        _ => Err("it is a number from 1 to 1000000".to_owned()),
+        _ => Err("expected a number from 1 to 1000000".to_owned()),
     }
 }
 
 impl Arguments {
-    /// Reads the command line. `Err` has the text to print and the exit code: that of help and version is 0.
+    /// Parses the command line, of which the first word is the program's name. An error holds the text to print and the
+    /// exit code.
     ///
     /// # Errors
-    /// Help, the version, or in one line what is wrong.
+    /// The command line asks for help or the version (exit code 0), or it is invalid (exit code 78, one line).
     pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Self, (String, u8)> {
         Self::try_parse_from(arguments).map_err(|error| {
             if !error.use_stderr() {
-                return (error.render().ansi().to_string(), crate::exit::DONE);
+                return (error.render().ansi().to_string(), exit_code::DONE);
             }
             let text = error.render().to_string();
-            let told: Vec<&str> = text
+            let lines: Vec<&str> = text
                 .lines()
                 .map(str::trim)
                 .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
                 .filter(|line| !line.is_empty() && !line.starts_with("tip: to pass"))
                 .collect();
-            (format!("arinar-launcher: {} (--help explains)\n", told.join(" ")), crate::exit::CONFIGURATION)
+            (format!("arinar-launcher: {} (see --help)\n", lines.join(" ")), exit_code::CONFIGURATION)
         })
     }
 }
@@ -216,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_takes_one_line() {
+    fn an_error_takes_one_line() {
         for line in [
             "",
             "--config",
@@ -231,8 +215,8 @@ mod tests {
             "--config x --nproc 2 --nprc 2",
             "--config x --log-format yaml",
         ] {
-            let (told, code) = read(&format!("arinar-launcher {line}")).unwrap_err();
-            assert_eq!((told.lines().count(), code), (1, 78), "{line}: {told}");
+            let (error, code) = read(&format!("arinar-launcher {line}")).unwrap_err();
+            assert_eq!((error.lines().count(), code), (1, 78), "{line}: {error}");
         }
         assert_eq!(read("arinar-launcher --help").unwrap_err().1, 0);
     }

@@ -1,62 +1,63 @@
-//! Where the launcher's wall time went: what ranks tell, and the time without a job.
+//! Accounting of the launcher's wall-clock time: the time that ranks report, and the time without a job.
 
 use std::time::Duration;
 
 use arinar_protocol::{Beat, Seconds};
 
-/// The sums of the run, as rank 0 tells them.
+/// The time spent under this launcher, according to the heartbeats of rank 0.
 ///
-/// A rank tells what its own start has spent, and, once it has read that, what the checkpoint it goes on from had spent
-/// and what was lost since. Of the first start, the latter is older than this launcher, and is left out; later it takes
-/// the place of what was known, since work that was lost has moved from one part to another.
+/// A rank reports the time that its own start has spent and, once it has read a checkpoint, the time of the earlier starts
+/// ([`Beat::earlier`]): what the checkpoint had recorded, and what was lost since. In the first start, the latter precedes
+/// this launcher and is subtracted. In later starts it replaces the sum known so far, because lost work has moved from one
+/// part to another.
 #[derive(Clone, Debug, Default)]
-pub struct TimeSplit {
-    /// Spent before this launcher started.
+pub(crate) struct TimeAccounting {
+    /// Time spent before this launcher started.
     before: Seconds,
-    /// Spent by the starts that have ended.
+    /// Time spent by the starts that have ended.
     ended: Seconds,
-    /// The start that runs is not the first.
-    later: bool,
+    /// True once the first start has ended.
+    restarted: bool,
     newest: Beat,
 }
 
-impl TimeSplit {
-    /// Hears rank 0.
-    pub fn note(&mut self, beat: &Beat) {
-        if !self.later {
+impl TimeAccounting {
+    /// Updates the accounting with a heartbeat of rank 0.
+    pub(crate) fn update(&mut self, beat: &Beat) {
+        if !self.restarted {
             self.before = beat.earlier;
         }
         self.newest = beat.clone();
     }
 
-    /// The job has ended, and may be started again.
-    pub fn next_start(&mut self) {
+    /// Records the end of a start.
+    pub(crate) fn end_start(&mut self) {
         self.ended = self.seconds();
-        (self.later, self.newest) = (true, Beat::default());
+        (self.restarted, self.newest) = (true, Beat::default());
     }
 
-    /// Seconds of the launcher's life by part, apart from those without a job.
-    pub fn seconds(&self) -> Seconds {
-        let told = self.newest.earlier.total() > 0.0;
-        let mut sum = if told { minus(self.newest.earlier, self.before) } else { self.ended };
+    /// Returns the time spent in jobs, by part.
+    pub(crate) fn seconds(&self) -> Seconds {
+        let known = self.newest.earlier.total() > 0.0;
+        let mut sum = if known { saturating_sub(self.newest.earlier, self.before) } else { self.ended };
         sum += self.newest.seconds;
         sum
     }
 
-    /// Seconds without a job, of so long a life.
-    pub fn down(&self, life: Duration) -> f64 {
-        (life.as_secs_f64() - self.seconds().total()).max(0.0)
+    /// Returns the seconds without a job, out of the launcher's `uptime`.
+    pub(crate) fn down(&self, uptime: Duration) -> f64 {
+        (uptime.as_secs_f64() - self.seconds().total()).max(0.0)
     }
 
-    /// The share of so long a life that trained.
-    pub fn goodput(&self, life: Duration) -> f64 {
-        let life = life.as_secs_f64();
-        if life > 0.0 { (self.seconds().compute / life).clamp(0.0, 1.0) } else { 1.0 }
+    /// Returns the share of the launcher's `uptime` that was spent on training.
+    pub(crate) fn goodput(&self, uptime: Duration) -> f64 {
+        let uptime = uptime.as_secs_f64();
+        if uptime > 0.0 { (self.seconds().compute / uptime).clamp(0.0, 1.0) } else { 1.0 }
     }
 }
 
-/// Each part less that of another; none is below zero.
-fn minus(a: Seconds, b: Seconds) -> Seconds {
+/// Subtracts part by part, saturating at zero.
+fn saturating_sub(a: Seconds, b: Seconds) -> Seconds {
     Seconds {
         compute: (a.compute - b.compute).max(0.0),
         all_reduce: (a.all_reduce - b.all_reduce).max(0.0),
@@ -80,27 +81,27 @@ mod tests {
     }
 
     #[test]
-    fn lost_work_is_charged_once_and_the_parts_are_the_whole() {
+    fn lost_work_is_counted_once_and_the_parts_add_up() {
         let nothing = Seconds::default();
-        let mut split = TimeSplit::default();
-        split.note(&beat(nothing, seconds(1.0, 0.0, 0.0)));
-        // It goes on from a checkpoint of 1000 s that this launcher has not seen.
-        split.note(&beat(seconds(11.0, 989.0, 0.0), seconds(1.0, 100.0, 0.0)));
-        assert_eq!(split.seconds(), seconds(1.0, 100.0, 0.0));
-        // The job dies, and goes on 2 s later from a checkpoint 40 s before.
-        split.next_start();
-        assert_eq!(split.seconds(), seconds(1.0, 100.0, 0.0));
-        split.note(&beat(nothing, seconds(1.0, 0.0, 0.0)));
-        assert_eq!(split.seconds(), seconds(2.0, 100.0, 0.0));
-        split.note(&beat(seconds(12.0, 1049.0, 40.0), seconds(2.0, 10.0, 0.0)));
-        assert_eq!(split.seconds(), seconds(3.0, 70.0, 40.0));
-        let life = Duration::from_secs_f64(116.5);
-        assert!((split.down(life) - 3.5).abs() < 1e-9, "{}", split.down(life));
-        assert!((split.goodput(life) - 70.0 / 116.5).abs() < 1e-9);
+        let mut accounting = TimeAccounting::default();
+        accounting.update(&beat(nothing, seconds(1.0, 0.0, 0.0)));
+        // It resumes from a checkpoint after 1000 s that precede this launcher.
+        accounting.update(&beat(seconds(11.0, 989.0, 0.0), seconds(1.0, 100.0, 0.0)));
+        assert_eq!(accounting.seconds(), seconds(1.0, 100.0, 0.0));
+        // The job dies, and resumes 2 s later from a checkpoint that is 40 s old.
+        accounting.end_start();
+        assert_eq!(accounting.seconds(), seconds(1.0, 100.0, 0.0));
+        accounting.update(&beat(nothing, seconds(1.0, 0.0, 0.0)));
+        assert_eq!(accounting.seconds(), seconds(2.0, 100.0, 0.0));
+        accounting.update(&beat(seconds(12.0, 1049.0, 40.0), seconds(2.0, 10.0, 0.0)));
+        assert_eq!(accounting.seconds(), seconds(3.0, 70.0, 40.0));
+        let uptime = Duration::from_secs_f64(116.5);
+        assert!((accounting.down(uptime) - 3.5).abs() < 1e-9, "{}", accounting.down(uptime));
+        assert!((accounting.goodput(uptime) - 70.0 / 116.5).abs() < 1e-9);
     }
 
     #[test]
-    fn every_part_is_counted_from_the_launchers_start() {
+    fn time_before_the_launcher_is_subtracted_from_every_part() {
         let parts = |first: f64| Seconds {
             compute: first,
             all_reduce: first + 1.0,
@@ -109,10 +110,10 @@ mod tests {
             start_up: first + 4.0,
             lost_work: first + 5.0,
         };
-        let mut split = TimeSplit::default();
-        split.note(&beat(parts(10.0), Seconds::default()));
-        split.next_start();
-        split.note(&beat(parts(110.0), parts(1.0)));
+        let mut accounting = TimeAccounting::default();
+        accounting.update(&beat(parts(10.0), Seconds::default()));
+        accounting.end_start();
+        accounting.update(&beat(parts(110.0), parts(1.0)));
         let mut wanted = parts(1.0);
         wanted += Seconds {
             compute: 100.0,
@@ -122,30 +123,30 @@ mod tests {
             start_up: 100.0,
             lost_work: 100.0,
         };
-        assert_eq!(split.seconds(), wanted);
-        // A checkpoint that is older than the one of the first start: nothing is less than nothing.
-        split.note(&beat(parts(5.0), Seconds::default()));
-        assert_eq!(split.seconds(), Seconds::default());
+        assert_eq!(accounting.seconds(), wanted);
+        // A checkpoint that is older than that of the first start: no part becomes negative.
+        accounting.update(&beat(parts(5.0), Seconds::default()));
+        assert_eq!(accounting.seconds(), Seconds::default());
     }
 
     #[test]
-    fn shares_are_shares_whatever_the_clocks_say() {
-        let mut split = TimeSplit::default();
-        assert_eq!((split.goodput(Duration::ZERO), split.down(Duration::ZERO)), (1.0, 0.0));
-        split.note(&beat(Seconds::default(), seconds(1.0, 3.0, 0.0)));
-        // Ranks may count a little more than the launcher has lived.
-        assert_eq!((split.goodput(Duration::from_secs(2)), split.down(Duration::from_secs(2))), (1.0, 0.0));
-        assert_eq!((split.goodput(Duration::from_secs(6)), split.down(Duration::from_secs(6))), (0.5, 2.0));
+    fn shares_are_between_0_and_1() {
+        let mut accounting = TimeAccounting::default();
+        assert_eq!((accounting.goodput(Duration::ZERO), accounting.down(Duration::ZERO)), (1.0, 0.0));
+        accounting.update(&beat(Seconds::default(), seconds(1.0, 3.0, 0.0)));
+        // Ranks may count slightly more time than the launcher.
+        assert_eq!((accounting.goodput(Duration::from_secs(2)), accounting.down(Duration::from_secs(2))), (1.0, 0.0));
+        assert_eq!((accounting.goodput(Duration::from_secs(6)), accounting.down(Duration::from_secs(6))), (0.5, 2.0));
     }
 
     #[test]
-    fn a_run_from_scratch_that_dies_early() {
-        let mut split = TimeSplit::default();
-        split.note(&beat(Seconds::default(), seconds(1.0, 3.0, 0.0)));
-        split.next_start();
-        split.note(&beat(Seconds::default(), seconds(1.0, 0.0, 0.0)));
-        assert_eq!(split.seconds(), seconds(2.0, 3.0, 0.0));
-        split.note(&beat(seconds(0.0, 0.0, 4.0), seconds(1.5, 0.0, 0.0)));
-        assert_eq!(split.seconds(), seconds(1.5, 0.0, 4.0));
+    fn a_run_may_die_before_its_first_checkpoint() {
+        let mut accounting = TimeAccounting::default();
+        accounting.update(&beat(Seconds::default(), seconds(1.0, 3.0, 0.0)));
+        accounting.end_start();
+        accounting.update(&beat(Seconds::default(), seconds(1.0, 0.0, 0.0)));
+        assert_eq!(accounting.seconds(), seconds(2.0, 3.0, 0.0));
+        accounting.update(&beat(seconds(0.0, 0.0, 4.0), seconds(1.5, 0.0, 0.0)));
+        assert_eq!(accounting.seconds(), seconds(1.5, 0.0, 4.0));
     }
 }

@@ -1,8 +1,8 @@
-//! Nothing that the launcher started outlives it.
+//! Ensures that no process outlives the launcher.
 //!
-//! Ranks leave mpirun's process group, so a signal to that group does not reach them. While the launcher lives, the
-//! kernel hands it every process below it that loses its parent, so that all of them are found under it in /proc. If it
-//! is killed itself, the kernel tells mpirun, which ends its ranks; and ranks end themselves when their launcher is gone.
+//! Ranks leave mpirun's process group, so a signal to that group does not reach them. While the launcher runs, the kernel
+//! makes it the parent of every orphan among its descendants, so that all of them can be found below it in /proc. If the
+//! launcher itself is killed, the kernel signals mpirun, which ends its ranks, and ranks exit when their launcher is gone.
 
 use std::{
     collections::BTreeMap,
@@ -14,32 +14,33 @@ use std::{
 
 use rustix::process::{self, Pid, Signal, WaitOptions};
 
-/// Longest time until killed processes are gone; one that hangs in the kernel (a dead network file system) stays.
+/// Maximum time to wait for killed processes. A process that is blocked in the kernel, say by a dead network file system,
+/// cannot be removed.
 const SWEEP_LIMIT: Duration = Duration::from_secs(5);
 
-/// From now on processes below this one that lose their parent become its children.
+/// Makes this process the parent of its descendants that become orphans.
 ///
 /// # Errors
-/// The system refuses.
-pub fn adopt_orphans() -> io::Result<()> {
+/// The system call fails.
+pub(crate) fn adopt_orphans() -> io::Result<()> {
     Ok(process::set_child_subreaper(Some(process::getpid()))?)
 }
 
-/// Has the kernel end the process that `command` will start (mpirun) when the thread that starts it ends. SIGTERM, not
-/// SIGKILL: mpirun then kills its ranks, on other machines too, and takes its files away.
-pub fn tie_to_this_thread(command: &mut Command) {
+/// Makes the kernel send SIGTERM to the process that `command` starts when the starting thread ends. On SIGTERM, unlike
+/// SIGKILL, mpirun kills its ranks, including those on other hosts, and removes its files.
+pub(crate) fn tie_to_this_thread(command: &mut Command) {
     let launcher = process::getpid();
     let tie = move || {
         process::set_parent_process_death_signal(Some(Signal::TERM))?;
-        // Had the launcher died before that, nobody would ever send the signal.
+        // If the launcher died before the call, the signal would never be sent.
         if process::getppid() == Some(launcher) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
     };
-    // SAFETY: `tie` runs in the child between fork and exec. It makes two system calls, takes no lock, and allocates
-    // nothing: an error number becomes an io::Error without allocation.
+    // SAFETY: `tie` runs in the child between fork and exec. It makes two system calls, takes no lock and does not
+    // allocate: the conversion of an error number to an io::Error needs no allocation.
     unsafe { command.pre_exec(tie) };
 }
 
-/// One process of /proc.
+/// A process as listed in /proc.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     pid: Pid,
@@ -47,12 +48,12 @@ struct Entry {
     zombie: bool,
 }
 
-/// Kills every process below this one, and waits until they are gone. Returns how many were found alive.
-pub async fn sweep() -> usize {
+/// Kills all descendants of this process and waits until they are gone. Returns how many were alive.
+pub(crate) async fn sweep() -> usize {
     let began = Instant::now();
     let mut killed = std::collections::BTreeSet::new();
     loop {
-        let found = below(process::getpid(), &all());
+        let found = descendants(process::getpid(), &all());
         if found.is_empty() || began.elapsed() > SWEEP_LIMIT {
             return killed.len();
         }
@@ -62,7 +63,7 @@ pub async fn sweep() -> usize {
                     let _ = process::waitpid(Some(entry.pid), WaitOptions::NOHANG);
                 }
             } else {
-                // It may have ended meanwhile.
+                // The process may have ended since it was listed.
                 let _ = process::kill_process(entry.pid, Signal::KILL);
                 killed.insert(entry.pid.as_raw_nonzero());
             }
@@ -71,13 +72,13 @@ pub async fn sweep() -> usize {
     }
 }
 
-/// True if there is such a process, and it has not ended.
-pub fn lives(pid: i32) -> bool {
+/// Returns true if a process with this ID exists and is not a zombie.
+pub(crate) fn is_alive(pid: i32) -> bool {
     entry(pid).is_some_and(|entry| !entry.zombie)
 }
 
-/// Sends a signal to a process; it may have ended.
-pub fn signal(pid: u32, signal: Signal) {
+/// Sends a signal to a process. Does nothing if the process has ended.
+pub(crate) fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = process::kill_process(pid, signal);
     }
@@ -91,14 +92,14 @@ fn all() -> Vec<Entry> {
 
 fn entry(pid: i32) -> Option<Entry> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything.
+    // The program name in parentheses may contain any character.
     let mut words = stat.rsplit_once(')')?.1.split_whitespace();
     let zombie = matches!(words.next()?, "Z" | "X");
     Some(Entry { pid: Pid::from_raw(pid)?, parent: words.next()?.parse().ok()?, zombie })
 }
 
-/// Children, their children, and so on.
-fn below(root: Pid, all: &[Entry]) -> Vec<Entry> {
+/// Returns the children of `root`, their children, and so on.
+fn descendants(root: Pid, all: &[Entry]) -> Vec<Entry> {
     let mut children: BTreeMap<i32, Vec<Entry>> = BTreeMap::new();
     for entry in all {
         children.entry(entry.parent).or_default().push(*entry);
@@ -122,12 +123,12 @@ mod tests {
         let entry = |pid, parent| Entry { pid: Pid::from_raw(pid).unwrap(), parent, zombie: false };
         let all = [entry(1, 0), entry(5, 1), entry(9, 7), entry(6, 5), entry(7, 5), entry(8, 2)];
         let found: Vec<i32> =
-            below(Pid::from_raw(5).unwrap(), &all).iter().map(|entry| entry.pid.as_raw_nonzero().get()).collect();
+            descendants(Pid::from_raw(5).unwrap(), &all).iter().map(|entry| entry.pid.as_raw_nonzero().get()).collect();
         assert_eq!(found, [6, 7, 9]);
     }
 
     #[test]
-    fn this_process_is_in_proc() {
+    fn this_process_is_listed() {
         let own = super::entry(process::getpid().as_raw_nonzero().get()).unwrap();
         assert_eq!(Some(own.parent), process::getppid().map(|pid| pid.as_raw_nonzero().get()));
         assert!(!own.zombie);

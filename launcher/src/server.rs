@@ -1,4 +1,5 @@
-//! Listens to ranks. Whoever does not know the token, or sends what is no message, is hung up on.
+//! The server that receives messages of ranks. It closes connections without the token of the job and those that send
+//! anything but messages.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use arinar_protocol::{BEAT_EVERY, Beat, Farewell, Hello, LONGEST_LINE, Message};
+use arinar_protocol::{BEAT_EVERY, Hello, LONGEST_LINE, Message};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
@@ -18,154 +19,141 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
 };
 
-/// Whoever connects has so long for the hello.
+use crate::rank_message::{IncomingMessage, RankMessage};
+
+/// Maximum time between accepting a connection and its hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections without a hello at one time; further ones wait for their turn.
-const STRANGERS: usize = 64;
-/// Messages that wait to be read by the launcher.
+/// Maximum number of connections that have not sent a hello. Further connections wait.
+const MAX_PENDING: usize = 64;
+/// Capacity of the queue of received messages.
 const QUEUE: usize = 4096;
 
-/// What a rank said, or that it says nothing more.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Word {
-    /// Its first word.
-    Hello(Hello),
-    /// How far it is.
-    Beat(Beat),
-    /// Its last word.
-    Farewell(Farewell),
-    /// Its connection has ended.
-    Closed,
-}
-
-/// A word, whose it is, and of which start of the job.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Event {
-    /// The start.
-    pub attempt: u32,
-    /// The rank.
-    pub rank: usize,
-    /// The word.
-    pub word: Word,
-}
-
-/// Whom the server lets in.
+/// The ranks that may connect.
 #[derive(Debug, Default)]
-struct Guests {
+struct Admission {
+    /// Token of the job; empty to admit nobody.
     token: String,
     attempt: u32,
     world: usize,
-    known: BTreeSet<usize>,
+    /// Ranks that have connected.
+    connected: BTreeSet<usize>,
 }
 
-/// The server; it runs as long as the process.
+impl Admission {
+    /// Admits a rank of the current start that has not connected before.
+    fn admit(&mut self, hello: &Hello) -> bool {
+        let valid = !self.token.is_empty() && hello.token == self.token && hello.world == self.world;
+        valid && hello.rank < self.world && self.connected.insert(hello.rank)
+    }
+}
+
+/// A handle to the server, which runs as long as the process.
 #[derive(Debug)]
-pub struct Server {
-    guests: Arc<Mutex<Guests>>,
-    /// The start whose ranks are listened to.
+pub(crate) struct Server {
+    admission: Arc<Mutex<Admission>>,
+    /// The start whose ranks may stay connected; 0 for none.
     attempt: watch::Sender<u32>,
-    /// Its port.
-    pub port: u16,
+    /// The port that the server listens on.
+    pub(crate) port: u16,
 }
 
 impl Server {
-    /// Listens on a free port of this address.
+    /// Starts the server on this address and returns a receiver for the messages of all ranks.
     ///
     /// # Errors
-    /// The address cannot be used.
-    pub async fn start(address: SocketAddr) -> io::Result<(Self, mpsc::Receiver<Event>)> {
+    /// The address cannot be bound.
+    pub(crate) async fn start(address: SocketAddr) -> io::Result<(Self, mpsc::Receiver<IncomingMessage>)> {
         let listener = TcpListener::bind(address).await?;
         let port = listener.local_addr()?.port();
-        let (events, received) = mpsc::channel(QUEUE);
-        let guests = Arc::new(Mutex::new(Guests::default()));
+        let (messages, received) = mpsc::channel(QUEUE);
+        let admission = Arc::new(Mutex::new(Admission::default()));
         let (attempt, changes) = watch::channel(0);
-        tokio::spawn(accept(listener, Arc::clone(&guests), changes, events));
-        Ok((Self { guests, attempt, port }, received))
+        tokio::spawn(accept(listener, Arc::clone(&admission), changes, messages));
+        Ok((Self { admission, attempt, port }, received))
     }
 
-    /// From now on ranks of this start are let in, and those of earlier ones are hung up on.
-    pub fn expect(&self, token: &str, attempt: u32, world: usize) {
-        *lock(&self.guests) = Guests { token: token.to_owned(), attempt, world, known: BTreeSet::new() };
+    /// Admits the ranks of this start, and disconnects those of earlier starts.
+    pub(crate) fn expect(&self, token: &str, attempt: u32, world: usize) {
+        *lock(&self.admission) = Admission { token: token.to_owned(), attempt, world, connected: BTreeSet::new() };
         self.attempt.send_replace(attempt);
     }
 
-    /// Hangs up on all ranks: one that outlives its job, on a machine that nobody sees, ends itself then.
-    pub fn dismiss(&self) {
-        *lock(&self.guests) = Guests::default();
+    /// Disconnects all ranks, so that a rank that has outlived its job on another host exits.
+    pub(crate) fn disconnect_all(&self) {
+        *lock(&self.admission) = Admission::default();
         self.attempt.send_replace(0);
     }
 }
 
-// Nothing panics while it holds the lock.
-fn lock(guests: &Mutex<Guests>) -> MutexGuard<'_, Guests> {
-    guests.lock().unwrap_or_else(PoisonError::into_inner)
+// No code panics while it holds the lock.
+fn lock(admission: &Mutex<Admission>) -> MutexGuard<'_, Admission> {
+    admission.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn accept(
     listener: TcpListener,
-    guests: Arc<Mutex<Guests>>,
+    admission: Arc<Mutex<Admission>>,
     attempt: watch::Receiver<u32>,
-    events: mpsc::Sender<Event>,
+    messages: mpsc::Sender<IncomingMessage>,
 ) {
-    let room = Arc::new(Semaphore::new(STRANGERS));
+    let pending = Arc::new(Semaphore::new(MAX_PENDING));
     loop {
-        let Ok(turn) = Arc::clone(&room).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&pending).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (guests, attempt, events) = (Arc::clone(&guests), attempt.clone(), events.clone());
+                let (admission, attempt, messages) = (Arc::clone(&admission), attempt.clone(), messages.clone());
                 tokio::spawn(async move {
-                    let welcomed = tokio::time::timeout(HELLO_TIMEOUT, welcome(stream, &guests)).await;
-                    drop(turn);
-                    if let Ok(Some(guest)) = welcomed {
-                        guest.listen(attempt, &events).await;
+                    let connection = tokio::time::timeout(HELLO_TIMEOUT, greet(stream, &admission)).await;
+                    drop(permit);
+                    if let Ok(Some(connection)) = connection {
+                        connection.serve(attempt, &messages).await;
                     }
                 });
             }
-            // As when file descriptors are short: others will end.
+            // For example, file descriptors have run out. Other connections will be closed.
             Err(_) => tokio::time::sleep(BEAT_EVERY).await,
         }
     }
 }
 
-/// A rank that was let in.
-struct Guest {
+/// The connection of an admitted rank.
+struct Connection {
     attempt: u32,
     hello: Hello,
     reader: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
 }
 
-async fn welcome(stream: TcpStream, guests: &Mutex<Guests>) -> Option<Guest> {
+/// Waits for the hello of a connection. Returns `None` if it is not admitted.
+async fn greet(stream: TcpStream, admission: &Mutex<Admission>) -> Option<Connection> {
     let _ = stream.set_nodelay(true);
     let (reader, writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let Message::Hello(hello) = read_message(&mut reader).await? else { return None };
-    let mut guests = lock(guests);
-    let right = !guests.token.is_empty() && hello.token == guests.token && hello.world == guests.world;
-    let admitted = right && hello.rank < guests.world && guests.known.insert(hello.rank);
-    admitted.then(|| Guest { attempt: guests.attempt, hello, reader, writer })
+    let mut admission = lock(admission);
+    admission.admit(&hello).then(|| Connection { attempt: admission.attempt, hello, reader, writer })
 }
 
-impl Guest {
-    /// Passes on all that the rank says, and answers, until the connection ends or another start is `wanted`.
-    async fn listen(self, mut wanted: watch::Receiver<u32>, events: &mpsc::Sender<Event>) {
+impl Connection {
+    /// Forwards the messages of the rank and answers them, until the connection closes or `current` is another start.
+    async fn serve(self, mut current: watch::Receiver<u32>, messages: &mpsc::Sender<IncomingMessage>) {
         let Self { attempt, hello, mut reader, writer } = self;
         let rank = hello.rank;
         let answers = tokio::spawn(answer(writer));
-        let mut word = Word::Hello(hello);
-        while events.send(Event { attempt, rank, word }).await.is_ok() {
-            let message = tokio::select! {
-                message = read_message(&mut reader) => message,
-                _ = wanted.wait_for(|wanted| *wanted != attempt) => None,
+        let mut message = RankMessage::Hello(hello);
+        while messages.send(IncomingMessage { attempt, rank, message }).await.is_ok() {
+            let received = tokio::select! {
+                received = read_message(&mut reader) => received,
+                _ = current.wait_for(|current| *current != attempt) => None,
             };
-            word = match message {
-                Some(Message::Beat(beat)) => Word::Beat(beat),
-                Some(Message::Farewell(farewell)) => Word::Farewell(farewell),
+            message = match received {
+                Some(Message::Beat(beat)) => RankMessage::Beat(beat),
+                Some(Message::Farewell(farewell)) => RankMessage::Farewell(farewell),
                 Some(Message::Hello(_)) | None => break,
             };
         }
         answers.abort();
-        let _ = events.send(Event { attempt, rank, word: Word::Closed }).await;
+        let _ = messages.send(IncomingMessage { attempt, rank, message: RankMessage::Closed }).await;
     }
 }
 
@@ -175,7 +163,7 @@ async fn answer(mut writer: OwnedWriteHalf) {
     }
 }
 
-/// The next message; `None` where there is none, or what came is none.
+/// Reads the next message. Returns `None` at the end of the connection and for anything that is not a message.
 async fn read_message(reader: &mut BufReader<OwnedReadHalf>) -> Option<Message> {
     let mut line = Vec::new();
     reader.take(LONGEST_LINE as u64).read_until(b'\n', &mut line).await.ok()?;
@@ -186,6 +174,8 @@ async fn read_message(reader: &mut BufReader<OwnedReadHalf>) -> Option<Message> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use arinar_protocol::Beat;
+
     use super::*;
 
     fn hello(rank: usize, token: &str) -> Message {
@@ -196,10 +186,10 @@ mod tests {
         TcpStream::connect(("127.0.0.1", port)).await.unwrap()
     }
 
-    /// Sends text, and waits until the server hangs up.
-    async fn hung_up_on(port: u16, text: &[u8]) {
+    /// Sends text, and waits until the server closes the connection without an answer.
+    async fn assert_rejected(port: u16, text: &[u8]) {
         let mut stream = connect(port).await;
-        // The server may hang up before all is sent.
+        // The server may close the connection before everything is sent.
         let _ = stream.write_all(text).await;
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;
@@ -207,11 +197,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ranks_are_heard_and_strangers_are_not() {
-        let (server, mut events) = Server::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        hung_up_on(server.port, hello(0, "").line().as_bytes()).await;
+    async fn only_ranks_of_the_job_are_admitted() {
+        let (server, mut messages) = Server::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        assert_rejected(server.port, hello(0, "").line().as_bytes()).await;
         server.expect("secret", 3, 2);
-        for stranger in [
+        for text in [
             b"GET / HTTP/1.1\r\n\r\n".to_vec(),
             b"\n".to_vec(),
             b"\xff\xfe\n".to_vec(),
@@ -220,56 +210,65 @@ mod tests {
             hello(2, "secret").line().into_bytes(),
             Message::Beat(Beat::default()).line().into_bytes(),
         ] {
-            hung_up_on(server.port, &stranger).await;
+            assert_rejected(server.port, &text).await;
         }
         let mut rank = connect(server.port).await;
         rank.write_all(hello(1, "secret").line().as_bytes()).await.unwrap();
-        assert!(matches!(events.recv().await.unwrap(), Event { attempt: 3, rank: 1, word: Word::Hello(_) }));
-        hung_up_on(server.port, hello(1, "secret").line().as_bytes()).await;
-        // It is answered without having to ask, and heard in pieces.
+        assert!(matches!(
+            messages.recv().await.unwrap(),
+            IncomingMessage { attempt: 3, rank: 1, message: RankMessage::Hello(_) }
+        ));
+        assert_rejected(server.port, hello(1, "secret").line().as_bytes()).await;
+        // The server answers unasked, and accepts a message in pieces.
         assert_eq!(rank.read_u8().await.unwrap(), b'\n');
         let beat = Message::Beat(Beat { step: 9, ..Beat::default() }).line();
         let (first, rest) = beat.split_at(beat.len() / 2);
         rank.write_all(first.as_bytes()).await.unwrap();
         assert_eq!(rank.read_u8().await.unwrap(), b'\n');
         rank.write_all(rest.as_bytes()).await.unwrap();
-        let Word::Beat(beat) = events.recv().await.unwrap().word else { panic!("no beat") };
+        let RankMessage::Beat(beat) = messages.recv().await.unwrap().message else { panic!("not a heartbeat") };
         assert_eq!(beat.step, 9);
         rank.write_all(b"garbage\n").await.unwrap();
-        assert_eq!(events.recv().await.unwrap(), Event { attempt: 3, rank: 1, word: Word::Closed });
+        assert_eq!(
+            messages.recv().await.unwrap(),
+            IncomingMessage { attempt: 3, rank: 1, message: RankMessage::Closed }
+        );
     }
 
     #[tokio::test]
-    async fn ranks_of_an_ended_job_are_hung_up_on() {
-        let (server, mut events) = Server::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    async fn ranks_of_an_ended_job_are_disconnected() {
+        let (server, mut messages) = Server::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
         for attempt in [1, 2] {
             server.expect("secret", attempt, 2);
             let mut rank = connect(server.port).await;
             rank.write_all(hello(1, "secret").line().as_bytes()).await.unwrap();
-            assert!(matches!(events.recv().await.unwrap().word, Word::Hello(_)));
+            assert!(matches!(messages.recv().await.unwrap().message, RankMessage::Hello(_)));
             if attempt == 1 {
-                server.dismiss()
+                server.disconnect_all()
             } else {
                 server.expect("other", 3, 2)
             }
             let mut answers = Vec::new();
             rank.read_to_end(&mut answers).await.unwrap();
-            assert_eq!(events.recv().await.unwrap(), Event { attempt, rank: 1, word: Word::Closed });
+            assert_eq!(
+                messages.recv().await.unwrap(),
+                IncomingMessage { attempt, rank: 1, message: RankMessage::Closed }
+            );
         }
-        server.dismiss();
-        hung_up_on(server.port, hello(0, "").line().as_bytes()).await;
+        server.disconnect_all();
+        assert_rejected(server.port, hello(0, "").line().as_bytes()).await;
     }
 
     #[tokio::test]
-    async fn a_crowd_of_silent_strangers_does_not_keep_ranks_out() {
-        let (server, mut events) = Server::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    async fn silent_connections_do_not_keep_ranks_out() {
+        let (server, mut messages) = Server::start("127.0.0.1:0".parse().unwrap()).await.unwrap();
         server.expect("secret", 1, 2);
         let mut crowd = Vec::new();
-        for _ in 0..STRANGERS / 2 {
+        for _ in 0..MAX_PENDING / 2 {
             crowd.push(connect(server.port).await);
         }
         let mut rank = connect(server.port).await;
         rank.write_all(hello(0, "secret").line().as_bytes()).await.unwrap();
-        assert_eq!(events.recv().await.unwrap().rank, 0);
+        assert_eq!(messages.recv().await.unwrap().rank, 0);
     }
 }

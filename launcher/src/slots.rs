@@ -1,41 +1,41 @@
-//! Where ranks can compute on this machine: its GPUs, else its cores.
+//! The devices of this host that ranks run on: its GPUs, or else its cores.
 
 use std::{collections::BTreeSet, fmt};
 
 use nvml_wrapper::Nvml;
 
-/// What ranks can be given, one each.
+/// The devices of this host, one per rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Slots {
-    /// Names of GPUs, those alone that processes see.
+pub(crate) enum Slots {
+    /// Names of the GPUs that are visible to processes.
     Gpus(Vec<String>),
-    /// Physical cores: the lowest hardware thread of each.
+    /// Physical cores, each represented by its lowest hardware thread.
     Cores(Vec<usize>),
 }
 
 impl Slots {
-    /// Looks at this machine. NVIDIA's management library is loaded if it is there; where it is not, there is no GPU.
-    pub fn find(cpu_alone: bool) -> Self {
+    /// Detects the devices of this host. GPUs are found through NVIDIA's management library; without it there are none.
+    pub(crate) fn detect(cpu_only: bool) -> Self {
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-        let gpus = if cpu_alone { Vec::new() } else { visible_gpus(gpu_names(), visible.as_deref()) };
+        let gpus = if cpu_only { Vec::new() } else { visible_gpus(gpu_names(), visible.as_deref()) };
         if gpus.is_empty() { Self::Cores(physical_cores()) } else { Self::Gpus(gpus) }
     }
 
-    /// How many there are.
-    pub fn count(&self) -> usize {
+    /// Returns the number of devices.
+    pub(crate) fn count(&self) -> usize {
         match self {
             Self::Gpus(gpus) => gpus.len(),
             Self::Cores(cores) => cores.len(),
         }
     }
 
-    /// What rank `index` of `ranks` on this machine computes on. Which cores these are the trainer chooses: those beside
-    /// the GPU, or whole NUMA nodes as far as they go.
-    pub fn of_rank(&self, index: usize, ranks: usize) -> String {
+    /// Describes the device of rank `index` out of `ranks` on this host. The trainer chooses the cores: those close to the
+    /// GPU, or whole NUMA nodes as far as possible.
+    pub(crate) fn of_rank(&self, index: usize, ranks: usize) -> String {
         match self {
             Self::Gpus(gpus) => match gpus.get(index) {
                 Some(name) => format!("GPU {index} ({name})"),
-                None => "no GPU is left".to_owned(),
+                None => "no GPU left".to_owned(),
             },
             Self::Cores(cores) if cores.len() >= ranks => {
                 format!("share {} of {ranks} of the {} cores", index + 1, cores.len())
@@ -65,8 +65,8 @@ fn gpu_names() -> Vec<(String, String)> {
     (0..count).filter_map(device).collect()
 }
 
-/// Those of all GPUs (UUID and name) that CUDA shows to processes: it reads its variable up to the first entry that
-/// names none, and a MIG slice counts as a GPU.
+/// Returns the names of the GPUs that CUDA_VISIBLE_DEVICES selects out of `all` (UUIDs and names). Like CUDA, reads the
+/// variable up to the first entry that matches no GPU, and counts a MIG slice as a GPU.
 fn visible_gpus(all: Vec<(String, String)>, visible: Option<&str>) -> Vec<String> {
     let Some(visible) = visible else { return all.into_iter().map(|(_, name)| name).collect() };
     if all.is_empty() {
@@ -84,7 +84,7 @@ fn visible_gpus(all: Vec<(String, String)>, visible: Option<&str>) -> Vec<String
     visible.split(',').map(str::trim).map_while(named).collect()
 }
 
-/// Physical cores that this process may use, no more than its control group pays for.
+/// Returns the physical cores that this process may use, limited to the CPU quota of its control group.
 fn physical_cores() -> Vec<usize> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or("0");
@@ -100,12 +100,12 @@ fn physical_cores() -> Vec<usize> {
             taken.extend(siblings(thread));
         }
     }
-    let paid = std::thread::available_parallelism().map_or(1, usize::from);
-    cores.truncate(paid.max(1));
+    let quota = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.truncate(quota.max(1));
     cores
 }
 
-/// Reads `0-3,8`.
+/// Parses a list such as `0-3,8`.
 fn cpu_list(text: &str) -> Vec<usize> {
     let range = |part: &str| {
         let (first, last) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cuda_shows_what_its_variable_names() {
+    fn cuda_visible_devices_selects_gpus() {
         let all = || vec![("GPU-aa".to_owned(), "A".to_owned()), ("GPU-bb".to_owned(), "B".to_owned())];
         for (visible, seen) in [
             (None, vec!["A", "B"]),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gpus_of_this_machine_are_found_if_it_has_some() {
+    fn all_gpus_of_this_host_are_found() {
         let known = Nvml::init().map_or(0, |nvml| {
             (0..nvml.device_count().unwrap_or(0)).filter(|&index| nvml.device_by_index(index).is_ok()).count()
         });
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn hardware_threads_that_share_a_core_are_one_slot() {
+    fn hardware_threads_of_a_core_are_one_slot() {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
         let siblings = |thread: &usize| {
@@ -156,15 +156,15 @@ mod tests {
         };
         let different = cpu_list(allowed).iter().map(siblings).collect::<BTreeSet<String>>().len();
         let cores = physical_cores();
-        // A control group may pay for fewer.
+        // The quota of a control group may be lower.
         assert_eq!(cores.len(), different.min(std::thread::available_parallelism().unwrap().get()));
         assert_eq!(cores.iter().map(siblings).collect::<BTreeSet<String>>().len(), cores.len());
         assert!(cores.iter().all(|core| cpu_list(allowed).contains(core)));
     }
 
     #[test]
-    fn this_machine_has_a_core() {
-        assert!(Slots::find(true).count() >= 1);
+    fn this_host_has_a_core() {
+        assert!(Slots::detect(true).count() >= 1);
         assert_eq!(cpu_list(" 0-2,8\n"), [0, 1, 2, 8]);
         assert_eq!(cpu_list("x"), [0; 0]);
     }
@@ -178,9 +178,9 @@ mod tests {
     }
 
     #[test]
-    fn each_rank_has_a_gpu_while_there_are_some() {
+    fn each_rank_has_a_gpu_of_its_own() {
         let slots = Slots::Gpus(vec!["A".to_owned(), "B".to_owned()]);
-        assert_eq!([0, 1, 2].map(|index| slots.of_rank(index, 3)), ["GPU 0 (A)", "GPU 1 (B)", "no GPU is left"]);
+        assert_eq!([0, 1, 2].map(|index| slots.of_rank(index, 3)), ["GPU 0 (A)", "GPU 1 (B)", "no GPU left"]);
     }
 
     #[test]

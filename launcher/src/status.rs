@@ -1,223 +1,122 @@
-//! How the run does, for people, for /status and for /metrics.
+//! The status of the run, for the status line, /status and /metrics.
 
 use std::{
     collections::BTreeMap,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use arinar_protocol::Phase;
 use serde::Serialize;
 
-use crate::{
-    goodput::TimeSplit,
-    ranks::{Ranks, StepTimes},
-};
-
-/// Why a job was started again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Cause {
-    /// A rank or mpirun ended.
-    Crash,
-    /// Nothing moved.
-    Hang,
-    /// A machine is gone.
-    HostLost,
-}
-
-impl Cause {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Crash, Self::Hang, Self::HostLost];
-
-    /// Its name in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Crash => "crash",
-            Self::Hang => "hang",
-            Self::HostLost => "host_lost",
-        }
-    }
-}
-
-/// What the launcher is doing.
+/// The state of the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Ranks start.
+pub(crate) enum RunState {
+    /// Ranks are starting.
     #[default]
     Starting,
-    /// They train.
+    /// Ranks are training.
     Running,
-    /// They were asked to end.
+    /// Ranks are shutting down.
     Ending,
-    /// The job will be started again.
+    /// No job is running; the next start is pending.
     Waiting,
 }
 
-/// One rank.
+impl RunState {
+    /// Returns the name in the status line.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "training",
+            Self::Ending => "ending",
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
+/// The status of a rank.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RankStatus {
-    /// Its rank.
-    pub rank: usize,
-    /// Its machine; empty before it has reported.
-    pub host: String,
-    /// Its process; 0 before it has reported.
-    pub pid: u32,
-    /// What it is doing.
-    pub phase: Phase,
-    /// Steps it has trained.
-    pub step: u64,
-    /// Seconds since it reported.
-    pub heartbeat_age_seconds: f64,
-    /// Physical memory it holds.
-    pub resident_bytes: u64,
-    /// Seconds that it computed or waited for data, since this start.
-    pub busy_seconds: f64,
+pub(crate) struct RankStatus {
+    /// The rank.
+    pub(crate) rank: usize,
+    /// Name of its host; empty before it has reported.
+    pub(crate) host: String,
+    /// Its process ID; 0 before it has reported.
+    pub(crate) pid: u32,
+    /// Its phase.
+    pub(crate) phase: Phase,
+    /// Number of steps it has trained.
+    pub(crate) step: u64,
+    /// Seconds since its last message.
+    pub(crate) heartbeat_age_seconds: f64,
+    /// Its resident memory in bytes.
+    pub(crate) resident_bytes: u64,
+    /// Seconds of computing or waiting for data in this start.
+    pub(crate) busy_seconds: f64,
 }
 
-/// The run at one moment.
+/// The status of the run at one moment. Its serialized form is the response to GET /status.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// `run.name`.
-    pub run: String,
-    /// What the launcher is doing.
-    pub state: State,
-    /// Which start of the job this is.
-    pub attempt: u32,
-    /// Restarts by cause.
-    pub restarts: BTreeMap<&'static str, u64>,
-    /// Steps trained.
-    pub step: u64,
-    /// Steps to train; 0 while that is not known.
-    pub total_steps: u64,
+    pub(crate) run: String,
+    /// State of the run.
+    pub(crate) state: RunState,
+    /// Number of this start of the job, from 1.
+    pub(crate) attempt: u32,
+    /// Number of restarts by cause.
+    pub(crate) restarts: BTreeMap<&'static str, u64>,
+    /// Number of steps trained.
+    pub(crate) step: u64,
+    /// Number of steps of the whole run; 0 while it is not known.
+    pub(crate) total_steps: u64,
     /// Step of the newest checkpoint.
-    pub saved_step: u64,
-    /// Loss of the newest step; none before the first, and where it is not finite.
-    pub train_loss: Option<f64>,
-    /// Of late.
-    pub images_per_second: f64,
-    /// Of late.
-    pub step_seconds: f64,
-    /// Until the last step.
-    pub eta_seconds: f64,
-    /// The share of the launcher's life in which ranks computed.
-    pub goodput_ratio: f64,
-    /// The launcher's life so far.
-    pub wall_seconds: f64,
-    /// Its parts.
-    pub time_seconds: BTreeMap<&'static str, f64>,
-    /// False while a rank cannot reach the run's remote store.
-    pub store_reachable: bool,
-    /// Bytes of checkpoints that still lack there.
-    pub checkpoint_backlog_bytes: u64,
-    /// Ranks of this start.
-    pub ranks: usize,
-    /// Ranks when all machines are there.
-    pub full_ranks: usize,
-    /// Each of them.
-    pub per_rank: Vec<RankStatus>,
+    pub(crate) saved_step: u64,
+    /// Loss of the newest step; `None` before the first step and where the loss is not finite.
+    pub(crate) train_loss: Option<f64>,
+    /// Throughput over the most recent steps.
+    pub(crate) images_per_second: f64,
+    /// Mean duration of the most recent steps.
+    pub(crate) step_seconds: f64,
+    /// Estimated time until the last step.
+    pub(crate) eta_seconds: f64,
+    /// Share of the launcher's uptime in which ranks computed.
+    pub(crate) goodput_ratio: f64,
+    /// Uptime of the launcher.
+    pub(crate) wall_seconds: f64,
+    /// Uptime of the launcher by part.
+    pub(crate) time_seconds: BTreeMap<&'static str, f64>,
+    /// False while a rank cannot reach the remote store.
+    pub(crate) store_reachable: bool,
+    /// Bytes of checkpoints that are not yet uploaded to the remote store.
+    pub(crate) checkpoint_backlog_bytes: u64,
+    /// World size of this start.
+    pub(crate) ranks: usize,
+    /// World size when all hosts are available.
+    pub(crate) full_ranks: usize,
+    /// Status of each rank.
+    pub(crate) per_rank: Vec<RankStatus>,
 }
 
-/// What outlives a start of the job.
-#[derive(Clone, Debug)]
-pub struct Record {
-    /// The launcher's start.
-    pub began: Instant,
-    /// Restarts by cause.
-    pub restarts: BTreeMap<Cause, u64>,
-    /// How long steps take.
-    pub steps: StepTimes,
-    /// Where time went.
-    pub split: TimeSplit,
-    /// The first step that was trained under this launcher, less one.
-    pub first_step: Option<u64>,
-}
+/// A status that the launcher updates and the HTTP server reads.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SharedStatus(Arc<Mutex<Status>>);
 
-impl Record {
-    /// At the launcher's start.
-    pub fn new() -> Self {
-        Self {
-            began: Instant::now(),
-            restarts: Cause::ALL.map(|cause| (cause, 0)).into(),
-            steps: StepTimes::default(),
-            split: TimeSplit::default(),
-            first_step: None,
-        }
-    }
-
-    /// The launcher's life so far.
-    pub fn life(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    /// Puts the parts of a status that come from ranks and from the record into it.
-    pub fn fill(&self, status: &mut Status, ranks: &Ranks) {
-        status.restarts = self.restarts.iter().map(|(cause, count)| (cause.name(), *count)).collect();
-        self.fill_time(status);
-        let beats = || ranks.iter().map(|rank| &rank.beat);
-        let newest = |number: fn(&arinar_protocol::Beat) -> u64| beats().map(number).max().unwrap_or(0);
-        // While ranks start they do not know yet; what was known stays.
-        if newest(|beat| beat.total_steps) > 0 {
-            status.step = ranks.reached();
-            status.total_steps = newest(|beat| beat.total_steps);
-            status.saved_step = newest(|beat| beat.saved_step);
-            if let Some(beat) = beats().find(|beat| beat.step_seconds > 0.0) {
-                status.train_loss = beat.loss;
-            }
-        }
-        status.store_reachable = !beats().any(|beat| beat.store_unreachable);
-        status.checkpoint_backlog_bytes = newest(|beat| beat.checkpoint_backlog_bytes);
-        let global_batch = newest(|beat| beat.global_batch) as f64;
-        status.step_seconds = self.steps.mean().unwrap_or(0.0);
-        status.images_per_second = if status.step_seconds > 0.0 { global_batch / status.step_seconds } else { 0.0 };
-        status.eta_seconds = status.total_steps.saturating_sub(status.step) as f64 * status.step_seconds;
-        status.ranks = ranks.world();
-        let views = ranks.views(Instant::now());
-        status.per_rank = views
-            .into_iter()
-            .zip(beats())
-            .map(|(view, beat)| {
-                let (host, pid) = view.place.unwrap_or_default();
-                RankStatus {
-                    rank: view.rank,
-                    host,
-                    pid,
-                    phase: view.phase,
-                    step: view.step,
-                    heartbeat_age_seconds: view.silent.as_secs_f64(),
-                    resident_bytes: view.resident_bytes,
-                    busy_seconds: beat.seconds.compute + beat.seconds.data_wait,
-                }
-            })
-            .collect();
-    }
-
-    /// Puts the times alone into a status.
-    pub fn fill_time(&self, status: &mut Status) {
-        let life = self.life();
-        status.wall_seconds = life.as_secs_f64();
-        status.goodput_ratio = self.split.goodput(life);
-        status.time_seconds = self.split.seconds().parts().into_iter().collect();
-        status.time_seconds.insert("down", self.split.down(life));
-    }
-}
-
-impl Default for Record {
-    fn default() -> Self {
-        Self::new()
+impl SharedStatus {
+    /// Locks the status.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Status> {
+        // No code panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Status {
-    /// The line at the bottom of a terminal.
-    pub fn line(&self) -> String {
+    /// Returns the status line of a terminal.
+    pub(crate) fn line(&self) -> String {
         let restarts: u64 = self.restarts.values().sum();
-        let state = match self.state {
-            State::Starting => "starting",
-            State::Running => "training",
-            State::Ending => "ending",
-            State::Waiting => "waiting",
-        };
+        let state = self.state.label();
         let ranks = if self.ranks == self.full_ranks {
             format!("{} ranks", self.ranks)
         } else {
@@ -235,33 +134,19 @@ impl Status {
         )
     }
 
-    /// What is said at the end.
-    pub fn summary(&self, first_step: Option<u64>) -> String {
-        let restarts: Vec<String> = self
-            .restarts
-            .iter()
-            .filter(|(_, count)| **count > 0)
-            .map(|(name, count)| format!("{count} by {}", name.replace('_', " ")))
-            .collect();
-        let restarts =
-            if restarts.is_empty() { "no restart".to_owned() } else { format!("restarts: {}", restarts.join(", ")) };
-        let total = self.wall_seconds.max(1e-9);
-        let order = ["compute", "all_reduce", "data_wait", "checkpoint", "start_up", "lost_work", "down"];
-        let parts: Vec<String> = order
-            .iter()
-            .filter_map(|name| Some((name, self.time_seconds.get(name)?)))
-            .map(|(name, seconds)| format!("{:.1}% {}", 100.0 * seconds / total, name.replace('_', " ")))
-            .collect();
+    /// Returns the summary of the run. `first_step` is the step at which this launcher's first start resumed.
+    pub(crate) fn summary(&self, first_step: Option<u64>) -> String {
         let gained = self.step.saturating_sub(first_step.unwrap_or(self.step));
         let mut line = format!(
-            "{} of wall time, {gained} steps (to {} of {}), {restarts}, goodput {:.1}%: {}",
+            "{} of wall time, {gained} steps (to {} of {}), {}, goodput {:.1}%: {}",
             whole_seconds(self.wall_seconds),
             self.step,
             self.total_steps,
+            self.restarts_by_cause(),
             100.0 * self.goodput_ratio,
-            parts.join(", ")
+            self.time_by_part()
         );
-        if let Some((rank, excess)) = self.slowest() {
+        if let Some((rank, excess)) = self.straggler() {
             line += &format!(
                 "; slowest is rank {} ({}), {:.0}% busier than the mean",
                 rank.rank,
@@ -272,8 +157,24 @@ impl Status {
         line
     }
 
-    /// The rank that works longest, if by more than a twentieth above the mean.
-    fn slowest(&self) -> Option<(&RankStatus, f64)> {
+    fn restarts_by_cause(&self) -> String {
+        let counts = self.restarts.iter().filter(|(_, count)| **count > 0);
+        let counts: Vec<String> =
+            counts.map(|(name, count)| format!("{count} by {}", name.replace('_', " "))).collect();
+        if counts.is_empty() { "no restart".to_owned() } else { format!("restarts: {}", counts.join(", ")) }
+    }
+
+    fn time_by_part(&self) -> String {
+        const ORDER: [&str; 7] = ["compute", "all_reduce", "data_wait", "checkpoint", "start_up", "lost_work", "down"];
+        let total = self.wall_seconds.max(1e-9);
+        let known = ORDER.iter().filter_map(|name| Some((name, self.time_seconds.get(name)?)));
+        let parts = known.map(|(name, seconds)| format!("{:.1}% {}", 100.0 * seconds / total, name.replace('_', " ")));
+        parts.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Returns the straggler, if there is one: the rank with the most busy time, and its excess over the mean if that is
+    /// more than 5%.
+    fn straggler(&self) -> Option<(&RankStatus, f64)> {
         let mean = self.per_rank.iter().map(|rank| rank.busy_seconds).sum::<f64>() / self.per_rank.len() as f64;
         let slowest = self.per_rank.iter().max_by(|a, b| a.busy_seconds.total_cmp(&b.busy_seconds))?;
         let excess = slowest.busy_seconds / mean - 1.0;
@@ -281,7 +182,7 @@ impl Status {
     }
 }
 
-/// `1h 2m 3s`.
-pub fn whole_seconds(seconds: f64) -> String {
+/// Formats a duration as in `1h 2m 3s`.
+fn whole_seconds(seconds: f64) -> String {
     humantime::format_duration(Duration::from_secs(seconds.clamp(0.0, 1e12) as u64)).to_string()
 }

@@ -14,14 +14,14 @@ ALARMS = Path("ops/grafana/alerts.yaml")
 SOURCES = ["launcher/**/*.rs", "trainer/**/*.rs", "model/**/*.rs", "data/**/*.rs"]
 # Each is the pieces of one message; every piece is in one literal.
 COMPOSED = [
-    ("... was killed by ...", "SIGKILL...", ", as the kernel does when memory runs out (see dmesg)"),
+    ("... was killed by ...", "SIGKILL...", ", probably sent by the kernel because memory ran out (see dmesg)"),
     ("SIGBUS...", ": shared memory (/dev/shm) may be full"),
-    ("SIGILL...", ": it was built for another kind of processor"),
+    ("SIGILL...", ": the program was built for another kind of processor"),
     (
         "... has no room: ...; ...",
         ": nothing saved is lost; make room or raise checkpoint.spool_limit and start again to send it on",
     ),
-    ("cannot reach ...", "; mend it, take it out of --hostfile, or allow fewer ranks with --min-ranks"),
+    ("cannot reach ...", "; repair it, remove it from --hostfile, or allow fewer ranks with --min-ranks"),
 ]
 # What matters of Rust's grammar; all else is skipped letter by letter. A lifetime is no character: nothing closes it.
 TOKEN = re.compile(

@@ -135,7 +135,7 @@ fn three_steps_move_the_parameters_as_officially() {
     let (mut squares, mut elements) = (0.0, 0.0);
     for slot in parameters.slots() {
         let name = format!("final.{}", slot.name);
-        let (actual, expected) = comparable(&case.golden, &name, &parameters.view(parameters.values(), slot));
+        let (actual, expected) = comparable(&case.golden, &name, &slot.view(parameters.values()));
         let error = (actual.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs();
         assert!(share_above(&error, 1e-5) <= 0.005, "{name}: {error}");
         assert!(max_error(&actual, &expected) <= 3.0 * case.golden.real("/config/lr"), "{name}");
@@ -152,7 +152,7 @@ fn the_ema_follows_as_officially() {
     let Trained { case, parameters, ema } = train();
     for slot in parameters.slots() {
         let name = format!("ema.{}", slot.name);
-        let (actual, expected) = comparable(&case.golden, &name, &parameters.view(ema.values(), slot));
+        let (actual, expected) = comparable(&case.golden, &name, &slot.view(ema.values()));
         let error = (actual.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs();
         assert!(share_above(&error, 1e-6) <= 0.005, "{name}");
         assert!(max_error(&actual, &expected) < 3e-5, "{name}");
@@ -169,7 +169,7 @@ fn what_has_no_gradient_only_decays() {
     let absent = Tensor::from_slice(&absent);
     let trained = |name: &str| {
         let slot = parameters.slots().iter().find(|slot| slot.name == name).unwrap();
-        parameters.view(parameters.values(), slot)
+        slot.view(parameters.values())
     };
     // One unit in the last place per step: half for the product, half for the factor.
     let limit = case.golden.size("steps") as f64 * f64::from(f32::EPSILON);

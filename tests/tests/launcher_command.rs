@@ -126,7 +126,7 @@ fn an_unreachable_host_is_named() {
     };
     run(&[]).ended(1).says("cannot reach node-b (node-b: no route)").says("--min-ranks");
     // With two ranks the run goes on, on the host that is left.
-    run(&["--min-ranks", "2"]).ended(0).says("lost node-b").says("2 of 4 ranks go on").says("20 steps");
+    run(&["--min-ranks", "2"]).ended(0).says("lost node-b").says("continuing with 2 of 4 ranks").says("20 steps");
 }
 
 #[test]

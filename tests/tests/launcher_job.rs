@@ -164,18 +164,19 @@ fn some_codes_are_final_and_restarts_can_be_bounded() {
 #[test]
 fn a_stopped_rank_is_named_ended_and_the_job_restarted() {
     let stage = script(r#"{"attempt": 1, "rank": 1, "step": 12, "act": "stop"}"#);
-    let said = stage.run(&two(&["--silence-limit", "4s"])).ended(0).says("everyone waits for rank 1, which is silent");
+    let said = stage.run(&two(&["--silence-limit", "4s"])).ended(0).says("all ranks wait for rank 1, which is silent");
     let said = said.says("last known: compute of step 11").says("restarts: 1 by hang");
-    let said = said.says("cut off (stand-in, pid ").says("\n>    1  stand-in ").says("\n     0  stand-in ");
+    let said = said.says("unreachable (stand-in, pid ").says("\n>    1  stand-in ").says("\n     0  stand-in ");
     Report::of(&said).is_of_a_silent_rank(4.0);
 }
 
 #[test]
 fn a_rank_that_does_not_move_is_named() {
     let stage = script(r#"{"attempt": 1, "rank": 0, "step": 12, "act": "hang"}"#);
-    let said = stage.run(&two(&["--hang-floor", "4s"])).ended(0).says("everyone waits for rank 0, which does not move");
+    let said =
+        stage.run(&two(&["--hang-floor", "4s"])).ended(0).says("all ranks wait for rank 0, which makes no progress");
     let said = said.says("last known: compute of step 11").says("30 steps (to 30 of 30), restarts: 1 by hang");
-    let said = said.says("not move (stand-in, pid ").says("\n>    0  stand-in ").says("\n     1  stand-in ");
+    let said = said.says("no progress (stand-in, pid ").says("\n>    0  stand-in ").says("\n     1  stand-in ");
     // The floor: twenty steps of 20 ms are less.
     Report::of(&said).is_of_ranks_that_do_not_move(4.0);
 }
@@ -274,13 +275,13 @@ fn what_does_not_end_in_its_time_is_killed_and_so_is_mpirun() {
     // From a little less than the time there is, since the log has milliseconds, to what a busy machine may add.
     let time = seconds_between(&stage, "SIGTERM: the job saves a checkpoint", "has not ended within 4s");
     assert!((3.99..12.0).contains(&time), "{time} s");
-    let time = seconds_between(&stage, "has not ended within 4s", "the job was killed as asked");
+    let time = seconds_between(&stage, "has not ended within 4s", "the job was killed as requested");
     assert!((4.99..30.0).contains(&time), "{time} s");
 }
 
 #[test]
 fn a_rank_that_fails_when_it_is_asked_to_end_fails_the_run_if_a_step_is_lost() {
-    let lost = "the job was ended before its first step; start again to go on from the checkpoint of step 0";
+    let lost = "the job ended before its first step; start again to resume from the checkpoint of step 0";
     for (step, code, told) in [(1, 75, lost), (3, 1, "error: rank 0: so it is")] {
         let stage = Stage::new(&format!(
             r#"{{"steps": 30, "deaf": true,
@@ -355,7 +356,7 @@ fn a_signal_between_two_starts_ends_the_launcher() {
     let running = stage.start(&two(&[]));
     running.says("restart 3 from the newest checkpoint");
     signal(running.pid(), Signal::TERM);
-    running.wait().ended(75).says("SIGTERM while no job ran");
+    running.wait().ended(75).says("SIGTERM while no job was running");
 }
 
 #[test]
@@ -401,7 +402,7 @@ fn two_launchers_do_not_share_a_run() {
     let running = training(&stage, &[]);
     let told = stage.run(&two(&[])).ended(78);
     assert_eq!(told.stderr.lines().count(), 1, "{}", told.stderr);
-    told.says(&format!("another arinar-launcher (of pid {})", running.pid()));
+    told.says(&format!("another arinar-launcher (pid {})", running.pid()));
 }
 
 #[test]

@@ -145,14 +145,14 @@ fn a_machine_that_is_cut_off_is_named_and_the_others_go_on() {
     jobs.see(&running.below());
     network.cut();
     let cut = Instant::now();
-    let told = running.says("the job hangs: everyone waits for ranks 2, 3, which each is silent");
+    let told = running.says("the job hangs: all ranks wait for ranks 2, 3, each of which is silent");
     assert!(cut.elapsed() < 10 * SILENCE, "{:?}", cut.elapsed());
-    assert!(told.contains("its machine is cut off (node-b, pid "), "{told}");
+    assert!(told.contains("its host is unreachable (node-b, pid "), "{told}");
     // Those that are cut off hear nothing either, and end by themselves: nobody can end them.
     within(GONE, "the ranks that are cut off to end", || (network.far.running("arinar-trainer") == 0).then_some(()));
     within(2 * GONE, "mpirun's daemon to end", || (network.far.running("orted") == 0).then_some(()));
     running.says(&format!("lost {} (", network.far.address));
-    running.says("2 of 4 ranks go on, each with more samples in turn");
+    running.says("continuing with 2 of 4 ranks, each with more samples per step");
     until("ranks of the second start", || (network.near.running("arinar-trainer") == 2).then_some(()));
     jobs.see(&running.below());
     let said = running.wait().ended(0);

@@ -63,7 +63,7 @@ fn killed_and_stopped_ranks_change_nothing() {
     next_checkpoint(&lab, &lab.checkpoints("run"));
     signal(running.rank(0), Signal::STOP);
     let stopped = Instant::now();
-    let told = running.says("everyone waits for rank 0, which is silent");
+    let told = running.says("all ranks wait for rank 0, which is silent");
     // Its last word may have come a moment before it was stopped; and whoever looks may be late.
     assert!((SILENCE / 2..10 * SILENCE).contains(&stopped.elapsed()), "{:?}", stopped.elapsed());
     assert!(told.contains("; last known: ") && told.contains(" of step ") && told.contains("(limit 6.0 s)"), "{told}");

@@ -120,7 +120,7 @@ fn a_run_has_one_launcher_and_one_job() {
     trial.next_checkpoint();
     let said = trial.run(&[]).ended(78);
     assert_eq!(said.stderr.lines().count(), 1, "{}", said.stderr);
-    ends_with(&said, &[&format!("another arinar-launcher (of pid {})", running.pid())]);
+    ends_with(&said, &[&format!("another arinar-launcher (pid {})", running.pid())]);
     // With other logs only the trainer's lease is left to keep them apart.
     let elsewhere = format!("run.log_dir={}", trial.lab.path("other").display());
     let said = trial.run(&["--set", &elsewhere, "--max-restarts", "0"]).ended(1);

@@ -11,8 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_protocol::exit_code;
-use arinar_protocol::{BEAT_EVERY, Beat, Launcher, Message, Seconds};
+use arinar_protocol::{BEAT_EVERY, Beat, Launcher, Message, Seconds, environment, exit_code};
 use rustix::process::{Pid, Signal, kill_process};
 use trainer_support::{Ended, Lab};
 
@@ -53,7 +52,7 @@ impl Listener {
             silence_secs: 20.0,
             grace_secs: 60.0,
         };
-        (Launcher::VARIABLE, launcher.text())
+        (environment::LAUNCHER, launcher.text())
     }
 
     /// Answers a rank and collects what it says until it hangs up.

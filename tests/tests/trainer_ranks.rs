@@ -105,7 +105,7 @@ fn one_rank_of_several() {
     if let Err(told) = conformance(&ranks, tch::Device::Cpu) {
         eprintln!("{told}");
         // Unwinding would wait for the others, and they for this rank.
-        exit::at_once(exit_code::FAILED);
+        arinar_trainer::process_exit::exit_now(exit_code::FAILED);
     }
 }
 

@@ -1,10 +1,10 @@
-//! Exit codes, which are the same in all programs.
+//! Exit codes of the launcher, of its ranks and of the data tools.
 
-/// The program has done what it was asked to do.
+/// The run is complete.
 pub const DONE: u8 = 0;
-/// The program failed for a reason that a changed configuration would not fix.
+/// An error that a different configuration would not fix. The launcher may restart the job.
 pub const FAILED: u8 = 1;
-/// The run was ended by a signal and can be resumed by starting it again.
+/// A signal ended the run; starting it again resumes it (the "requeue me" convention of batch systems).
 pub const PREEMPTED: u8 = 75;
-/// The command line, the configuration, or what it refers to must be changed.
+/// The command line, the configuration or the setup of the machine must be changed first.
 pub const CONFIGURATION: u8 = 78;

@@ -1,100 +1,119 @@
-//! Tests of judging and ending a job, without processes.
+//! Tests of watching and ending a job, without processes.
 #![allow(clippy::unwrap_used)]
 
-use std::{os::unix::process::ExitStatusExt, path::PathBuf};
+use std::{
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
 
 use arinar_protocol::{Beat, Farewell, Hello, Phase, Seconds};
+use tokio::sync::mpsc;
 
-use super::*;
+use super::{
+    JobContext,
+    outcome::ShutdownRequest,
+    shutdown::{MPIRUN_GRACE, Shutdown},
+    watch::Job,
+};
+use crate::{
+    arguments::Arguments,
+    history::RunHistory,
+    output::Output,
+    rank_message::{IncomingMessage, RankMessage},
+    shutdown_signals::{ShutdownSignal, ShutdownSignals},
+    status::SharedStatus,
+};
 
-/// Owns everything that a job's surroundings borrow.
-struct Stage {
+/// Owner of everything that a job's context borrows.
+struct Fixture {
     arguments: Arguments,
     output: Output,
-    events: mpsc::Receiver<Event>,
-    interrupts: Interrupts,
-    record: Record,
-    shared: Shared,
-    session: PathBuf,
+    messages: mpsc::Receiver<IncomingMessage>,
+    signals: ShutdownSignals,
+    history: RunHistory,
+    status: SharedStatus,
+    session_record: PathBuf,
 }
 
-impl Stage {
+impl Fixture {
     fn new(flags: &str) -> Self {
         let line = format!("arinar-launcher --config a {flags}");
         Self {
             arguments: Arguments::read(line.split_whitespace().map(Into::into)).unwrap(),
-            output: Output::nowhere().unwrap(),
-            events: mpsc::channel(1).1,
-            interrupts: Interrupts::none().unwrap(),
-            record: Record::new(),
-            shared: Shared::default(),
-            session: "/nowhere/session".into(),
+            output: Output::discard().unwrap(),
+            messages: mpsc::channel(1).1,
+            signals: ShutdownSignals::none().unwrap(),
+            history: RunHistory::new(),
+            status: SharedStatus::default(),
+            session_record: "/nowhere/session".into(),
         }
     }
 
-    fn around(&mut self) -> Surroundings<'_> {
-        Surroundings {
+    fn context(&mut self) -> JobContext<'_> {
+        JobContext {
             arguments: &self.arguments,
             output: &self.output,
-            events: &mut self.events,
-            interrupts: &mut self.interrupts,
-            record: &mut self.record,
-            shared: &self.shared,
+            messages: &mut self.messages,
+            signals: &mut self.signals,
+            history: &mut self.history,
+            status: &self.status,
             store_patience: Duration::from_secs(8),
-            session: &self.session,
+            session_record: &self.session_record,
         }
     }
 }
 
-/// A job of two ranks, both of which have reported. It has no process: 0 is no process ID.
-fn job<'a, 'b>(around: &'a mut Surroundings<'b>) -> Job<'a, 'b> {
-    let mut job = Job::new(around, 1, 0, 2);
+/// Returns a job of two ranks, both of which have reported. It has no process, since 0 is not a process ID.
+fn job<'a, 'b>(context: &'a mut JobContext<'b>) -> Job<'a, 'b> {
+    let mut job = Job::new(context, 1, 0, 2);
     for rank in 0..2 {
-        job.hear(said(rank, hello(rank)));
+        job.handle_message(from(rank, hello(rank)));
     }
     job
 }
 
-fn hello(rank: usize) -> Word {
-    Word::Hello(Hello { token: String::new(), rank, world: 2, host: "node".to_owned(), pid: 7 })
+fn hello(rank: usize) -> RankMessage {
+    RankMessage::Hello(Hello { token: String::new(), rank, world: 2, host: "node".to_owned(), pid: 7 })
 }
 
-fn said(rank: usize, word: Word) -> Event {
-    Event { attempt: 1, rank, word }
+fn from(rank: usize, message: RankMessage) -> IncomingMessage {
+    IncomingMessage { attempt: 1, rank, message }
 }
 
-fn farewell(code: u8) -> Word {
-    Word::Farewell(Farewell { code, reason: Some("so it is".to_owned()) })
+fn farewell(code: u8) -> RankMessage {
+    RankMessage::Farewell(Farewell { code, reason: Some("so it is".to_owned()) })
 }
 
-/// A rank has gone on from a checkpoint of this step, and has trained so many in all.
-fn trained(first_step: u64, step: u64) -> Word {
+/// Returns the heartbeat of a rank that resumed at `first_step` and has reached `step`.
+fn trained(first_step: u64, step: u64) -> RankMessage {
     let seconds = Seconds { compute: 3.0, ..Seconds::default() };
     let (saved_step, total_steps) = (first_step, 90);
-    Word::Beat(Beat { first_step, total_steps, saved_step, step, seconds, ..Beat::default() })
+    RankMessage::Beat(Beat { first_step, total_steps, saved_step, step, seconds, ..Beat::default() })
 }
 
-/// Asserts that ranks which both are in this phase, of steps that take so long, hang after this time and not before.
+/// Asserts that two ranks in this phase, with steps of this duration, hang after the limit and not before.
 fn hangs_after(flags: &str, phase: Phase, step_seconds: f64, limit: Duration) {
-    let mut stage = Stage::new(flags);
-    let mut around = stage.around();
-    let mut job = job(&mut around);
+    let mut fixture = Fixture::new(flags);
+    let mut context = fixture.context();
+    let mut job = job(&mut context);
     let before = Instant::now();
     for rank in 0..2 {
         let beat = Beat { step: 3, marks: 1, total_steps: 9, phase, step_seconds, ..Beat::default() };
-        job.hear(said(rank, Word::Beat(beat)));
+        job.handle_message(from(rank, RankMessage::Beat(beat)));
     }
     let after = Instant::now();
-    job.judge(before + limit);
-    assert_eq!((&job.hang, job.ending), (&None, Ending::No), "{flags} {phase}");
-    job.judge(after + limit + Duration::from_millis(1));
-    assert!(job.hang.is_some() && matches!(job.ending, Ending::Terminated(_)), "{flags} {phase}");
+    job.check_for_hang(before + limit);
+    assert_eq!((&job.hang, job.shutdown), (&None, Shutdown::None), "{flags} {phase}");
+    job.check_for_hang(after + limit + Duration::from_millis(1));
+    assert!(job.hang.is_some() && matches!(job.shutdown, Shutdown::Terminating(_)), "{flags} {phase}");
 }
 
 #[tokio::test]
-async fn every_limit_is_what_its_flag_says() {
+async fn every_limit_follows_its_option() {
     let seconds = Duration::from_secs_f64;
-    // None of the others is reached.
+    // No other limit is reached.
     let long = "--silence-limit 1h --start-up-limit 2h --hang-floor 3h";
     hangs_after(long, Phase::Compute, 0.5, seconds(3600.0));
     hangs_after("--silence-limit 7s", Phase::StartUp, 0.0, seconds(7.0));
@@ -108,7 +127,7 @@ async fn every_limit_is_what_its_flag_says() {
         (Phase::Compute, 0.1, 5.0),
         (Phase::AllReduce, 0.2, 6.0),
         (Phase::Compute, 2.0, 60.0),
-        // Half as long again as the store is asked.
+        // 1.5 times the patience of the store.
         (Phase::DataWait, 0.2, 12.0),
         (Phase::DataWait, 0.5, 15.0),
     ] {
@@ -121,113 +140,114 @@ async fn every_limit_is_what_its_flag_says() {
 }
 
 #[tokio::test]
-async fn a_launcher_that_stood_still_excuses_its_ranks() {
-    for stood_still in [true, false] {
-        let mut stage = Stage::new("--silence-limit 2s");
-        let mut around = stage.around();
-        let mut job = job(&mut around);
+async fn a_pause_of_the_launcher_is_excluded() {
+    for paused in [true, false] {
+        let mut fixture = Fixture::new("--silence-limit 2s");
+        let mut context = fixture.context();
+        let mut job = job(&mut context);
         let last = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
         for rank in 0..2 {
-            job.ranks.hear(rank, hello(rank), last);
+            job.ranks.update(rank, hello(rank), last);
         }
-        job.looked = if stood_still { last } else { Instant::now() };
-        job.look();
-        assert_eq!(job.hang.is_none(), stood_still);
+        job.last_check = if paused { last } else { Instant::now() };
+        job.check();
+        assert_eq!(job.hang.is_none(), paused);
     }
 }
 
-/// The job ends, or is ended, after the grace period that begins between two moments.
-fn ends_in_time(job: &Job, grace: u64, before: Instant) {
-    let Ending::Until(then) = job.ending else { panic!("{:?}", job.ending) };
+/// Asserts that the job is in its grace period, which began after `before`.
+fn assert_in_grace(job: &Job, grace: u64, before: Instant) {
+    let Shutdown::Grace(deadline) = job.shutdown else { panic!("{:?}", job.shutdown) };
     let grace = Duration::from_secs(grace);
-    assert!((before + grace..=Instant::now() + grace).contains(&then));
+    assert!((before + grace..=Instant::now() + grace).contains(&deadline));
 }
 
 #[tokio::test]
-async fn who_is_asked_to_end_has_the_grace_period_once() {
-    let mut stage = Stage::new("--grace 9s");
-    let mut around = stage.around();
-    let mut job = job(&mut around);
+async fn repeated_signals_do_not_extend_the_grace_period() {
+    let mut fixture = Fixture::new("--grace 9s");
+    let mut context = fixture.context();
+    let mut job = job(&mut context);
     let before = Instant::now();
-    job.interrupt(Interrupt::Term);
-    ends_in_time(&job, 9, before);
-    assert!(job.asked && !job.overdue);
-    let first = job.ending;
-    for again in [Interrupt::Term, Interrupt::Usr1, Interrupt::Int] {
-        job.interrupt(again);
-        assert_eq!(job.ending, first);
+    job.handle_signal(ShutdownSignal::Term);
+    assert_in_grace(&job, 9, before);
+    assert!(job.request.requested && !job.request.overdue);
+    let first = job.shutdown;
+    for again in [ShutdownSignal::Term, ShutdownSignal::Usr1, ShutdownSignal::Int] {
+        job.handle_signal(again);
+        assert_eq!(job.shutdown, first);
     }
     let before = Instant::now();
-    job.interrupt(Interrupt::Int);
-    assert!(job.overdue, "the second SIGINT ends it at once");
-    let Ending::Terminated(then) = job.ending else { panic!("{:?}", job.ending) };
-    assert!((before + MPIRUN_ENDS..=Instant::now() + MPIRUN_ENDS).contains(&then));
-    job.interrupt(Interrupt::Int);
-    assert_eq!(job.ending, Ending::Terminated(then));
+    job.handle_signal(ShutdownSignal::Int);
+    assert!(job.request.overdue, "the second SIGINT kills the job");
+    let Shutdown::Terminating(deadline) = job.shutdown else { panic!("{:?}", job.shutdown) };
+    assert!((before + MPIRUN_GRACE..=Instant::now() + MPIRUN_GRACE).contains(&deadline));
+    job.handle_signal(ShutdownSignal::Int);
+    assert_eq!(job.shutdown, Shutdown::Terminating(deadline));
 }
 
 #[tokio::test]
-async fn who_fails_has_the_grace_period_too() {
-    for (words, ends) in [
-        (vec![Word::Closed], true),
+async fn a_failure_of_a_rank_begins_the_grace_period() {
+    for (messages, ends) in [
+        (vec![RankMessage::Closed], true),
         (vec![farewell(1)], true),
         (vec![farewell(75)], true),
         (vec![farewell(0)], false),
-        (vec![farewell(0), Word::Closed], false),
+        (vec![farewell(0), RankMessage::Closed], false),
     ] {
-        let mut stage = Stage::new("--grace 9s");
-        let mut around = stage.around();
-        let mut job = job(&mut around);
+        let mut fixture = Fixture::new("--grace 9s");
+        let mut context = fixture.context();
+        let mut job = job(&mut context);
         let before = Instant::now();
-        // Of another start: nobody listens.
-        job.hear(Event { attempt: 2, ..said(0, Word::Closed) });
-        for word in &words {
-            job.hear(said(1, word.clone()));
+        // A message of another start is ignored.
+        job.handle_message(IncomingMessage { attempt: 2, ..from(0, RankMessage::Closed) });
+        for message in &messages {
+            job.handle_message(from(1, message.clone()));
         }
         if ends {
-            ends_in_time(&job, 9, before);
+            assert_in_grace(&job, 9, before);
         } else {
-            assert_eq!(job.ending, Ending::No, "{words:?}");
-            job.hear(said(0, farewell(0)));
-            ends_in_time(&job, 9, before);
+            assert_eq!(job.shutdown, Shutdown::None, "{messages:?}");
+            job.handle_message(from(0, farewell(0)));
+            assert_in_grace(&job, 9, before);
         }
     }
 }
 
 #[tokio::test]
-async fn what_does_not_end_is_killed_step_by_step() {
-    let mut stage = Stage::new("");
-    let mut around = stage.around();
-    let mut job = job(&mut around);
+async fn a_job_that_does_not_end_is_killed_in_stages() {
+    let mut fixture = Fixture::new("");
+    let mut context = fixture.context();
+    let mut job = job(&mut context);
     let later = Instant::now() + Duration::from_secs(3600);
-    for waits in [Ending::No, Ending::Until(later), Ending::Terminated(later)] {
-        job.ending = waits;
-        assert!(!job.press_on().await && job.ending == waits && !job.overdue);
+    for stage in [Shutdown::None, Shutdown::Grace(later), Shutdown::Terminating(later)] {
+        job.shutdown = stage;
+        assert!(!job.escalate() && job.shutdown == stage && !job.request.overdue);
     }
-    job.ending = Ending::Until(Instant::now());
-    assert!(!job.press_on().await && job.overdue);
-    assert!(matches!(job.ending, Ending::Terminated(_)), "{:?}", job.ending);
-    job.ending = Ending::Terminated(Instant::now());
-    assert!(job.press_on().await && job.ending == Ending::Killed);
+    job.shutdown = Shutdown::Grace(Instant::now());
+    assert!(!job.escalate() && job.request.overdue);
+    assert!(matches!(job.shutdown, Shutdown::Terminating(_)), "{:?}", job.shutdown);
+    job.shutdown = Shutdown::Terminating(Instant::now());
+    assert!(job.escalate() && job.shutdown == Shutdown::Killed);
 }
 
-/// The outcome of a job whose ranks sent these messages and whose mpirun exited with this code.
-fn end(code: i32, words: &[Word], prepare: impl FnOnce(&mut Job)) -> (u8, String, bool) {
-    let mut stage = Stage::new("");
-    let mut around = stage.around();
-    let mut job = job(&mut around);
-    for word in words {
-        job.hear(said(0, word.clone()));
+/// Returns the outcome of a job whose rank 0 sent these messages and whose mpirun exited with this code.
+fn end(code: i32, messages: &[RankMessage], prepare: impl FnOnce(&mut Job)) -> (u8, String, bool) {
+    let mut fixture = Fixture::new("");
+    let mut context = fixture.context();
+    let mut job = job(&mut context);
+    for message in messages {
+        job.handle_message(from(0, message.clone()));
     }
     prepare(&mut job);
-    let ended = job.ended(Some(ExitStatus::from_raw(code << 8)), &[]);
-    (ended.outcome.code, ended.outcome.reason, ended.hung)
+    let (outcome, hung) = job.finish(Some(ExitStatus::from_raw(code << 8)), &[]);
+    (outcome.code, outcome.reason, hung)
 }
 
 #[tokio::test]
-async fn a_job_that_hung_is_started_again_unless_it_was_to_end() {
-    let hung = |asked| move |job: &mut Job| (job.hang, job.asked) = (Some("it hung".to_owned()), asked);
-    // Its ranks may take leave in order while they are ended.
+async fn a_job_that_hung_is_restarted_unless_its_end_was_requested() {
+    let hung =
+        |requested| move |job: &mut Job| (job.hang, job.request.requested) = (Some("it hung".to_owned()), requested);
+    // Its ranks may exit normally while they are killed.
     for code in [1, 75, 143] {
         assert_eq!(end(code, &[trained(10, 12)], hung(false)), (1, "it hung".to_owned(), true), "{code}");
         assert_eq!(end(code, &[trained(10, 12)], hung(true)), (75, "it hung".to_owned(), true), "{code}");
@@ -236,35 +256,35 @@ async fn a_job_that_hung_is_started_again_unless_it_was_to_end() {
 }
 
 #[tokio::test]
-async fn a_job_that_was_asked_to_end_is_preempted_unless_it_failed() {
-    let asked = |overdue| move |job: &mut Job| (job.asked, job.overdue) = (true, overdue);
-    let killed =
-        "the job was killed as asked, without a last checkpoint; start again to go on from the checkpoint of step 10";
-    assert_eq!(end(143, &[trained(10, 12)], asked(true)), (75, killed.to_owned(), false));
-    let early = "the job was ended before its first step; start again to go on from the checkpoint of step 10";
-    assert_eq!(end(7, &[trained(10, 10), farewell(7)], asked(false)), (75, early.to_owned(), false));
+async fn a_job_whose_end_was_requested_is_preempted_unless_it_failed() {
+    let requested = |overdue| move |job: &mut Job| job.request = ShutdownRequest { requested: true, overdue };
+    let killed = "the job was killed as requested, without a last checkpoint; start again to resume from the checkpoint of step 10";
+    assert_eq!(end(143, &[trained(10, 12)], requested(true)), (75, killed.to_owned(), false));
+    let early = "the job ended before its first step; start again to resume from the checkpoint of step 10";
+    assert_eq!(end(7, &[trained(10, 10), farewell(7)], requested(false)), (75, early.to_owned(), false));
     let failed = (7, "rank 0: so it is".to_owned(), false);
-    assert_eq!(end(7, &[trained(10, 11), farewell(7)], asked(false)), failed);
-    assert_eq!(end(7, &[trained(10, 10), farewell(7)], |_| ()), failed, "nobody asked");
+    assert_eq!(end(7, &[trained(10, 11), farewell(7)], requested(false)), failed);
+    assert_eq!(end(7, &[trained(10, 10), farewell(7)], |_| ()), failed, "nothing was requested");
     for code in [0, 75, 78] {
-        assert_eq!(end(code, &[trained(10, 12)], asked(true)).0, code as u8);
+        assert_eq!(end(code, &[trained(10, 12)], requested(true)).0, code as u8);
     }
 }
 
 #[tokio::test]
-async fn what_a_start_has_gained_outlives_it() {
-    let mut stage = Stage::new("");
-    // One that ends before its ranks know where they go on tells nothing.
-    for (words, resumed, reached) in [(vec![], 0, 0), (vec![trained(10, 12)], 10, 12), (vec![trained(20, 40)], 20, 40)]
+async fn the_history_outlives_a_start() {
+    let mut fixture = Fixture::new("");
+    // A start that ends before its ranks know where they resume adds nothing.
+    for (messages, resumed, reached) in
+        [(vec![], 0, 0), (vec![trained(10, 12)], 10, 12), (vec![trained(20, 40)], 20, 40)]
     {
-        let mut around = stage.around();
-        let mut job = job(&mut around);
-        for word in words {
-            job.hear(said(0, word));
+        let mut context = fixture.context();
+        let mut job = job(&mut context);
+        for message in messages {
+            job.handle_message(from(0, message));
         }
-        let outcome = job.ended(None, &[]).outcome;
-        assert_eq!((outcome.resumed, outcome.reached, outcome.asked), (resumed, reached, false));
+        let (outcome, _) = job.finish(None, &[]);
+        assert_eq!((outcome.resumed, outcome.reached, outcome.requested), (resumed, reached, false));
     }
-    assert_eq!(stage.record.first_step, Some(10));
-    assert_eq!(stage.record.split.seconds().compute, 6.0, "both starts have trained");
+    assert_eq!(fixture.history.first_step, Some(10));
+    assert_eq!(fixture.history.time.seconds().compute, 6.0, "both starts have trained");
 }

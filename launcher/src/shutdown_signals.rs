@@ -1,23 +1,23 @@
-//! The signals that ask the launcher to end.
+//! The signals that ask the launcher to shut down.
 
 use std::{fmt, io};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A request to end.
+/// A signal that requests a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interrupt {
+pub(crate) enum ShutdownSignal {
     /// Ctrl-C.
     Int,
-    /// `kill`, Kubernetes, or a time limit.
+    /// Sent by `kill`, by Kubernetes and at time limits.
     Term,
-    /// Slurm's `--signal`.
+    /// Sent by Slurm's `--signal`.
     Usr1,
     /// The terminal was closed.
     Hup,
 }
 
-impl fmt::Display for Interrupt {
+impl fmt::Display for ShutdownSignal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Int => "SIGINT",
@@ -28,22 +28,22 @@ impl fmt::Display for Interrupt {
     }
 }
 
-/// Hears all of them.
+/// A receiver of shutdown signals.
 #[derive(Debug)]
-pub struct Interrupts {
+pub(crate) struct ShutdownSignals {
     int: Signal,
     term: Signal,
     usr1: Signal,
     hup: Option<Signal>,
 }
 
-impl Interrupts {
-    /// From now on they do not end the process.
+impl ShutdownSignals {
+    /// Installs handlers, so that these signals no longer end the process.
     ///
     /// # Errors
-    /// The system refuses the handlers.
-    pub fn watch() -> io::Result<Self> {
-        // nohup has it ignored, and means it.
+    /// The system rejects a handler.
+    pub(crate) fn install() -> io::Result<Self> {
+        // nohup ignores SIGHUP on purpose.
         let hup = if is_ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
         Ok(Self {
             int: signal(SignalKind::interrupt())?,
@@ -53,8 +53,8 @@ impl Interrupts {
         })
     }
 
-    /// The next one. Waiting can be given up and taken up again.
-    pub async fn next(&mut self) -> Interrupt {
+    /// Waits for the next signal. The method is cancel safe.
+    pub(crate) async fn next(&mut self) -> ShutdownSignal {
         let hup = async {
             match &mut self.hup {
                 Some(hup) => hup.recv().await,
@@ -62,10 +62,10 @@ impl Interrupts {
             }
         };
         tokio::select! {
-            _ = self.int.recv() => Interrupt::Int,
-            _ = self.term.recv() => Interrupt::Term,
-            _ = self.usr1.recv() => Interrupt::Usr1,
-            _ = hup => Interrupt::Hup,
+            _ = self.int.recv() => ShutdownSignal::Int,
+            _ = self.term.recv() => ShutdownSignal::Term,
+            _ = self.usr1.recv() => ShutdownSignal::Usr1,
+            _ = hup => ShutdownSignal::Hup,
         }
     }
 }
@@ -78,12 +78,12 @@ fn is_ignored(kind: SignalKind) -> bool {
 }
 
 #[cfg(test)]
-impl Interrupts {
-    /// For tests: hears none of those that end a process, so that the test still ends by them.
+impl ShutdownSignals {
+    /// Returns a receiver that never receives the signals that end a process, so that they still end a test.
     ///
     /// # Errors
-    /// The system refuses the handlers.
-    pub fn none() -> io::Result<Self> {
+    /// The system rejects a handler.
+    pub(crate) fn none() -> io::Result<Self> {
         let harmless = || signal(SignalKind::window_change());
         Ok(Self { int: harmless()?, term: harmless()?, usr1: harmless()?, hup: None })
     }

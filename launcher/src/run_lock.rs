@@ -1,4 +1,4 @@
-//! One launcher per run: two would restart each other's jobs.
+//! The lock that prevents two launchers of the same run, which would restart each other's jobs.
 
 use std::{fs::File, os::unix::fs::MetadataExt, path::Path};
 
@@ -7,39 +7,39 @@ use rustix::{
     io::Errno,
 };
 
-use crate::exit::Stop;
+use crate::stop::Stop;
 
-/// Held as long as the launcher lives. The lock is the kernel's, on the folder itself: it leaves no file behind, and
-/// ends with the process however that ends.
+/// An exclusive lock on the log folder of a run. It is a lock of the kernel on the folder itself: it leaves no file behind
+/// and is released when the process ends, however that happens.
 #[derive(Debug)]
-pub struct RunLock {
+pub(crate) struct RunLock {
     _folder: File,
 }
 
 impl RunLock {
-    /// Takes the folder, which must be there.
+    /// Locks an existing folder.
     ///
     /// # Errors
-    /// Another launcher has it, or it cannot be opened.
-    pub fn take(folder: &Path) -> Result<Self, Stop> {
+    /// Another launcher holds the lock, or the folder cannot be opened.
+    pub(crate) fn acquire(folder: &Path) -> Result<Self, Stop> {
         let shown = folder.display();
         let file = File::open(folder).map_err(|error| Stop::configuration(format!("run.log_dir: {shown}: {error}")))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => {
-                let holder =
-                    holder(&file).map_or_else(|| "on another machine".to_owned(), |pid| format!("of pid {pid}"));
+                let holder = holder(&file).map_or_else(|| "on another host".to_owned(), |pid| format!("pid {pid}"));
                 Err(Stop::configuration(format!(
-                    "another arinar-launcher ({holder}) runs this already, see {shown}; end it, or give this run another \
+                    "another arinar-launcher ({holder}) already manages this run, see {shown}; stop it, or set another \
                      run.log_dir and run.dir"
                 )))
             }
-            // Some network file systems lock no folders; the trainer's lease on run.dir is still there.
+            // Some network file systems cannot lock folders. The trainer's lease on run.dir still protects the run.
             _ => Ok(Self { _folder: file }),
         }
     }
 }
 
-/// Who holds it, as the kernel's list says: `1: FLOCK ADVISORY WRITE 812 fe:00:4711 0 EOF`.
+/// Returns the process that holds the lock according to the kernel, which lists locks as
+/// `1: FLOCK ADVISORY WRITE 812 fe:00:4711 0 EOF`.
 fn holder(file: &File) -> Option<u32> {
     let inode = file.metadata().ok()?.ino().to_string();
     let list = std::fs::read_to_string("/proc/locks").ok()?;
@@ -57,15 +57,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_learns_who_is_first() {
+    fn the_error_names_the_holder() {
         let folder = tempfile::tempdir().unwrap();
-        let first = RunLock::take(folder.path()).unwrap();
-        let told = RunLock::take(folder.path()).unwrap_err();
-        assert!(told.code == 78 && told.line.contains(&format!("of pid {}", std::process::id())), "{told}");
+        let first = RunLock::acquire(folder.path()).unwrap();
+        let error = RunLock::acquire(folder.path()).unwrap_err();
+        assert!(error.code == 78 && error.line.contains(&format!("(pid {})", std::process::id())), "{error}");
         drop(first);
-        // A process that another test starts has a copy of the lock from its fork until it becomes another program.
+        // A process that another test starts holds a copy of the lock between its fork and its exec.
         let began = std::time::Instant::now();
-        while let Err(held) = RunLock::take(folder.path()) {
+        while let Err(held) = RunLock::acquire(folder.path()) {
             assert!(began.elapsed() < std::time::Duration::from_secs(60), "{held}");
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
