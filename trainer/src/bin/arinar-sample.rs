@@ -4,12 +4,10 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use arinar_data::dataset::Dataset;
-use arinar_model::Precision;
-use arinar_model::arinar::{Arinar, SampleOptions};
 use arinar_model::device::DeviceChoice;
 use arinar_model::schedule::GuidanceSchedule;
 use arinar_model::vae::{LoadedVae, load_vae};
-use arinar_model::weights;
+use arinar_model::{Arinar, Precision, SampleOptions, weights};
 use arinar_store::Store;
 use arinar_store::object::LocalCopy;
 use arinar_trainer::allocator;
