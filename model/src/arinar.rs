@@ -64,7 +64,7 @@ impl Arinar {
     }
 
     /// Returns the device of the parameters.
-    pub(crate) fn device(&self) -> Device {
+    pub fn device(&self) -> Device {
         self.outer.device()
     }
 
