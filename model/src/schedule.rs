@@ -106,7 +106,7 @@ fn normal_cdf(x: f64) -> f64 {
 }
 
 /// Inverts [`normal_cdf`] on (0, 0.5] with Newton's method. Starting at 0, the iteration converges from the right
-/// because the distribution is log-concave.
+/// because the distribution function is convex there.
 fn normal_quantile(probability: f64) -> f64 {
     let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
     let mut x = 0.0;
