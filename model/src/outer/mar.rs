@@ -34,18 +34,18 @@ impl Mar {
     /// Creates the parameters at `path` for sequences of `tokens` tokens.
     pub fn new(path: &nn::Path<'_>, tokens: i64, classes: i64, latent: &LatentConfig, config: &OuterConfig) -> Self {
         let width = config.width;
-        let places = config.buffer_tokens + tokens;
+        let positions = config.buffer_tokens + tokens;
         Self {
             class_emb: embedding(&(path / "class_emb"), "weight", &[classes, width]),
             fake_latent: embedding(path, "fake_latent", &[1, width]),
             z_proj: xavier_linear(path / "z_proj", latent.channels, width),
             z_proj_ln: layer_norm(path / "z_proj_ln", width),
-            encoder_pos_embed: embedding(path, "encoder_pos_embed_learned", &[1, places, width]),
+            encoder_pos_embed: embedding(path, "encoder_pos_embed_learned", &[1, positions, width]),
             encoder_blocks: blocks(&(path / "encoder_blocks"), config.encoder_depth, config),
             encoder_norm: layer_norm(path / "encoder_norm", width),
             decoder_embed: xavier_linear(path / "decoder_embed", width, width),
             mask_token: embedding(path, "mask_token", &[1, 1, width]),
-            decoder_pos_embed: embedding(path, "decoder_pos_embed_learned", &[1, places, width]),
+            decoder_pos_embed: embedding(path, "decoder_pos_embed_learned", &[1, positions, width]),
             decoder_blocks: blocks(&(path / "decoder_blocks"), config.decoder_depth, config),
             decoder_norm: layer_norm(path / "decoder_norm", width),
             diffusion_pos_embed: embedding(path, "diffusion_pos_embed_learned", &[1, tokens, width]),
@@ -80,8 +80,8 @@ impl Mar {
     pub fn encode(&self, tokens: &Tensor, class_embedding: &Tensor, mask: &Mask, train: bool) -> Tensor {
         let kept = self.z_proj.forward(&mask::gather(tokens, mask.kept())); // [B, K, D]
         let buffer = class_embedding.unsqueeze(1).expand([-1, self.buffer_tokens, -1], false);
-        let places = self.places(mask.kept());
-        let inputs = Tensor::cat(&[buffer, kept], 1) + lookup(&self.encoder_pos_embed.squeeze_dim(0), &places);
+        let rows = self.position_rows(mask.kept());
+        let inputs = Tensor::cat(&[buffer, kept], 1) + lookup(&self.encoder_pos_embed.squeeze_dim(0), &rows);
         let inputs = self.z_proj_ln.forward(&inputs);
         self.encoder_norm.forward(&run(&self.encoder_blocks, inputs, train))
     }
@@ -95,7 +95,7 @@ impl Mar {
         let order = mask.order();
         let unknown = self.mask_token.expand([batch, mask.num_masked(), -1], false);
         let tokens = Tensor::cat(&[self.decoder_embed.forward(encoded), unknown], 1); // [B, S + L, D]
-        let tokens = tokens + lookup(&self.decoder_pos_embed.squeeze_dim(0), &self.places(&order));
+        let tokens = tokens + lookup(&self.decoder_pos_embed.squeeze_dim(0), &self.position_rows(&order));
         let tokens = run(&self.decoder_blocks, tokens, train).narrow(1, self.buffer_tokens, length);
         self.decoder_norm.forward(&tokens) + lookup(&self.diffusion_pos_embed.squeeze_dim(0), &order)
     }
@@ -107,7 +107,7 @@ impl Mar {
     }
 
     /// Returns the rows of the position tables for the buffer followed by `positions`: [B, N] to [B, S + N].
-    fn places(&self, positions: &Tensor) -> Tensor {
+    fn position_rows(&self, positions: &Tensor) -> Tensor {
         let buffer = Tensor::arange(self.buffer_tokens, (Kind::Int64, positions.device()));
         Tensor::cat(&[buffer.expand([positions.size()[0], -1], false), positions + self.buffer_tokens], 1)
     }
