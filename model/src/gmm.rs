@@ -1,12 +1,12 @@
 //! Mixtures of one-dimensional Gaussians.
 //!
-//! Shapes: ... any leading dimensions, K Gaussians.
+//! Shapes: ... any leading dimensions, K Gaussians, V values.
 
 use std::f64::consts::TAU;
 
 use tch::{Kind, Tensor};
 
-/// A mixture for every element of the leading dimensions.
+/// One mixture of K Gaussians for every element of the leading dimensions.
 #[derive(Debug)]
 pub struct Mixture {
     /// Logarithms of the normalised weights, [..., K].
@@ -18,10 +18,10 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// Takes apart the output of the head: K means, K log-variances, K weight logits.
+    /// Splits the output of the head into K means, K log-variances and K weight logits.
     ///
     /// # Shapes
-    /// [..., 3K].
+    /// `raw` is [..., 3K].
     pub fn from_raw(raw: &Tensor) -> Self {
         let parts = raw.chunk(3, -1);
         Self {
@@ -31,7 +31,7 @@ impl Mixture {
         }
     }
 
-    /// Log-density of `value` WITHOUT the constant -log(2 pi)/2, which the training loss leaves out.
+    /// Returns the log-density of `value` WITHOUT the constant -log(2 pi)/2, which the training loss omits.
     ///
     /// # Shapes
     /// [...] to [...].
@@ -42,10 +42,10 @@ impl Mixture {
         height.addcmul(&distance, &curvature).logsumexp(-1, false)
     }
 
-    /// Log-density of several values each.
+    /// Returns the log-density of several values under each mixture.
     ///
     /// # Shapes
-    /// For a mixture with leading dimension `[N]`: [N, V] to [N, V].
+    /// For mixtures with leading dimension `[N]`: [N, V] to [N, V].
     pub fn log_density(&self, values: &Tensor) -> Tensor {
         let spread = Self {
             log_weight: self.log_weight.unsqueeze(1),
@@ -55,11 +55,11 @@ impl Mixture {
         spread.log_likelihood(values) - 0.5 * TAU.ln()
     }
 
-    /// Draws `count` values each, with every standard deviation divided by `temperature`: above 1 sharpens
-    /// (the paper's direction). Weights are never tempered.
+    /// Draws `count` values from each mixture, with every standard deviation divided by `temperature`. As in the paper,
+    /// values above 1 sharpen. The temperature does not affect the mixture weights.
     ///
     /// # Shapes
-    /// For a mixture with leading dimension `[N]`: [N, count].
+    /// For mixtures with leading dimension `[N]`, returns [N, count].
     pub fn sample(&self, count: i64, temperature: f64) -> Tensor {
         let component = self.log_weight.exp().multinomial(count, true); // [N, count]
         let mean = self.mean.gather(1, &component, false);
@@ -67,7 +67,7 @@ impl Mixture {
         mean.addcmul(&deviation.gather(1, &component, false), &mean.randn_like())
     }
 
-    /// The mixtures of rows `start..start + length` of the first dimension.
+    /// Returns the mixtures of rows `start..start + length` of the first dimension.
     pub fn narrow(&self, start: i64, length: i64) -> Self {
         Self {
             log_weight: self.log_weight.narrow(0, start, length),

@@ -1,43 +1,45 @@
-//! Where the features of a token come from in sampling, and classifier-free guidance on them.
+//! Sources of the features in sampling, and classifier-free guidance.
 
 use tch::{Kind, Tensor};
 
 use crate::gmm::Mixture;
 
-/// Candidates that compete for one feature (official `ARHead.sample`).
+/// Number of candidates drawn for one feature (official `ARHead.sample`).
 const CANDIDATES: i64 = 1000;
 
-/// Stands for the logarithm of a density that underflows, so that ratios stay finite.
+/// Replaces the logarithm of a density that underflows, so that ratios stay finite.
 const LOWEST_LOG_DENSITY: f64 = -1e30;
 
-/// A sampling step, before its features are chosen.
+/// The inputs of a sampling step, before its features are chosen.
 #[derive(Debug)]
 pub struct Step<'a> {
-    /// Counted from 0.
+    /// Index of the step, starting at 0.
     pub index: usize,
-    /// Positions that the step reveals, [B, R] i64, in no particular order.
+    /// Positions revealed by the step, [B, R] i64, in no particular order.
     pub positions: &'a Tensor,
-    /// Conditions of the tokens: [B R, D], or [2 B R, D] with the null class's in the second half.
+    /// Condition vectors of the tokens: [B R, D], or with guidance [2 B R, D] with those of the null class in the
+    /// second half.
     pub z: &'a Tensor,
     /// Guidance scale of this step.
     pub guidance: f64,
 }
 
-/// Chooses features one after the other. Sampling draws them; a test replays recorded ones.
+/// A source of features in sampling. [`Resampler`] draws them; tests replay recorded ones.
 pub trait FeatureSource {
-    /// Called before the first feature of each step.
+    /// Prepares for a step; called before its first feature.
     fn begin_step(&mut self, step: &Step<'_>);
 
-    /// Chooses feature number `feature` of all tokens of the step, given the mixtures under the class and,
-    /// with guidance, under the null class.
+    /// Chooses feature number `feature` of all tokens of the step, given the mixtures for the class and, with guidance,
+    /// for the null class.
     ///
     /// # Shapes
     /// Mixtures [N, K]; returns `[N]`.
     fn choose(&mut self, feature: i64, conditional: &Mixture, null: Option<&Mixture>) -> Tensor;
 }
 
-/// Draws from the conditional mixture; with guidance it draws candidates and resamples them with weights
-/// (p_conditional / p_null)^(guidance - 1), un-tempered. The official way.
+/// The sampler of the official code. Without guidance it draws from the conditional mixture. With guidance it draws
+/// candidates from it and resamples them with weights (p_conditional / p_null)^(guidance - 1), computed without the
+/// temperature.
 #[derive(Debug)]
 pub struct Resampler {
     temperature: f64,
@@ -45,7 +47,7 @@ pub struct Resampler {
 }
 
 impl Resampler {
-    /// `temperature` divides every standard deviation.
+    /// Creates a sampler; `temperature` divides every standard deviation.
     pub fn new(temperature: f64) -> Self {
         Self { temperature, guidance: 1.0 }
     }
@@ -66,7 +68,7 @@ impl FeatureSource for Resampler {
     }
 }
 
-/// Probability with which each candidate is the one chosen.
+/// Returns the probability of choosing each candidate.
 ///
 /// # Shapes
 /// `candidates` [N, V], mixtures [N, K]; returns [N, V].
@@ -86,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn densities_that_underflow_leave_probabilities() {
+    fn probabilities_are_valid_when_densities_underflow() {
         let candidates = Tensor::from_slice(&[0.0_f32, 1.0, 50.0]).view([1, 3]);
         for logvar in [0.0, -60.0, -120.0] {
             let probability = selection_probability(&candidates, &gaussian(0.0, 0.0), &gaussian(9.0, logvar), 4.5);

@@ -1,12 +1,12 @@
-//! Linear layers that multiply in a given precision.
+//! Linear layers that compute their product in a given precision.
 //!
-//! Their parameters are float32. The casts are part of the graph, so gradients arrive in float32, too.
+//! The parameters are float32. The casts are part of the autograd graph, so gradients are float32, too.
 
 use tch::{Kind, Tensor, nn};
 
 use crate::precision::Precision;
 
-/// `input * weight^T + bias`.
+/// A linear layer: `input * weight^T + bias`.
 #[derive(Debug)]
 pub(crate) struct Linear {
     weight: Tensor,
@@ -15,38 +15,39 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// A layer with these parameters that multiplies in float32.
+    /// Creates a layer with the parameters of `layer` that computes in float32.
     pub(crate) fn new(layer: nn::Linear) -> Self {
         Self { weight: layer.ws, bias: layer.bs, precision: Precision::Fp32 }
     }
 
-    /// A layer whose bias comes with every call.
+    /// Creates a layer whose bias is passed to each call of [`Self::forward_with`].
     pub(crate) fn without_bias(weight: Tensor) -> Self {
         Self { weight, bias: None, precision: Precision::Fp32 }
     }
 
-    /// The parameter, [outputs, inputs].
+    /// Returns the weight, [outputs, inputs].
     pub(crate) fn weight(&self) -> &Tensor {
         &self.weight
     }
 
-    /// Multiplies in `precision` from now on.
+    /// Sets the precision of subsequent products.
     pub(crate) fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
     }
 
-    /// The kind of the output.
+    /// Returns the kind of the output.
     pub(crate) fn output_kind(&self) -> Kind {
         self.precision.kind(self.weight.kind())
     }
 
-    /// Lets go of the parameters and keeps what the product needs: later calls need not cast again.
+    /// Replaces the parameters by copies detached from the graph and cast to the precision of the product, so that
+    /// later calls do not cast them again.
     pub(crate) fn freeze(&mut self) {
         self.weight = self.precision.cast(&self.weight.detach());
         self.bias = self.bias.as_ref().map(|bias| self.precision.cast(&bias.detach()));
     }
 
-    /// The product, of the precision's kind.
+    /// Applies the layer; the output has the kind of the precision.
     ///
     /// # Shapes
     /// [..., inputs] to [..., outputs].
@@ -54,7 +55,7 @@ impl Linear {
         self.forward_with(input, self.bias.as_ref())
     }
 
-    /// [`Self::forward`] with a bias from elsewhere.
+    /// Applies the layer with the given bias instead of its own.
     pub(crate) fn forward_with(&self, input: &Tensor, bias: Option<&Tensor>) -> Tensor {
         match self.precision {
             Precision::Fp32 => input.linear(&self.weight, bias),

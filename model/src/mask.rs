@@ -1,14 +1,14 @@
-//! Which tokens the outer layer sees and which it must predict.
+//! The mask, which divides tokens into those the outer layer sees and those it predicts.
 //!
 //! Shapes: B samples, L tokens, M masked tokens.
 
 use tch::{Kind, Tensor};
 
-/// A mask as two rectangular tables of token positions, so that tokens are gathered by index and every
-/// tensor has a fixed shape.
+/// A mask, stored as two rectangular tables of token positions so that tokens are gathered by index and every tensor
+/// has a fixed shape.
 ///
-/// Self-attention does not care in which order its tokens come, as long as each has its position embedding.
-/// Within this crate tokens therefore stay in the order [kept, masked] and are never scattered back.
+/// Self-attention does not depend on the order of its tokens, because each carries its position embedding. Within this
+/// crate, tokens therefore stay in the order [kept, masked] and are never scattered back.
 #[derive(Debug)]
 pub struct Mask {
     kept: Tensor,
@@ -16,7 +16,7 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// Masks the first `num_masked` tokens of each sample's order (official `random_masking`).
+    /// Creates a mask of the first `num_masked` tokens of each sample's order (official `random_masking`).
     ///
     /// # Shapes
     /// `orders` is [B, L] i64, each row a permutation.
@@ -25,7 +25,7 @@ impl Mask {
         Self { kept: orders.narrow(1, num_masked, length - num_masked), masked: orders.narrow(1, 0, num_masked) }
     }
 
-    /// Takes a table of zeros and ones (masked); each list is in ascending order.
+    /// Creates a mask from a table of zeros (kept) and ones (masked). Positions are in ascending order.
     ///
     /// # Shapes
     /// `mask` is [B, L] of any kind; every row must mask the same number of tokens.
@@ -35,33 +35,33 @@ impl Mask {
         Self::from_orders(&masked_first, num_masked)
     }
 
-    /// Positions that the encoder sees, [B, L-M] i64.
+    /// Returns the positions of kept tokens, which the encoder sees, [B, L-M] i64.
     pub fn kept(&self) -> &Tensor {
         &self.kept
     }
 
-    /// Positions to predict, [B, M] i64.
+    /// Returns the positions of masked tokens, which are predicted, [B, M] i64.
     pub fn masked(&self) -> &Tensor {
         &self.masked
     }
 
-    /// All positions in the order in which the decoder holds them, [B, L] i64.
+    /// Returns all positions in the decoder's order: kept, then masked, [B, L] i64.
     pub fn order(&self) -> Tensor {
         Tensor::cat(&[&self.kept, &self.masked], 1)
     }
 
-    /// Number of masked tokens in each sample.
+    /// Returns the number of masked tokens in each sample.
     pub fn num_masked(&self) -> i64 {
         self.masked.size()[1]
     }
 
-    /// Number of kept tokens in each sample.
-    pub fn num_kept(&self) -> i64 {
+    /// Returns the number of kept tokens in each sample.
+    pub(crate) fn num_kept(&self) -> i64 {
         self.kept.size()[1]
     }
 }
 
-/// Picks tokens by position.
+/// Gathers tokens by position.
 ///
 /// # Shapes
 /// `tokens` [B, L, D], `positions` [B, N] i64; returns [B, N, D].
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_of_each_order_are_masked() {
+    fn the_first_tokens_of_each_order_are_masked() {
         let orders = Tensor::from_slice(&[2_i64, 0, 1, 3, 3, 1, 2, 0]).view([2, 4]);
         let mask = Mask::from_orders(&orders, 3);
         assert_eq!(mask.masked(), &Tensor::from_slice(&[2_i64, 0, 1, 3, 1, 2]).view([2, 3]));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn gather_picks_rows() {
+    fn gather_selects_rows() {
         let tokens = Tensor::arange(12, (Kind::Float, tch::Device::Cpu)).view([2, 3, 2]);
         let picked = gather(&tokens, &Tensor::from_slice(&[2_i64, 0, 1, 1]).view([2, 2]));
         assert_eq!(picked, Tensor::from_slice(&[4_f32, 5., 0., 1., 8., 9., 8., 9.]).view([2, 2, 2]));

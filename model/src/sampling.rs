@@ -1,6 +1,6 @@
-//! The sampling loop: tokens are revealed step by step in a random order (official `sample_tokens`).
+//! The sampling loop, which reveals tokens step by step in a random order (official `sample_tokens`).
 //!
-//! Shapes: B pictures, L tokens of C features, D width, R tokens revealed in a step.
+//! Shapes: B images, L tokens of C features, D width, R tokens revealed in a step.
 
 use tch::{Kind, Tensor};
 
@@ -10,29 +10,29 @@ use crate::guidance::{FeatureSource, Resampler, Step};
 use crate::mask::Mask;
 use crate::schedule::{GuidanceSchedule, guidance_at, mask_lengths};
 
-/// The label of the null class: a picture of no class in particular.
+/// The label of the null class, which samples without a class condition.
 pub const NULL_CLASS: i64 = -1;
 
-/// How to sample.
+/// Options for sampling.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleOptions {
-    /// Steps that reveal the tokens; 256 in the paper, 64 is nearly as good.
+    /// Number of sampling steps: 256 in the paper's timings, 64 by default in the official code.
     pub steps: i64,
-    /// Classifier-free guidance; 1 is none and costs half.
+    /// Scale of classifier-free guidance; 1 disables guidance and halves the cost.
     pub guidance_scale: f64,
-    /// How guidance grows over the steps.
+    /// Growth of guidance over the steps.
     pub guidance_schedule: GuidanceSchedule,
-    /// Divides every standard deviation; above 1 sharpens.
+    /// Divisor of every standard deviation; values above 1 sharpen.
     pub temperature: f64,
-    /// Decides orders and features.
+    /// Seed of the orders and features.
     pub seed: u64,
 }
 
 impl SampleOptions {
-    /// Checks the options and the labels against a model.
+    /// Checks the options, and the labels against a model.
     ///
     /// # Errors
-    /// The first that is out of range, with the range.
+    /// Returns an error for the first value that is out of range; it names the range.
     pub fn validate(&self, labels: &[i64], config: &ModelConfig) -> Result<(), ConfigError> {
         let checks = [
             ("steps", self.steps as f64, self.steps >= 1, "at least 1"),
@@ -60,25 +60,25 @@ impl SampleOptions {
 }
 
 impl Arinar {
-    /// Samples one picture's latents for each label ([`NULL_CLASS`] for none); `observe(step, steps)` is
-    /// called after every step. Labels and options must have passed [`SampleOptions::validate`].
+    /// Samples the latent of one image for each label; [`NULL_CLASS`] stands for no class. Calls `observe(step, steps)`
+    /// after every step. Labels and options must have passed [`SampleOptions::validate`].
     ///
-    /// All random numbers come from libtorch's generator, which is seeded here.
+    /// All random numbers come from libtorch's global generator, which this function seeds.
     ///
     /// # Shapes
     /// Returns [B, C, H, W], still scaled.
     pub fn sample(&self, labels: &[i64], options: &SampleOptions, observe: &mut dyn FnMut(usize, usize)) -> Tensor {
-        // Only the bits of the seed matter.
+        // The cast keeps all bits of the seed.
         tch::manual_seed(options.seed as i64);
         let shape = [labels.len() as i64, self.config().sequence_length()];
         let orders = Tensor::rand(shape, (Kind::Float, self.device())).argsort(1, false);
         self.sample_along(labels, &orders, options, &mut Resampler::new(options.temperature), observe)
     }
 
-    /// Samples along given orders with features from `source`: the loop behind [`Arinar::sample`].
+    /// Samples in given orders with features from `source`. This is the loop of [`Arinar::sample`].
     ///
     /// # Shapes
-    /// `orders` [B, L] i64; tokens are revealed from the end of each order. Returns [B, C, H, W].
+    /// `orders` [B, L] i64, each row a permutation whose tokens are revealed from the end. Returns [B, C, H, W].
     pub fn sample_along(
         &self,
         labels: &[i64],
@@ -95,7 +95,7 @@ impl Arinar {
             let lengths = mask_lengths(length, options.steps);
             let mut masked = length;
             for (index, &next) in lengths.iter().enumerate() {
-                // With more steps than tokens some steps have nothing to reveal.
+                // With more steps than tokens, some steps reveal nothing.
                 if next < masked {
                     let guidance = guidance_at(options.guidance_schedule, options.guidance_scale, next, length);
                     let step = Reveal { index, masked, next, guidance };
@@ -108,14 +108,14 @@ impl Arinar {
         })
     }
 
-    /// Class embeddings, followed by as many of the null class with guidance.
+    /// Returns the class embeddings, followed with guidance by the same number of null-class embeddings.
     fn sampling_classes(&self, labels: &[i64], guided: bool) -> Tensor {
         let labels = Tensor::from_slice(labels).to_device(self.device());
         let classes = self.outer().class_embedding(&labels, &labels.eq(NULL_CLASS));
         if guided { Tensor::cat(&[&classes, &self.outer().null_embedding(labels.size()[0])], 0) } else { classes }
     }
 
-    /// Predicts and writes the tokens of one step.
+    /// Samples the tokens revealed by one step and writes them to `tokens`.
     fn reveal(
         &self,
         tokens: &mut Tensor,
@@ -141,9 +141,9 @@ impl Arinar {
 /// One step of the schedule.
 struct Reveal {
     index: usize,
-    /// Tokens masked before the step.
+    /// Number of tokens masked before the step.
     masked: i64,
-    /// Tokens masked after it.
+    /// Number of tokens masked after the step.
     next: i64,
     guidance: f64,
 }

@@ -1,54 +1,54 @@
-//! Schedules as pure functions: how many tokens are masked, how strong guidance is, the learning rate.
+//! Schedules as pure functions: the number of masked tokens, the guidance scale and the learning rate.
 
 use std::f64::consts::{FRAC_PI_2, PI, SQRT_2};
 
 use serde::{Deserialize, Serialize};
 
-/// Spread of the normal distribution that mask ratios are drawn from; its mean is 1.
+/// Standard deviation of the normal distribution of mask ratios before truncation; its mean is 1.
 const MASK_RATIO_STD: f64 = 0.25;
 
-/// How guidance grows during sampling.
+/// The growth of guidance during sampling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GuidanceSchedule {
-    /// From 1 towards the scale, with the share of tokens that are known.
+    /// Grows from 1 towards the scale with the fraction of known tokens.
     #[default]
     Linear,
-    /// The scale from the first step on.
+    /// Uses the full scale in every step.
     Constant,
 }
 
-/// What the learning rate does after warm-up.
+/// The course of the learning rate after warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LrSchedule {
     /// Stays at its peak.
     Constant,
-    /// Falls to the floor along half a cosine.
+    /// Decays to the floor along half a cosine period.
     Cosine,
 }
 
-/// A learning rate over a run.
+/// A learning-rate schedule over a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LearningRate {
-    /// What it does after warm-up.
+    /// Course after warm-up.
     pub schedule: LrSchedule,
-    /// Rate at the end of warm-up.
+    /// Learning rate at the end of warm-up.
     pub peak: f64,
-    /// Rate at the end of a cosine.
+    /// Learning rate at the end of the cosine schedule.
     pub floor: f64,
     /// Length of the linear warm-up from 0.
     pub warmup_epochs: f64,
-    /// Length of the run, warm-up included.
+    /// Length of the run, including warm-up.
     pub epochs: f64,
 }
 
-/// Tokens still masked after each of `steps` sampling steps (MaskGIT's cosine); 0 after the last. The official
-/// sampler's value after the last step is 1, with every remaining token predicted all the same.
+/// Returns the number of tokens still masked after each of `steps` sampling steps, which follows MaskGIT's cosine and
+/// ends with 0. The official sampler has 1 for the last step, but predicts all remaining tokens in it, too.
 pub fn mask_lengths(sequence_length: i64, steps: i64) -> Vec<i64> {
     let mut masked = sequence_length;
     let mut lengths: Vec<i64> = (1..=steps)
         .map(|step| {
-            // In f64: f32 is off by one where the cosine is exactly one half.
+            // This needs f64: f32 is off by one where the cosine is exactly one half.
             let cosine = (FRAC_PI_2 * step as f64 / steps as f64).cos();
             let scheduled = (sequence_length as f64 * cosine).floor() as i64;
             masked = scheduled.min(masked - 1).max(1);
@@ -61,8 +61,8 @@ pub fn mask_lengths(sequence_length: i64, steps: i64) -> Vec<i64> {
     lengths
 }
 
-/// Guidance of a step after which `still_masked` tokens are masked. The last step counts as if one were left,
-/// as in the official code: linear guidance never reaches the full scale.
+/// Returns the guidance scale of a step after which `still_masked` tokens are masked. As in the official code, the last
+/// step counts as if one token were left, so linear guidance never reaches the full scale.
 pub fn guidance_at(schedule: GuidanceSchedule, scale: f64, still_masked: i64, sequence_length: i64) -> f64 {
     match schedule {
         GuidanceSchedule::Constant => scale,
@@ -72,7 +72,7 @@ pub fn guidance_at(schedule: GuidanceSchedule, scale: f64, still_masked: i64, se
     }
 }
 
-/// Learning rate at fractional `epoch` (official `util/lr_sched.py`).
+/// Returns the learning rate at a fractional epoch (official `util/lr_sched.py`).
 pub fn lr_at(rate: &LearningRate, epoch: f64) -> f64 {
     if epoch < rate.warmup_epochs {
         return rate.peak * epoch / rate.warmup_epochs;
@@ -87,26 +87,26 @@ pub fn lr_at(rate: &LearningRate, epoch: f64) -> f64 {
     }
 }
 
-/// Tokens masked at a mask ratio.
+/// Returns the number of masked tokens for a mask ratio.
 pub fn num_masked(sequence_length: i64, ratio: f64) -> i64 {
     ((sequence_length as f64 * ratio).ceil() as i64).clamp(1, sequence_length)
 }
 
-/// The mask ratio at quantile `uniform` in [0, 1): a normal of mean 1 and standard deviation 0.25, truncated to
-/// [`ratio_min`, 1].
+/// Returns the mask ratio at quantile `uniform` in [0, 1) of a normal distribution with mean 1 and standard deviation
+/// 0.25, truncated to [`ratio_min`, 1].
 pub fn mask_ratio_quantile(uniform: f64, ratio_min: f64) -> f64 {
     let lowest = normal_cdf((ratio_min - 1.0) / MASK_RATIO_STD);
     let probability = lowest + uniform * (0.5 - lowest);
     (1.0 + MASK_RATIO_STD * normal_quantile(probability)).clamp(ratio_min, 1.0)
 }
 
-/// Cumulative distribution of the standard normal.
+/// Returns the cumulative distribution function of the standard normal at `x`.
 fn normal_cdf(x: f64) -> f64 {
     0.5 * libm::erfc(-x / SQRT_2)
 }
 
-/// Inverse of [`normal_cdf`] on (0, 0.5]: Newton's method from 0, where the density is log-concave and the
-/// iteration converges from the right.
+/// Inverts [`normal_cdf`] on (0, 0.5] with Newton's method. Starting at 0, the iteration converges from the right
+/// because the distribution function is convex there.
 fn normal_quantile(probability: f64) -> f64 {
     let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
     let mut x = 0.0;
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn every_sampling_step_reveals_a_token_while_there_are_some() {
+    fn every_sampling_step_reveals_a_token_while_any_are_masked() {
         for (length, steps) in [(16, 1), (16, 16), (256, 64), (256, 256), (4, 4), (4, 9)] {
             let lengths = mask_lengths(length, steps);
             assert_eq!(lengths.len() as i64, steps);

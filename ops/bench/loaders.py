@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Times MosaicML Streaming, LitData and our own reader on the same records, in one run, and prints ratios.
+"""Times MosaicML Streaming, LitData and our reader on the same records in one run, and prints ratios.
 
-    python3 ops/bench/loaders.py            # installs the two into $ARINAR_HOME/bench first (6 GB: they need PyTorch)
+    python3 ops/bench/loaders.py            # first installs the other two in $ARINAR_HOME/bench (6 GB, with PyTorch)
     python3 ops/bench/loaders.py --seconds 20 --records 16384
 
-Each gets the same records of 32 KiB (16,384 of them, 512 MiB) in its own format, in a folder under $ARINAR_HOME, and
-reads them in random order from a warm page cache: every file has been read just before. MosaicML Streaming and LitData
-run once in one process, without the cost of a DataLoader, and behind a torch DataLoader with 1, 2 and 4 workers, the
-best of which counts. Both check nothing while reading. Ours reads through a Rust program (data/benches/records.rs), on one
-thread, comparing the CRC32C of every record; its dataset has a second view of each record, so it is twice as large.
-Nothing else should be running.
+Each reader gets the same records of 32 KiB (16,384 of them, 512 MiB) in its own format, in a folder below $ARINAR_HOME,
+and reads them in random order from a warm page cache: every file has been read just before. MosaicML Streaming and
+LitData run once in one process, without the cost of a DataLoader, and with a torch DataLoader with 1, 2 and 4 workers,
+of which the best result counts. Neither verifies what it reads. Our reader runs in a Rust program (the benchmark
+`records`) on one thread and verifies the CRC32C of every record. Its dataset has a second view of each record, so it is
+twice as large. Run nothing else during the measurement.
 """
 
 import argparse
@@ -39,8 +39,8 @@ def home():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=16384)
-    parser.add_argument("--seconds", type=float, default=10, help="time for each measure")
-    parser.add_argument("--times", type=int, default=3, help="runs of each measure; the best counts")
+    parser.add_argument("--seconds", type=float, default=10, help="time for each measurement")
+    parser.add_argument("--times", type=int, default=3, help="runs of each measurement, of which the best counts")
     parser.add_argument("--measure", choices=["mosaic", "litdata"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -55,7 +55,7 @@ def main():
 
 
 def install():
-    """A virtual environment with both of them; returns its Python."""
+    """Creates a virtual environment with both packages and returns its Python."""
     folder = home() / "bench"
     python = folder / "bin" / "python"
     wanted = [requirement.partition("==")[::2] for requirement in PACKAGES]
@@ -69,7 +69,7 @@ def install():
 
 
 def theirs(python, name, arguments):
-    """Measures in a process of its own, since each of them changes global state; worker count to records/s."""
+    """Measures in a separate process, since each reader changes global state. Returns records/s by worker count."""
     command = [python, __file__, "--measure", name, "--records", str(arguments.records),
                "--seconds", str(arguments.seconds), "--times", str(arguments.times)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -77,7 +77,7 @@ def theirs(python, name, arguments):
 
 
 def ours(arguments):
-    """The best of some runs of the Rust bench, in records/s."""
+    """Returns the best of several runs of the Rust benchmark, in records/s."""
     folder = home() / "bench-data" / f"arinar-{arguments.records}"
     environment = dict(os.environ, RECORDS=str(arguments.records), SECONDS=str(max(1, round(arguments.seconds))),
                        FOLDER=str(folder))
@@ -104,7 +104,7 @@ def report(results, arguments):
 
 
 def measure(arguments):
-    """In the virtual environment: writes the records if they are not there, and reads them."""
+    """Runs in the virtual environment: writes the records if they are absent, and reads them."""
     folder = home() / "bench-data" / f"{arguments.measure}-{arguments.records}"
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -134,7 +134,7 @@ def warm(folder):
 
 
 def rate_of(loader, arguments):
-    """Records/s over whole epochs, the first of which is not timed: it starts workers and opens files."""
+    """Returns records/s over whole epochs. The first is not timed, since it starts workers and opens files."""
     seen = 0
     for batch in loader:
         assert batch.nbytes == len(batch) * RECORD_BYTES, batch.shape
@@ -148,7 +148,7 @@ def rate_of(loader, arguments):
 
 
 class OneProcess:
-    """Batches of a dataset's items, gathered right here."""
+    """Yields batches of a dataset's items, collated in this process."""
 
     def __init__(self, dataset, collate):
         self.dataset, self.collate = dataset, collate
@@ -165,7 +165,7 @@ class OneProcess:
 
 
 def records_of(count):
-    """The records: bytes that differ from one to the next and do not compress."""
+    """Yields the records: distinct, incompressible bytes."""
     import numpy as np
 
     rng = np.random.default_rng(1)
@@ -214,7 +214,7 @@ def litdata(folder, workers):
 
 
 def stack(batch):
-    """A batch buffer, as a training step wants it."""
+    """Returns a batch in one buffer, as a training step needs it."""
     import numpy as np
 
     return np.stack(batch)

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Times a training step of ARINAR-B in the official PyTorch code, on the shapes of `make bench`.
+"""Times a training step of ARINAR-B in the official PyTorch code, with the shapes of `make bench`.
 
     git clone https://github.com/Qinyu-Allen-Zhao/Arinar
     python3 -m venv venv && venv/bin/pip install torch==2.13.0 timm scipy numpy tqdm
     venv/bin/python ops/bench/official.py --official Arinar
 
-Run it on the machine, and beside the run, of `make bench`; nothing else should be running. It imports the official
-model as it is, on the CPU: forward, backward, clipping, AdamW and EMA, in float32 (or bf16 autocast with --bf16).
-The number of masked tokens is fixed to the mean of its distribution, 222 of 256, as in our bench.
+Run it on the same machine as `make bench` and directly before or after it, with nothing else running. It imports the
+unmodified official model on the CPU and times forward, backward, clipping, AdamW and EMA, in float32 (or under bf16
+autocast with --bf16). The number of masked tokens is fixed to the mean of its distribution, 222 of 256, as in our
+benchmark.
 """
 import argparse
 import sys
@@ -18,7 +19,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", required=True, help="folder of the official repository")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=2, help="timed steps, after one to warm up")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps after one warm-up step")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     parser.add_argument("--bf16", action="store_true")
     arguments = parser.parse_args()
@@ -26,7 +27,7 @@ def main():
 
     import torch
 
-    torch.Tensor.cuda = lambda self, *_, **__: self  # the official code asks for CUDA in a few places
+    torch.Tensor.cuda = lambda self, *_, **__: self  # the official code calls .cuda() in a few places
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(1)
@@ -67,14 +68,14 @@ def main():
 
 
 class FixedRatio:
-    """Stands for the truncated normal: always its mean number of masked tokens."""
+    """Replaces the truncated normal distribution; always gives its mean number of masked tokens."""
 
     def rvs(self, _count):
         return [222 / 256]
 
 
 def official_model():
-    """ARINAR-B, from either layout of the official repository."""
+    """Creates ARINAR-B from either layout of the official repository."""
     sizes = dict(img_size=256, vae_stride=16, patch_size=1, vae_embed_dim=16, mask_ratio_min=0.7, label_drop_prob=0.1,
                  class_num=1000, attn_dropout=0.1, proj_dropout=0.1, buffer_size=64, num_gaussians=4,
                  grad_checkpointing=False, inner_ar_width=768, inner_ar_depth=1, head_width=768, head_depth=1)

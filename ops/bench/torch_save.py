@@ -3,7 +3,7 @@
     python ops/bench/torch_save.py SHAPES.json OUT.pt
 
 SHAPES.json is a list of [name, shape], written by `cargo bench -p arinar-trainer --bench checkpoint`. Any CPU build of
-torch will do. The best of three is told, which is what our stall is compared with: nothing is synced to the disk.
+torch works. The best of three runs is printed, for comparison with our stall; nothing is synced to the disk.
 """
 
 import json
@@ -19,7 +19,7 @@ def main(shapes_path: str, out: str) -> None:
         shapes = json.load(file)
 
     def tensors() -> dict:
-        # Touched, so that no page of them is the kernel's page of zeros.
+        # Random values touch every page, so that none is the kernel's shared page of zeros.
         return {name: torch.rand(shape) for name, shape in shapes}
 
     moments = {index: {"exp_avg": a, "exp_avg_sq": b}

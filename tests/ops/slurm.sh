@@ -153,7 +153,7 @@ expect_state "$job" COMPLETED
 submit wrong -- train.max_stepz=1
 expect wrong 'did you mean "max_steps"'
 expect_state "$job" FAILED
-says wrong 'start 1: something must be changed first' || fail "exit code 78 is not understood"
+says wrong 'start 1: the configuration or command line must be changed' || fail "exit code 78 is not understood"
 
 submit cancelled -- train.max_steps=100000000
 expect cancelled 'step 1/'

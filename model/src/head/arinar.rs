@@ -1,7 +1,7 @@
-//! The ARINAR head: a small causal transformer over the features of one token (paper section 3.2, official
+//! The ARINAR head: a small causal transformer over the features of one token (section 3.2 of the paper, official
 //! `arhead.py`).
 //!
-//! Shapes: N tokens, F features, D width of the condition z, W width, K Gaussians.
+//! Shapes: N tokens, F features, D width of the condition z, W width of the head, K Gaussians.
 
 use tch::nn;
 use tch::{Kind, Tensor};
@@ -13,10 +13,10 @@ use crate::guidance::FeatureSource;
 use crate::init::{embedding, normal_linear};
 use crate::linear::Linear;
 
-/// Initial damping of the output layer: all mixtures start near the standard normal.
+/// Initial damping of the output layer, so that all mixtures start close to the standard normal.
 const OUTPUT_DAMPING: f64 = 0.02;
 
-/// Predicts a mixture for every feature from the condition and the features before it.
+/// The ARINAR head, which predicts a mixture for each feature from the condition and the preceding features.
 #[derive(Debug)]
 pub struct ArinarHead {
     start_token: Tensor,
@@ -30,9 +30,9 @@ pub struct ArinarHead {
     width: i64,
 }
 
-/// What the condition does to the whole head.
+/// The values computed from the condition once per token.
 struct Condition {
-    /// cond_proj(z) + start_token, [N, 1, W].
+    /// `cond_proj(z) + start_token`, [N, 1, W].
     start: Tensor,
     blocks: Vec<Modulation>,
     output_scale: Tensor,
@@ -40,7 +40,7 @@ struct Condition {
 }
 
 impl ArinarHead {
-    /// Creates the parameters at `path` for conditions of width `condition` and tokens of `features`.
+    /// Creates the parameters at `path` for conditions of width `condition` and tokens of `features` features.
     pub fn new(path: &nn::Path<'_>, condition: i64, features: i64, config: &HeadConfig) -> Self {
         let (width, depth) = (config.width, config.depth);
         let block = |index| Block::new(&(path / "blocks" / index), width, condition, config.heads, depth);
@@ -57,7 +57,7 @@ impl ArinarHead {
         }
     }
 
-    /// Negative log-likelihood of each token, summed over its features, without the constant
+    /// Computes the negative log-likelihood of each token, summed over its features, without the constant
     /// F log(2 pi) / 2.
     ///
     /// # Shapes
@@ -67,7 +67,7 @@ impl ArinarHead {
         mixture.log_likelihood(tokens).sum_dim_intlist(-1, false, None::<Kind>).neg()
     }
 
-    /// The raw output for every feature given the true features before it (teacher forcing).
+    /// Computes the raw output for each feature, given the true preceding features (teacher forcing).
     ///
     /// # Shapes
     /// `z` [N, D], `tokens` [N, F]; returns [N, F, 3K].
@@ -83,10 +83,10 @@ impl ArinarHead {
         self.raw_output(&hidden, &condition)
     }
 
-    /// Decodes whole tokens feature by feature with cached keys and values; `source` chooses the features.
+    /// Decodes tokens feature by feature with cached keys and values; `source` chooses each feature.
     ///
     /// # Shapes
-    /// `z` [N, D], or with `guided` [2N, D], the null class's conditions in the second half; returns [N, F].
+    /// `z` [N, D]; if `guided`, [2N, D] with the conditions of the null class in the second half. Returns [N, F].
     pub fn decode(&self, z: &Tensor, guided: bool, source: &mut dyn FeatureSource) -> Tensor {
         let rows = z.size()[0];
         let condition = self.condition(z);
@@ -107,8 +107,8 @@ impl ArinarHead {
         Tensor::stack(&chosen, 1)
     }
 
-    /// The layers whose products may be computed in another precision: all but those that take features and give
-    /// mixtures, whose values would lose digits.
+    /// Returns the layers that follow the model's precision: all except `input_proj` and `head`, which would round the
+    /// features and the mixtures.
     pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
         let outside = [&mut self.cond_proj, &mut self.output_ada_lin];
         outside.into_iter().chain(self.blocks.iter_mut().flat_map(Block::linears))
@@ -130,7 +130,8 @@ impl ArinarHead {
         self.output.forward(&normed)
     }
 
-    /// `[N]` to [N, 1, W], or [2N, 1, W] when guided: both halves go on with the same value.
+    /// Projects chosen values, `[N]` to [N, 1, W]. If `guided`, returns [2N, 1, W]: both halves continue with the same
+    /// value.
     fn next_input(&self, value: &Tensor, guided: bool) -> Tensor {
         let projected = self.input_proj.forward(&value.view([-1, 1, 1]));
         if guided { projected.repeat([2, 1, 1]) } else { projected }

@@ -1,6 +1,6 @@
 //! A causal transformer block whose layer norms are modulated by the condition (official `adaln.py`).
 //!
-//! Shapes: N tokens, F features so far, W width, D width of the condition, H heads, C = W / H.
+//! Shapes: N tokens, F features, W width, D width of the condition, H heads, C = W / H.
 
 use tch::Tensor;
 use tch::nn::{self, Init};
@@ -10,14 +10,14 @@ use crate::config::MLP_RATIO;
 use crate::init::{normal_linear, plain_layer_norm};
 use crate::linear::Linear;
 
-/// Initial damping of the rows that scale the residual branches: a block starts as the identity.
+/// Initial damping of the rows that scale the residual branches, so that a block starts close to the identity.
 const GAMMA_DAMPING: f64 = 1e-5;
 /// Initial damping of the rows that scale and shift layer norms.
 pub(super) const MODULATION_DAMPING: f64 = 0.5;
-/// The softmax scale is this over the square root of C (not 1).
+/// The softmax scale is this constant divided by the square root of C, instead of the usual 1 / sqrt(C).
 const SOFTMAX_SCALE: f64 = 0.25;
 
-/// Self-attention and feed-forward layer under adaptive layer norm.
+/// Self-attention and a feed-forward layer with adaptive layer norm.
 #[derive(Debug)]
 pub(super) struct Block {
     ada_lin: Linear,
@@ -26,7 +26,7 @@ pub(super) struct Block {
     width: i64,
 }
 
-/// What the condition does to one block, each [N, 1, W].
+/// The modulation of one block by the condition; each tensor is [N, 1, W].
 #[derive(Debug)]
 pub(super) struct Modulation {
     gamma1: Tensor,
@@ -39,7 +39,7 @@ pub(super) struct Modulation {
 
 impl Block {
     pub(super) fn new(path: &nn::Path<'_>, width: i64, condition: i64, heads: i64, depth: i64) -> Self {
-        // Keeps the variance of the residual stream independent of the depth.
+        // This damping keeps the variance of the residual stream independent of the depth.
         let damping = 1.0 / (2.0 * depth as f64).sqrt();
         let ada_lin = normal_linear(path / "ada_lin" / 1, condition, 6 * width, MODULATION_DAMPING);
         tch::no_grad(|| {
@@ -53,9 +53,9 @@ impl Block {
         }
     }
 
-    /// Works out the modulation once for all features; `activated` is SiLU(z), [N, D].
+    /// Computes the modulation for all features of each token; `activated` is SiLU(z), [N, D].
     pub(super) fn modulation(&self, activated: &Tensor) -> Modulation {
-        // Once per token, not per feature: the residual stream that it acts on is in float32.
+        // The residual stream is float32. Casting here costs once per token rather than once per feature.
         let parts = self.ada_lin.forward(activated).to_kind(activated.kind()).view([-1, 6, 1, self.width]);
         let part = |index| parts.select(1, index);
         Modulation {
@@ -68,17 +68,17 @@ impl Block {
         }
     }
 
-    /// All features at once, each seeing itself and those before: [N, F, W] to [N, F, W].
+    /// Applies the block to all features at once with causal attention, [N, F, W] to [N, F, W].
     pub(super) fn forward(&self, features: &Tensor, modulation: &Modulation) -> Tensor {
         self.apply(features, modulation, |normed| self.attention.forward(normed))
     }
 
-    /// One more feature, [N, 1, W] to [N, 1, W].
+    /// Applies the block to the next feature, [N, 1, W] to [N, 1, W], and extends the cache.
     pub(super) fn extend(&self, feature: &Tensor, modulation: &Modulation, cache: &mut Cache) -> Tensor {
         self.apply(feature, modulation, |normed| self.attention.extend(normed, cache))
     }
 
-    /// The layers whose products may be computed in another precision: all.
+    /// Returns the layers that follow the model's precision: all of them.
     pub(super) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
         let Self { ada_lin, attention, ffn, .. } = self;
         [ada_lin, &mut attention.mat_qkv, &mut attention.proj, &mut ffn.fc1, &mut ffn.fc2].into_iter()
@@ -93,12 +93,12 @@ impl Block {
     }
 }
 
-/// Layer norm times `scale` (one already added) plus `shift`.
+/// Applies layer norm, multiplies by `scale` (which already includes the added one) and adds `shift`.
 pub(super) fn modulate(input: &Tensor, scale: &Tensor, shift: &Tensor, width: i64) -> Tensor {
     shift.addcmul(&plain_layer_norm(input, width), scale)
 }
 
-/// Keys and values of the features decoded so far.
+/// The cached keys and values of the features decoded so far.
 #[derive(Debug)]
 pub(super) struct Cache {
     keys: Tensor,
@@ -107,7 +107,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Room for `features` features of `tokens` tokens, where `like` is.
+    /// Creates an empty cache for `features` features of `tokens` tokens on the device of `like`.
     pub(super) fn new(block: &Block, tokens: i64, features: i64, like: &Tensor) -> Self {
         let shape = [tokens, block.attention.heads, features, block.width / block.attention.heads];
         let options = (block.attention.mat_qkv.output_kind(), like.device());
@@ -115,7 +115,7 @@ impl Cache {
         Self { keys: empty(), values: empty(), length: 0 }
     }
 
-    /// Appends [N, H, 1, C] and returns all keys and values so far.
+    /// Appends a key and a value, each [N, H, 1, C], and returns all keys and values so far.
     fn push(&mut self, key: &Tensor, value: &Tensor) -> (Tensor, Tensor) {
         self.keys.narrow(2, self.length, 1).copy_(key);
         self.values.narrow(2, self.length, 1).copy_(value);
@@ -160,7 +160,7 @@ impl Attention {
         self.mix(&query, &keys, &values, false)
     }
 
-    /// Query, key and value, each [N, H, F, C].
+    /// Returns query, key and value, each [N, H, F, C].
     fn project(&self, features: &Tensor) -> (Tensor, Tensor, Tensor) {
         let bias = Tensor::cat(&[&self.q_bias, &self.zero_k_bias, &self.v_bias], 0);
         let (tokens, length) = (features.size()[0], features.size()[1]);

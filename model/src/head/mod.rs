@@ -1,4 +1,4 @@
-//! The inner autoregressive layer: from a condition to the features of one token, one after the other.
+//! The inner autoregressive layer, which generates the features of a token one at a time from its condition vector.
 
 mod arinar;
 mod block;

@@ -1,4 +1,4 @@
-//! A pre-norm vision transformer block, timm's `Block` as the official code uses it.
+//! A pre-norm vision transformer block: timm's `Block` as used by the official code.
 //!
 //! Shapes: B samples, N tokens, D width, H heads, C = D / H.
 
@@ -11,7 +11,7 @@ use crate::config::MLP_RATIO;
 use crate::init::{layer_norm, xavier_linear};
 use crate::linear::Linear;
 
-/// Self-attention and feed-forward layer, each behind a layer norm and beside a residual.
+/// Self-attention and a feed-forward layer, each with a preceding layer norm and a residual connection.
 #[derive(Debug)]
 pub struct Block {
     norm1: nn::LayerNorm,
@@ -22,7 +22,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Creates a block; `dropout` is the probability on attention weights, projections and in the MLP.
+    /// Creates a block. `dropout` is the dropout probability for attention weights, projections and the MLP.
     pub fn new(path: &nn::Path<'_>, width: i64, heads: i64, dropout: f64) -> Self {
         Self {
             norm1: layer_norm(path / "norm1", width),
@@ -33,7 +33,7 @@ impl Block {
         }
     }
 
-    /// Applies the block; `train` turns dropout on.
+    /// Applies the block. `train` enables dropout.
     ///
     /// # Shapes
     /// [B, N, D] to [B, N, D].
@@ -45,7 +45,7 @@ impl Block {
         add_dropped(&tokens, &transformed, dropout)
     }
 
-    /// The layers whose products may be computed in another precision: all.
+    /// Returns the layers that follow the model's precision: all of them.
     pub(crate) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
         [&mut self.attention.qkv, &mut self.attention.proj, &mut self.mlp.fc1, &mut self.mlp.fc2].into_iter()
     }
@@ -78,7 +78,7 @@ impl Attention {
             Some(dropout) if query.device().is_cuda() => {
                 attention::attend_dropped(&query, &key, &value, self.scale, dropout.probability())
             }
-            // libtorch's fused kernel for CPUs knows no dropout, and what it does instead is slower.
+            // libtorch's fused CPU kernel does not support dropout, and its fallback is slower than this.
             Some(_) => drop(attention::weights(&query, &key, self.scale, false), dropout).matmul(&value),
             None => attention::attend(&query, &key, &value, self.scale, false),
         };

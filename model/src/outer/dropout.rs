@@ -1,27 +1,28 @@
-//! Dropout with cheap random numbers.
+//! Dropout with inexpensive random numbers.
 
 use tch::{Kind, Tensor};
 
-/// Random numbers cut from one 64-bit draw.
+/// Number of 16-bit random numbers in one 64-bit draw.
 const PER_DRAW: i64 = 4;
-/// Values of a 16-bit number.
+/// Number of values of a 16-bit integer.
 const LEVELS: f64 = 65_536.0;
 
-/// Zeroes each element with a probability and scales up the others.
+/// Dropout that zeroes each element with a given probability and scales up the others.
 ///
-/// libtorch spends one draw of its generator on every element, which on a CPU costs as much as the matrix
-/// products nearby; here one draw serves four. The probability is rounded to 1/65536, in bfloat16 to one whose scale
-/// is a bfloat16 number: the mean stays what it was, and 0.1 becomes 0.0986.
+/// libtorch draws from its generator once per element, which on a CPU costs as much as the neighbouring matrix
+/// products. Here one draw serves four elements. The probability is rounded to a multiple of 1/65536. For bfloat16
+/// tensors it is rounded so that the scale is exactly representable in bfloat16, which preserves the mean: 0.1 becomes
+/// 0.0986.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dropout {
     single: Rate,
     half: Rate,
 }
 
-/// A probability as integers and a scale.
+/// A dropout probability, as an integer threshold and the scale of the elements that are kept.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
-    /// Elements whose 16-bit number (signed) is below this are dropped.
+    /// Elements whose signed 16-bit random number is below this threshold are dropped.
     threshold: i64,
     scale: f64,
 }
@@ -32,26 +33,26 @@ impl Rate {
         Self { threshold: dropped as i64 + i64::from(i16::MIN), scale: 1.0 / (1.0 - dropped / LEVELS) }
     }
 
-    /// The rate nearest to `probability` whose scale is a bfloat16 number.
-    fn of_bf16(probability: f64) -> Self {
+    /// Returns the rate closest to `probability` whose scale is representable in bfloat16.
+    fn new_bf16(probability: f64) -> Self {
         let scale = f64::from(f32::from_bits(u32::from(bf16_bits(1.0 / (1.0 - probability))) << 16));
         let Self { threshold, .. } = Self::new(1.0 - 1.0 / scale);
-        // One less must still be a 16-bit number.
+        // The threshold minus one must still be a 16-bit integer.
         Self { threshold: threshold.clamp(i64::from(i16::MIN) + 1, i64::from(i16::MAX)), scale }
     }
 }
 
 impl Dropout {
     pub(super) fn new(probability: f64) -> Self {
-        Self { single: Rate::new(probability), half: Rate::of_bf16(probability) }
+        Self { single: Rate::new(probability), half: Rate::new_bf16(probability) }
     }
 
-    /// The share that is dropped.
+    /// Returns the fraction of elements that is dropped.
     pub(super) fn probability(self) -> f64 {
         1.0 - 1.0 / self.single.scale
     }
 
-    /// What to multiply a tensor of this shape by: zero or the scale.
+    /// Draws a mask of the shape and kind of `tensor` with elements that are either zero or the scale.
     pub(super) fn mask_like(self, tensor: &Tensor) -> Tensor {
         let elements = tensor.numel() as i64;
         let draws = (elements + PER_DRAW - 1) / PER_DRAW;
@@ -64,23 +65,23 @@ impl Dropout {
         mask.view(tensor.size().as_slice())
     }
 
-    /// Turns 16-bit numbers into 16-bit masks where they lie, by integers alone: a comparison and a
-    /// conversion take ten times as long on a CPU.
+    /// Converts 16-bit random numbers to a bfloat16 mask in place, with integer operations only. On a CPU, a comparison
+    /// followed by a conversion takes ten times as long.
     fn bf16_mask(self, mut numbers: Tensor) -> Tensor {
         let dropped = self.half.threshold - 1;
-        // Zero or one, then zero or the scale's bits.
+        // The clamped difference is zero or one; the product is zero or the bits of the scale.
         let mut mask = numbers.clamp_(dropped, self.half.threshold).g_sub_scalar_(dropped);
         mask.g_mul_scalar_(i64::from(bf16_bits(self.half.scale))).view_dtype(Kind::BFloat16)
     }
 }
 
-/// The bits of the bfloat16 number nearest to a number of ordinary size.
+/// Returns the bits of the bfloat16 number nearest to `number`, which must be neither infinite nor NaN.
 fn bf16_bits(number: f64) -> u16 {
     const HALF_STEP: u32 = 1 << 15;
     (((number as f32).to_bits() + HALF_STEP) >> 16) as u16
 }
 
-/// `tensor` with dropout, if any.
+/// Applies `dropout` to `tensor`; returns the tensor unchanged for `None`.
 pub(super) fn drop(tensor: Tensor, dropout: Option<Dropout>) -> Tensor {
     match dropout {
         Some(dropout) => &tensor * dropout.mask_like(&tensor),
@@ -88,7 +89,7 @@ pub(super) fn drop(tensor: Tensor, dropout: Option<Dropout>) -> Tensor {
     }
 }
 
-/// `residual + drop(branch)` in one pass, of the residual's kind.
+/// Returns `residual + drop(branch)`, computed in one pass, in the kind of `residual`.
 pub(super) fn add_dropped(residual: &Tensor, branch: &Tensor, dropout: Option<Dropout>) -> Tensor {
     let branch = branch.to_kind(residual.kind());
     match dropout {
@@ -103,12 +104,13 @@ mod tests {
     use tch::Device;
 
     #[test]
-    fn it_drops_the_given_share_at_every_place_and_keeps_the_mean() {
+    fn it_drops_the_given_fraction_at_every_position_and_keeps_the_mean() {
         for (probability, kind) in [(0.1, Kind::Float), (0.5, Kind::Float), (0.1, Kind::BFloat16)] {
             let ones = Tensor::ones([1001, 401], (kind, Device::Cpu));
             let dropped = drop(ones.shallow_clone(), Some(Dropout::new(probability)));
             assert!((dropped.mean(Kind::Double).double_value(&[]) - 1.0).abs() < 0.01);
-            // Six standard deviations of a share among `count`, and what bfloat16 rounds the probability by.
+            // Six standard deviations of a fraction of `count` elements, plus the rounding of the probability in
+            // bfloat16.
             let limit = |probability: f64, count: usize| {
                 let rounding = if kind == Kind::BFloat16 { 1.0 / 256.0 } else { 0.0 };
                 6.0 * (probability * (1.0 - probability) / count as f64).sqrt() + rounding
@@ -116,15 +118,15 @@ mod tests {
             let zeros = dropped.eq(0.0).to_kind(Kind::Float).flatten(0, 1);
             for offset in 0..PER_DRAW {
                 let of_draw = zeros.slice(0, offset, None, PER_DRAW);
-                let share = of_draw.mean(Kind::Double).double_value(&[]);
+                let fraction = of_draw.mean(Kind::Double).double_value(&[]);
                 let limit = limit(probability, of_draw.numel());
-                assert!((share - probability).abs() < limit, "{probability} {offset}: {share}");
+                assert!((fraction - probability).abs() < limit, "{probability} {offset}: {fraction}");
             }
-            // Neighbours in one draw are independent.
+            // Neighbours within one draw are independent.
             let both = zeros.slice(0, 0, 400_000, 2) * zeros.slice(0, 1, 400_001, 2);
-            let share = both.mean(Kind::Double).double_value(&[]);
+            let fraction = both.mean(Kind::Double).double_value(&[]);
             let limit = limit(probability * probability, both.numel());
-            assert!((share - probability * probability).abs() < limit, "{share}");
+            assert!((fraction - probability * probability).abs() < limit, "{fraction}");
         }
     }
 

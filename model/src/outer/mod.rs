@@ -1,4 +1,4 @@
-//! The outer autoregressive layer: from the tokens known so far to a condition for each of the others.
+//! The outer autoregressive layer, which predicts a condition vector for each unknown token from the known ones.
 
 mod block;
 mod dropout;

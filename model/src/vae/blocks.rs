@@ -1,4 +1,4 @@
-//! The parts both halves of the autoencoder are made of.
+//! Building blocks shared by the encoder and the decoder of the autoencoder.
 
 use tch::{Tensor, nn};
 
@@ -13,13 +13,13 @@ pub(super) fn conv3x3(path: &nn::Path, inputs: i64, outputs: i64) -> nn::Conv2D 
     conv(path, inputs, outputs, 3, nn::ConvConfig { padding: 1, ..Default::default() })
 }
 
-/// Halves height and width of an input that is already padded.
+/// Creates a convolution that halves the height and width of an input that is already padded.
 pub(super) fn conv3x3_stride2(path: &nn::Path, inputs: i64, outputs: i64) -> nn::Conv2D {
     conv(path, inputs, outputs, 3, nn::ConvConfig { stride: 2, ..Default::default() })
 }
 
-/// A convolution with PyTorch's default initialisation, as the official autoencoder has it: weight and
-/// bias uniform within 1 / sqrt(fan_in).
+/// Creates a convolution with PyTorch's default initialisation, as in the official autoencoder: weight and bias are
+/// uniform in +-1 / sqrt(fan_in).
 fn conv(path: &nn::Path, inputs: i64, outputs: i64, kernel: i64, config: nn::ConvConfig) -> nn::Conv2D {
     let bound = ((inputs * kernel * kernel) as f64).powf(-0.5);
     let uniform = nn::Init::Uniform { lo: -bound, up: bound };
@@ -30,7 +30,7 @@ pub(super) fn group_norm(path: &nn::Path, channels: i64) -> nn::GroupNorm {
     nn::group_norm(path, NORM_GROUPS, channels, nn::GroupNormConfig { eps: NORM_EPS, ..Default::default() })
 }
 
-/// Two 3x3 convolutions, each after GroupNorm and swish, around a residual connection.
+/// Two 3x3 convolutions, each preceded by GroupNorm and swish, with a residual connection.
 #[derive(Debug)]
 pub(super) struct ResnetBlock {
     norm1: nn::GroupNorm,
@@ -95,7 +95,7 @@ impl AttentionBlock {
     }
 }
 
-/// Residual, attention, residual: the middle of encoder and decoder.
+/// The middle of the encoder and of the decoder: a residual block, attention, and a residual block.
 #[derive(Debug)]
 pub(super) struct Middle {
     block_1: ResnetBlock,

@@ -1,9 +1,9 @@
-//! Latent to picture.
+//! The decoder, which maps a latent to an image.
 
 use tch::{Tensor, nn};
 
-use super::VaeConfig;
 use super::blocks::{Middle, ResnetBlock, conv3x3, group_norm};
+use super::config::VaeConfig;
 
 #[derive(Debug)]
 struct Level {
@@ -15,7 +15,7 @@ struct Level {
 pub(super) struct Decoder {
     conv_in: nn::Conv2D,
     mid: Middle,
-    /// Coarsest first: `up.{last}` of the official names runs first.
+    /// Coarsest level first: the decoder starts with the level that the official names call `up.{last}`.
     up: Vec<Level>,
     norm_out: nn::GroupNorm,
     conv_out: nn::Conv2D,

@@ -1,9 +1,9 @@
-//! Picture to moments.
+//! The encoder, which maps an image to the moments of its latent.
 
 use tch::{Tensor, nn};
 
-use super::VaeConfig;
 use super::blocks::{AttentionBlock, Middle, ResnetBlock, conv3x3, conv3x3_stride2, group_norm};
+use super::config::VaeConfig;
 
 #[derive(Debug)]
 struct Level {
@@ -55,9 +55,9 @@ impl Level {
             block: (0..config.num_res_blocks)
                 .map(|i| ResnetBlock::new(&(&blocks / i), if i == 0 { inputs } else { outputs }, outputs))
                 .collect(),
-            // The official encoder attends where its NOMINAL resolution (256, halved per level) is 16.
-            // With the five levels of KL-16 that is the last one, whatever the real picture's size; other
-            // depths keep that rule's result, attention in the last level.
+            // The official encoder applies attention where its NOMINAL resolution (256, halved at each level) is 16.
+            // With the five levels of KL-16 that is the last level, regardless of the actual image size. For other
+            // depths, attention is kept in the last level.
             attn: (0..if is_last { config.num_res_blocks } else { 0 })
                 .map(|i| AttentionBlock::new(&(&attentions / i), outputs))
                 .collect(),
@@ -74,7 +74,7 @@ impl Level {
             }
         }
         match &self.downsample {
-            // Padding on the right and at the bottom only, as LDM does.
+            // LDM pads on the right and at the bottom only.
             Some(conv) => x.constant_pad_nd([0, 1, 0, 1]).apply(conv),
             None => x,
         }

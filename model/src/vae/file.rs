@@ -1,50 +1,51 @@
-//! A VAE on disk: one safetensors file under official names, its sizes in the metadata.
+//! VAE files: one safetensors file with the official parameter names and the configuration in its metadata.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor, nn};
 
-use super::{AutoencoderKl, KL16_SCALE, VaeConfig};
+use super::autoencoder::AutoencoderKl;
+use super::config::{KL16_SCALE, VaeConfig};
 use crate::weights::{self, WeightsError, WeightsFile};
 
 /// Metadata key that holds the [`VaeConfig`] as JSON.
 const CONFIG_KEY: &str = "vae_config";
 /// Metadata key that holds the latent scale as text.
 const SCALE_KEY: &str = "scale";
-/// What the official code passes over in a VAE's checkpoint: parts of its training.
+/// Prefixes of parameters that are only used to train a VAE. The official code ignores them, too.
 const TRAINING_ONLY: [&str; 3] = ["loss.", "foundation_model.", "linear_proj."];
 
-/// A VAE read from a file, frozen.
+/// A frozen VAE loaded from a file.
 pub struct LoadedVae {
     /// The autoencoder.
     pub vae: AutoencoderKl,
-    /// Its sizes.
+    /// The sizes of the autoencoder.
     pub config: VaeConfig,
-    /// Factor from latents to what the outer model sees.
+    /// The factor that scales latents to the outer model's tokens.
     pub scale: f64,
-    /// Owner of the parameters.
+    /// The store that owns the parameters.
     pub store: nn::VarStore,
-    /// XXH3-128 of the file in hexadecimal; a dataset records it, so that latents are decoded by the VAE
-    /// that encoded them.
+    /// XXH3-128 of the file in hexadecimal. A dataset records it, so that latents are decoded by the VAE that encoded
+    /// them.
     pub xxh3: String,
 }
 
-/// Reads a VAE from a safetensors file or from the official `kl16.ckpt`. A file without metadata is taken for the
-/// official KL-16 (scale 0.2325).
+/// Loads a VAE from a safetensors file or from the official `kl16.ckpt`. A file without metadata is assumed to be the
+/// official KL-16 with scale 0.2325.
 ///
 /// # Errors
-/// When the file cannot be read, is of neither format, its metadata does not parse, or its tensors are not
-/// those of the configuration; the error names file, tensor and shapes.
+/// Returns an error if the file cannot be read or has neither format, if its metadata is invalid, or if its tensors do
+/// not match the configuration. The error names the file, the tensors and their shapes.
 pub fn load_vae(path: &Path, device: Device) -> Result<LoadedVae, WeightsError> {
     load_vae_bytes(path, &vae_safetensors(path)?, device)
 }
 
-/// A VAE's file as safetensors: as it is, or converted from the official `kl16.ckpt`, always to the same bytes.
-/// [`LoadedVae::xxh3`] is the hash of these.
+/// Returns the contents of a VAE file in safetensors format: unchanged, or converted from the official `kl16.ckpt`.
+/// The conversion is deterministic. [`LoadedVae::xxh3`] is the hash of these bytes.
 ///
 /// # Errors
-/// As [`load_vae`].
+/// See [`load_vae`].
 pub fn vae_safetensors(path: &Path) -> Result<Vec<u8>, WeightsError> {
     let file = WeightsFile::open(path)?;
     let Some(pickle) = file.pickle() else { return Ok(file.into_safetensors().unwrap_or_default()) };
@@ -58,10 +59,10 @@ pub fn vae_safetensors(path: &Path) -> Result<Vec<u8>, WeightsError> {
     weights::serialize(path, &variables, &metadata_of(path, &VaeConfig::kl16(), KL16_SCALE)?)
 }
 
-/// As [`load_vae`], from the bytes of a file; `path` is for the errors only.
+/// Loads a VAE from the bytes of a safetensors file; `path` is only used in errors.
 ///
 /// # Errors
-/// As [`load_vae`].
+/// See [`load_vae`].
 pub fn load_vae_bytes(path: &Path, bytes: &[u8], device: Device) -> Result<LoadedVae, WeightsError> {
     let metadata = weights::metadata(path, bytes)?;
     let config = match metadata.get(CONFIG_KEY) {
@@ -79,11 +80,11 @@ pub fn load_vae_bytes(path: &Path, bytes: &[u8], device: Device) -> Result<Loade
     Ok(LoadedVae { vae, config, scale, store, xxh3: format!("{:032x}", xxhash_rust::xxh3::xxh3_128(bytes)) })
 }
 
-/// Writes the weights in half precision with `config`, `scale` and further facts in the metadata. The file
-/// appears whole or not at all.
+/// Writes the weights in half precision, with `config`, `scale` and `facts` in the metadata. The file is replaced
+/// atomically.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn save_vae(
     path: &Path,
     store: &nn::VarStore,

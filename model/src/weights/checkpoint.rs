@@ -1,4 +1,4 @@
-//! A file of somebody's weights, of whatever known format.
+//! Weights files of any supported format.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use tch::Tensor;
 
-use super::{WeightsError, fill, load_bytes, read};
-use crate::pickle::{self, PickleFile};
+use super::error::WeightsError;
+use super::load::{fill, load_bytes, read};
+use super::pickle::{self, PickleFile};
 
-/// Weights of a model and, in the official checkpoints, their moving averages.
+/// An opened weights file, which holds the weights of a model and, in official checkpoints, their moving averages.
 #[derive(Debug)]
 pub struct WeightsFile(Format);
 
@@ -20,27 +21,27 @@ enum Format {
 }
 
 impl WeightsFile {
-    /// Opens a safetensors file or one of PyTorch's, told apart by their content.
+    /// Opens a safetensors or PyTorch file; the format is detected from the contents. No code in the file is executed.
     ///
     /// # Errors
-    /// When it cannot be read or is neither; nothing that it may contain is run.
+    /// Returns an error if the file cannot be read or has neither format.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let start = start_of(path)?;
         if pickle::is_archive(&start) {
             return Ok(Self(Format::PyTorch(PickleFile::open(path)?)));
         }
         if pickle::is_bare_pickle(&start) {
-            let old = "it is a pickle as torch.save wrote before PyTorch 1.6, without checksums";
+            let old = "it has the format of PyTorch before 1.6, which has no checksums";
             return Err(WeightsError::pytorch(path, old));
         }
         Ok(Self(Format::Safetensors { path: path.to_owned(), bytes: read(path)? }))
     }
 
-    /// Fills `variables` with the weights: the dictionary `model` of an official checkpoint, or the whole file where
-    /// it is a state dict by itself.
+    /// Fills `variables` with the weights: the dictionary `model` of an official checkpoint, or the whole file if it is
+    /// a plain state dict.
     ///
     /// # Errors
-    /// When names, shapes or types are not those of `variables`; then none is changed.
+    /// Returns an error, without changing any variable, if names, shapes or types do not match those of `variables`.
     pub fn fill_model(&self, variables: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
         match &self.0 {
             Format::Safetensors { path, bytes } => load_bytes(path, bytes, variables),
@@ -51,11 +52,11 @@ impl WeightsFile {
         }
     }
 
-    /// Fills `variables` with the moving averages: the dictionary `model_ema` of an official checkpoint. False when the
-    /// file has none.
+    /// Fills `variables` with the moving averages: the dictionary `model_ema` of an official checkpoint. Returns false
+    /// if the file has none.
     ///
     /// # Errors
-    /// As [`WeightsFile::fill_model`].
+    /// See [`WeightsFile::fill_model`].
     pub fn fill_ema(&self, variables: &BTreeMap<String, Tensor>) -> Result<bool, WeightsError> {
         let Format::PyTorch(file) = &self.0 else { return Ok(false) };
         let section = file.section("model_ema");
@@ -65,7 +66,7 @@ impl WeightsFile {
         fill(file.path(), &section, variables).map(|()| true)
     }
 
-    /// The PyTorch file, if it is one.
+    /// Returns the PyTorch file, or `None` for a safetensors file.
     pub(crate) fn pickle(&self) -> Option<&PickleFile> {
         match &self.0 {
             Format::PyTorch(file) => Some(file),
@@ -73,7 +74,7 @@ impl WeightsFile {
         }
     }
 
-    /// The bytes of a safetensors file.
+    /// Returns the contents of a safetensors file, or `None` for a PyTorch file.
     pub(crate) fn into_safetensors(self) -> Option<Vec<u8>> {
         match self.0 {
             Format::Safetensors { bytes, .. } => Some(bytes),

@@ -1,4 +1,4 @@
-//! What can be wrong with a weights file.
+//! Errors of weights files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use thiserror::Error;
 
 use crate::text::printable;
 
-/// How many names of each sort an error's one line spells out; the rest is counted.
+/// Number of names of each kind that an error message lists; the others are counted.
 const NAMES_SHOWN: usize = 4;
 
-/// What is wrong with a weights file.
+/// An error in reading or writing a weights file.
 #[derive(Debug, Error)]
 pub enum WeightsError {
     /// The file cannot be read or written.
@@ -19,22 +19,22 @@ pub enum WeightsError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error reported by the system.
         #[source]
         source: io::Error,
     },
-    /// The file is no complete safetensors file.
+    /// The file is not a complete safetensors file.
     #[error("weights {}: not a complete safetensors file ({reason}); convert or download it again", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// What the parser said.
+        /// The error reported by the parser.
         reason: String,
     },
-    /// The file is none that PyTorch wrote, or a damaged one.
+    /// The file was not written by PyTorch, or it is damaged.
     #[error(
-        "weights {}: not a whole file of torch.save ({reason}); download it again, or save it anew with a PyTorch \
-         since 1.6", path.display()
+        "weights {}: not a complete torch.save file ({reason}); download it again, or save it with PyTorch 1.6 or \
+         newer", path.display()
     )]
     PyTorch {
         /// The file.
@@ -42,7 +42,7 @@ pub enum WeightsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// An entry of the file's metadata does not parse.
+    /// An entry of the file's metadata is invalid.
     #[error("weights {}: metadata {key:?}: {reason}", path.display())]
     Metadata {
         /// The file.
@@ -52,8 +52,8 @@ pub enum WeightsError {
         /// What is wrong with its value.
         reason: String,
     },
-    /// A tensor is stored in a type that weights never have.
-    #[error("weights {}: tensor {name} is stored as {dtype}; only F64, F32, F16 and BF16 are weights", path.display())]
+    /// A tensor is stored in a type that weights cannot have.
+    #[error("weights {}: tensor {name} is stored as {dtype}; weights must be F64, F32, F16 or BF16", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -62,15 +62,18 @@ pub enum WeightsError {
         /// Its safetensors type.
         dtype: String,
     },
-    /// The tensors are not those of the model.
-    #[error("weights {}: made for another model: {mismatch}; use the configuration they were trained with", path.display())]
+    /// The tensors do not match those of the model.
+    #[error(
+        "weights {} do not match the model: {mismatch}; use the configuration they were trained with",
+        path.display()
+    )]
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// Every difference.
+        /// All differences.
         mismatch: Mismatch,
     },
-    /// A tensor to be saved has a type that safetensors does not know.
+    /// A tensor to be saved has a kind without a safetensors type.
     #[error("weights {}: tensor {name} of kind {kind:?} cannot be saved; convert it to float first", path.display())]
     Unsavable {
         /// The file.
@@ -99,20 +102,20 @@ impl WeightsError {
         Self::PyTorch { path: path.to_owned(), reason: printable(&reason.to_string()) }
     }
 
-    /// A tensor of a type that weights never have.
+    /// Creates [`WeightsError::Dtype`].
     pub(super) fn dtype(path: &Path, name: &str, dtype: String) -> Self {
         Self::Dtype { path: path.to_owned(), name: printable(name), dtype }
     }
 }
 
-/// Every difference between the tensors of a file and those of a model.
+/// All differences between the tensors of a file and those of a model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mismatch {
-    /// Names the model has and the file lacks.
+    /// Names that are in the model but not in the file.
     pub missing: Vec<String>,
-    /// Names the file has and the model does not know.
+    /// Names that are in the file but not in the model.
     pub unexpected: Vec<String>,
-    /// Names of both with their shapes in the file and in the model.
+    /// Names with different shapes, with the shape in the file followed by that in the model.
     pub misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
 }
 

@@ -1,4 +1,4 @@
-//! Tensors of a file into the variables of a model, once it is sure that names and shapes are the model's.
+//! Loading: copies tensors from a file into the variables of a model after checking all names and shapes.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,15 +10,15 @@ use tch::{Kind, Tensor};
 
 use super::error::{Mismatch, WeightsError};
 
-/// A tensor that lies in a file.
+/// A tensor in a file.
 pub(crate) trait Stored {
-    /// Its sizes, outermost first.
+    /// Returns the sizes, outermost dimension first.
     fn shape(&self) -> Vec<i64>;
 
-    /// Its kind when it is a floating-point one, else the name of its type.
+    /// Returns the kind of a floating-point tensor, or the name of the type as an error.
     fn float_kind(&self) -> Result<Kind, String>;
 
-    /// Its values, row by row, little endian; as many as the shape says. Called after the shape was found right.
+    /// Returns the values in row-major order, little endian. Called only after the shape has been checked.
     fn bytes(&self) -> Result<Cow<'_, [u8]>, String>;
 }
 
@@ -42,53 +42,51 @@ impl Stored for TensorView<'_> {
     }
 }
 
-/// Reads a whole weights file.
+/// Reads a weights file into memory.
 ///
 /// # Errors
-/// [`WeightsError::Io`].
+/// Returns [`WeightsError::Io`] if the file cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
     fs::read(path).map_err(|source| WeightsError::io(path, source))
 }
 
-/// The free text entries of a safetensors file; `path` is for the error only.
+/// Returns the metadata of a safetensors file; `path` is only used in errors.
 ///
 /// # Errors
-/// [`WeightsError::Format`].
+/// Returns [`WeightsError::Format`] if the header is invalid.
 pub fn metadata(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>, WeightsError> {
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|source| WeightsError::format(path, source))?;
     Ok(header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
-/// The header of a safetensors file of which the first bytes are `start`: tensors by name, and the metadata as
-/// `__metadata__`. None if it is no such file or if the header goes on behind `start`.
+/// Parses the header of a safetensors file from its first bytes: the tensors by name, and the metadata under
+/// `__metadata__`. Returns `None` if this is not a safetensors file or `start` does not contain the complete header.
 pub fn header_of(start: &[u8]) -> Option<serde_json::Map<String, serde_json::Value>> {
     let (length, rest) = start.split_first_chunk::<8>()?;
     let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
     serde_json::from_slice(rest.get(..length)?).ok()
 }
 
-/// Fills `variables` from a safetensors file; see [`load_bytes`].
+/// Fills `variables` from a safetensors file, converting floating-point types to the variables' kind.
 ///
 /// # Errors
-/// As [`read`] and [`load_bytes`].
+/// Returns an error, without changing any variable, if the file cannot be read, is not a safetensors file, or does not
+/// have exactly the names and shapes of `variables`.
 pub fn load(path: &Path, variables: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
     load_bytes(path, &read(path)?, variables)
 }
 
-/// Fills `variables` from the bytes of a safetensors file, converting other float types to the variables' kind.
-///
-/// # Errors
-/// When the bytes are no safetensors file or its names and shapes are not exactly those of `variables`; then
-/// no variable is changed.
-pub fn load_bytes(path: &Path, bytes: &[u8], variables: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
+/// Like [`load`], from the bytes of a file; `path` is only used in errors.
+pub(crate) fn load_bytes(path: &Path, bytes: &[u8], variables: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
     let file = SafeTensors::deserialize(bytes).map_err(|source| WeightsError::format(path, source))?;
     fill(path, &file.tensors().into_iter().collect(), variables)
 }
 
-/// Fills `variables` from tensors of the same names and shapes, whatever kind of file they lie in.
+/// Fills `variables` from stored tensors with the same names and shapes.
 ///
 /// # Errors
-/// When names, shapes or types are wrong; then no variable is changed. When a tensor cannot be read.
+/// Returns an error, without changing any variable, if names, shapes or types do not match. Also returns an error if a
+/// tensor cannot be read.
 pub(crate) fn fill<S: Stored>(
     path: &Path,
     stored: &BTreeMap<String, S>,

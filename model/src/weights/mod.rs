@@ -1,8 +1,10 @@
-//! Weights in and out under the official names: safetensors both ways, and PyTorch's own files in.
+//! Loading and saving weights under their official names. Safetensors files are read and written, PyTorch files are
+//! read.
 
 mod checkpoint;
 mod error;
 mod load;
+mod pickle;
 mod save;
 
 use std::collections::BTreeMap;
@@ -11,25 +13,25 @@ use tch::{Tensor, nn};
 
 pub use checkpoint::WeightsFile;
 pub use error::{Mismatch, WeightsError};
-pub(crate) use load::{Stored, fill};
-pub use load::{header_of, load, load_bytes, metadata, read};
+pub(crate) use load::{fill, load_bytes};
+pub use load::{header_of, load, metadata, read};
 pub use save::{save, serialize};
 
-/// Start of every name of the inner head.
+/// Prefix of the names of the inner layer's parameters.
 pub const HEAD_PREFIX: &str = "arhead.";
 
-/// All variables and buffers of a store, sorted by name: the store itself hands them out in random order.
+/// Returns all variables and buffers of a store, sorted by name; the store itself returns them in random order.
 pub fn named(store: &nn::VarStore) -> BTreeMap<String, Tensor> {
     store.variables().into_iter().collect()
 }
 
-/// The trainable parameters of a store, sorted by name (no buffers, nothing frozen).
+/// Returns the trainable parameters of a store, sorted by name, without buffers and frozen parameters.
 pub fn trainable(store: &nn::VarStore) -> Vec<(String, Tensor)> {
     named(store).into_iter().filter(|(_, tensor)| tensor.requires_grad()).collect()
 }
 
-/// Whether weight decay applies to a parameter: not to one-dimensional ones, biases and the inner head
-/// (official `util/misc.py`, `add_weight_decay`).
+/// Returns true if weight decay applies to a parameter. It does not apply to one-dimensional parameters, biases and the
+/// inner layer (`add_weight_decay` in the official `util/misc.py`).
 pub fn decays(name: &str, shape: &[i64]) -> bool {
     shape.len() > 1 && !name.ends_with(".bias") && !name.starts_with(HEAD_PREFIX)
 }

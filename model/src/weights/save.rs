@@ -1,4 +1,4 @@
-//! Tensors to a safetensors file.
+//! Saving tensors to a safetensors file.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -10,11 +10,11 @@ use tch::{Device, Kind, Tensor};
 
 use super::error::WeightsError;
 
-/// Writes `tensors` and `metadata`; the same content gives the same bytes. The file appears whole or not at
-/// all: it is written under a temporary name in the same folder, synced and renamed.
+/// Writes `tensors` and `metadata` to a safetensors file. Equal contents give equal bytes. The file is replaced
+/// atomically: it is written under a temporary name in the same directory, synced and renamed.
 ///
 /// # Errors
-/// When the file cannot be written or a tensor has no safetensors type.
+/// Returns an error if the file cannot be written or a tensor has no safetensors type.
 pub fn save(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
@@ -24,10 +24,10 @@ pub fn save(
     write(path, &header, tensors).map_err(|source| WeightsError::io(path, source))
 }
 
-/// The bytes that [`save`] writes; `path` is for the errors only.
+/// Returns the bytes that [`save`] writes; `path` is only used in errors.
 ///
 /// # Errors
-/// When a tensor has no safetensors type.
+/// Returns an error if a tensor has no safetensors type.
 pub fn serialize(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
@@ -40,8 +40,8 @@ pub fn serialize(
     Ok(bytes)
 }
 
-/// The length-prefixed JSON header. Written here, not by the safetensors crate, because that one writes
-/// metadata in the random order of a `HashMap` and equal weights would have unequal hashes.
+/// Returns the length-prefixed JSON header. The safetensors crate is not used here because it writes metadata in the
+/// random order of a `HashMap`, so that equal weights would have different hashes.
 fn header(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
@@ -64,7 +64,7 @@ fn header(
     Ok([(json.len() as u64).to_le_bytes().as_slice(), &json].concat())
 }
 
-/// Wide elements first, so that every tensor is aligned for readers that map the file.
+/// Orders tensors by decreasing element size, so that every tensor is aligned for readers that map the file.
 fn in_file_order(tensors: &BTreeMap<String, Tensor>) -> Vec<(&String, &Tensor)> {
     let mut ordered: Vec<_> = tensors.iter().collect();
     ordered.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.kind().elt_size_in_bytes()));
@@ -86,7 +86,7 @@ fn dtype_name(path: &Path, name: &str, kind: Kind) -> Result<&'static str, Weigh
 fn write(path: &Path, header: &[u8], tensors: &BTreeMap<String, Tensor>) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A new file under a name that nobody has; the umask says who may read it.
+    // The temporary file has a unique name; its permissions follow the umask.
     let mut temporary = tempfile::Builder::new()
         .prefix(&format!(".{name}."))
         .suffix(".tmp")

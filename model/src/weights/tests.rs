@@ -20,7 +20,7 @@ fn folder(test: &str) -> PathBuf {
 }
 
 #[test]
-fn a_saved_file_loads_back_whatever_the_precision() {
+fn a_saved_file_loads_in_every_precision() {
     let folder = folder("round-trip");
     let path = folder.join("w.safetensors");
     for kind in [Kind::Float, Kind::Half, Kind::BFloat16] {
@@ -42,12 +42,12 @@ fn a_saved_file_loads_back_whatever_the_precision() {
         assert_eq!(loaded["mixed"].double_value(&[0]), 7.0);
         assert_eq!(metadata(&path, &read(&path).unwrap()).unwrap(), facts);
     }
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "no temporary file stays behind");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "a temporary file is left behind");
     fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
-fn every_difference_is_named_and_nothing_is_loaded() {
+fn all_differences_are_reported_and_nothing_is_loaded() {
     let folder = folder("mismatch");
     let path = folder.join("w.safetensors");
     let file = tensors(&[("same", tensor(&[1.0])), ("shape", tensor(&[1.0, 2.0])), ("extra", tensor(&[1.0]))]);
@@ -108,7 +108,7 @@ fn a_store_lists_its_parameters_by_name() {
 }
 
 #[test]
-fn decay_spares_vectors_biases_and_the_head() {
+fn weight_decay_excludes_vectors_biases_and_the_head() {
     assert!(decays("class_emb.weight", &[10, 4]));
     assert!(decays("fake_latent", &[1, 4]));
     assert!(!decays("encoder_norm.weight", &[4]));

@@ -1,10 +1,11 @@
-//! Files that PyTorch's `torch.save` wrote, read without running anything that is in them.
+//! Reading of `torch.save` files without executing any code in them.
 //!
-//! A pickle is a program. The crate pytorch-reader interprets the few calls that rebuild tensors and dictionaries and
-//! leaves every other one (argparse.Namespace, os.system, ...) uncalled. What this module adds is what that crate
-//! leaves open: every checksum of the archive is compared first, also of parts no tensor spans wholly; archives that
-//! torch.save cannot have written (compressed or overlapping parts, a huge pickle) are refused, so memory and time are
-//! bounded by the length of the file; and the format from before PyTorch 1.6, which has no checksums, is refused.
+//! A pickle is a program. The pytorch-reader crate interprets the few calls that rebuild tensors and dictionaries and
+//! executes no others (`argparse.Namespace`, `os.system`, ...). This module adds the checks that the crate leaves out:
+//! every checksum of the archive is verified first, including those of parts that no tensor covers completely; archives
+//! that torch.save cannot have written (compressed or overlapping parts, a huge pickle) are rejected, which bounds
+//! memory and time by the length of the file; and the format of PyTorch before 1.6, which has no checksums, is
+//! rejected.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,24 +17,25 @@ use pytorch_reader::{DType, PytorchReader, Tensor};
 use tch::Kind;
 use zip::{CompressionMethod, ZipArchive};
 
-use crate::weights::{Stored, WeightsError};
+use super::error::WeightsError;
+use super::load::Stored;
 
-/// Longest pickle taken: a hundred times that of ARINAR-B with its optimizer. The reader needs about a hundred bytes of
-/// memory for a byte of it.
+/// Size limit of the pickle in bytes: a hundred times that of ARINAR-B with its optimizer. The reader needs about a
+/// hundred bytes of memory for each byte of the pickle.
 const LONGEST_PICKLE: u64 = 4 << 20;
 
-/// Whether a file that begins so is a zip archive, as all PyTorch files since 1.6 are.
+/// Returns true if a file with these first bytes is a zip archive, the format of PyTorch since 1.6.
 pub(crate) fn is_archive(start: &[u8]) -> bool {
     start.starts_with(b"PK\x03\x04")
 }
 
-/// Whether a file that begins so is a pickle by itself: PyTorch's format before 1.6. A safetensors file may begin with
-/// the same byte, but has its JSON after eight.
+/// Returns true if a file with these first bytes is a bare pickle, the format of PyTorch before 1.6. A safetensors file
+/// may start with the same byte, but its JSON starts at the ninth.
 pub(crate) fn is_bare_pickle(start: &[u8]) -> bool {
     start.first() == Some(&0x80) && start.get(8) != Some(&b'{')
 }
 
-/// The tensors of a PyTorch file. Their values are read when they are asked for.
+/// The tensors of a PyTorch file, whose values are read on demand.
 #[derive(Debug)]
 pub(crate) struct PickleFile {
     path: PathBuf,
@@ -41,27 +43,28 @@ pub(crate) struct PickleFile {
 }
 
 impl PickleFile {
-    /// Opens a file and compares its checksums.
+    /// Opens a file and verifies its checksums.
     ///
     /// # Errors
-    /// When it cannot be read, is damaged, or is nothing that `torch.save` wrote since PyTorch 1.6.
+    /// Returns an error if the file cannot be read, is damaged, or was not written by `torch.save` of PyTorch 1.6 or
+    /// newer.
     pub(crate) fn open(path: &Path) -> Result<Self, WeightsError> {
         check_archive(path)?;
         let reader = PytorchReader::new(path).map_err(|error| WeightsError::pytorch(path, error))?;
         Ok(Self { path: path.to_owned(), tensors: reader.into_tensors().into_iter().collect() })
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// All tensors, by their path through the saved dictionaries, parts joined by dots.
+    /// Returns all tensors by their path through the saved dictionaries, with the keys joined by dots.
     pub(crate) fn tensors(&self) -> BTreeMap<String, &Tensor> {
         self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect()
     }
 
-    /// The tensors of the dictionary under `key`, by their names in it; empty when there is none.
+    /// Returns the tensors of the dictionary under `key` by their names in it; empty if there is no such dictionary.
     pub(crate) fn section(&self, key: &str) -> BTreeMap<String, &Tensor> {
         let inside = |name: &String| name.strip_prefix(key)?.strip_prefix('.').map(str::to_owned);
         self.tensors.iter().filter_map(|(name, tensor)| Some((inside(name)?, tensor))).collect()
@@ -70,7 +73,7 @@ impl PickleFile {
 
 impl Stored for &Tensor {
     fn shape(&self) -> Vec<i64> {
-        // A length beyond i64 cannot have its tensor in a file; it equals no shape of a model.
+        // A size beyond i64 cannot exist in a file; -1 matches no shape of a model.
         Tensor::shape(self).iter().map(|&length| i64::try_from(length).unwrap_or(-1)).collect()
     }
 
@@ -99,19 +102,19 @@ fn check_archive(path: &Path) -> Result<(), WeightsError> {
         let mut entry = archive.by_index(index).map_err(|error| wrong(error.to_string()))?;
         let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
         if entry.compression() != CompressionMethod::Stored || entry.compressed_size() != entry.size() {
-            return Err(wrong(format!("its part {name} is compressed, which torch.save never does")));
+            return Err(wrong(format!("{name} is compressed, which torch.save never does")));
         }
         together = together.saturating_add(entry.size());
         if together > length {
-            return Err(wrong("its parts overlap".to_owned()));
+            return Err(wrong("the files in the archive overlap".to_owned()));
         }
         if name.ends_with("data.pkl") && entry.size() > LONGEST_PICKLE {
-            return Err(wrong(format!("its pickle of {} bytes is longer than that of any model", entry.size())));
+            return Err(wrong(format!("the pickle has {} bytes; the limit is {LONGEST_PICKLE}", entry.size())));
         }
-        // Reading to the end makes the archive's reader compare the CRC-32.
+        // Reading to the end makes the archive reader verify the CRC-32.
         let read = io::copy(&mut entry.by_ref(), &mut io::sink()).map_err(|error| wrong(format!("{name}: {error}")))?;
         if read != entry.size() {
-            return Err(wrong(format!("its part {name} is cut off")));
+            return Err(wrong(format!("{name} is truncated")));
         }
     }
     Ok(())
