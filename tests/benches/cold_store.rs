@@ -6,14 +6,11 @@
 //! The server runs in this process, on the same cores as the two ranks.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../tests/trainer_support/mod.rs"]
-mod trainer_support;
-
 use std::path::{Path, PathBuf};
 
 use arinar_data::manifest::Manifest;
 use arinar_tests::s3::{Faults, S3Server};
-use trainer_support::{Ended, launch, read_curve, trainer};
+use arinar_tests::support::trainer::{Ended, launch, read_curve, trainer};
 
 const BUCKET: &str = "cold";
 const GIGABIT_PER_SECOND: u64 = 125_000_000;

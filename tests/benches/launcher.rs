@@ -10,24 +10,17 @@
 //! Environment: `REPEATS` (5), whose median counts; what is compared takes turns. Let nothing else run.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../tests/launcher_support/mod.rs"]
-mod launcher_support;
-#[path = "../tests/trainer_support/mod.rs"]
-mod trainer_support;
-#[path = "../tests/trial_support/mod.rs"]
-mod trial_support;
-
 use std::{hint::black_box, process::Command, time::Instant};
 
 use arinar_protocol::Phase;
+use arinar_tests::support::launcher::{signal, until};
+use arinar_tests::support::trainer::Ended;
+use arinar_tests::support::trial::Trial;
 use arinar_trainer::{
     Vitals,
     step_consensus::{RankFlags, StepConsensus},
 };
-use launcher_support::{signal, until};
 use rustix::process::Signal;
-use trainer_support::Ended;
-use trial_support::Trial;
 
 /// Steps of a measured run, and how many of them, the first, do not count.
 const STEPS: u64 = 120;
@@ -106,7 +99,7 @@ fn restart(repeats: usize) {
         let known = running.rank(1);
         let killed = Instant::now();
         signal(known, Signal::KILL);
-        until("the rank's end", || (!launcher_support::lives(known)).then_some(()));
+        until("the rank's end", || (!arinar_tests::support::launcher::lives(known)).then_some(()));
         let reached = furthest();
         until("a new step", || (furthest() > reached).then_some(()));
         times.push(killed.elapsed().as_secs_f64());

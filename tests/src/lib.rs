@@ -5,6 +5,7 @@ pub mod gpu_stand_in;
 pub mod mpi;
 pub mod reference;
 pub mod s3;
+pub mod support;
 
 use std::path::PathBuf;
 

@@ -15,7 +15,7 @@ pub mod training;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks libtorch's random number generator, which all threads share, from seeding it to the last draw.
-pub(crate) fn generator() -> MutexGuard<'static, ()> {
+pub fn generator() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,239 @@
+//! `arinar-data convert`: the official code's cached .npz files to a dataset. tests/fixtures/npz/make.py made them with
+//! NumPy.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use arinar_data::dataset::Dataset;
+use arinar_data::manifest::Manifest;
+use arinar_data::shard::View;
+use arinar_store::Store;
+use arinar_tests::mpi::mpirun;
+use arinar_tests::support::data::{arinar_data, ended, files, program, succeeded, text};
+use half::f16;
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
+
+const SHAPE: [usize; 3] = [32, 2, 2];
+const LENGTH: usize = 128;
+
+fn cached() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/npz/cached")
+}
+
+fn convert(from: &Path, out: &Path, more: &[&str]) -> Output {
+    arinar_data(&[&["convert", "--from", text(from), "--out", text(out)], more].concat())
+}
+
+fn manifest(out: &Path) -> Manifest {
+    Manifest::read(&Store::open(text(out)).unwrap()).unwrap()
+}
+
+/// An array as NumPy writes it.
+fn npy(dtype: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    let mut header = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}");
+    header.push_str(&" ".repeat((128 - 10 - 1 - header.len() % 64) % 64));
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    npy("<f4", "(32, 2, 2)", &values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+}
+
+fn write_npz(path: &Path, arrays: &[(&str, &[u8])]) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut archive = ZipWriter::new(std::fs::File::create(path).unwrap());
+    for (name, bytes) in arrays {
+        let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        archive.start_file(format!("{name}.npy"), options).unwrap();
+        archive.write_all(bytes).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+fn good(path: &Path, value: f32) {
+    let array = floats(&[value; LENGTH]);
+    write_npz(path, &[("moments", &array), ("moments_flip", &array)]);
+}
+
+#[test]
+fn cached_latents_become_a_dataset_with_every_value_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let said = succeeded(&convert(&cached(), &out, &["--shard-bytes", "1KB"]));
+    assert!(said.contains("5 pictures of 3 classes in 5 shards"), "{said}");
+    succeeded(&arinar_data(&["verify", "--deep", text(&out)]));
+    let dataset = Dataset::open(text(&out)).unwrap();
+    let manifest = &dataset.manifest;
+    assert_eq!(manifest.classes, ["n01440764", "n01443537", "n01484850"]);
+    assert_eq!((manifest.class_counts.as_slice(), manifest.image.size), (&[2, 2, 1][..], 32));
+    assert_eq!((manifest.vae.scale, manifest.moments_shape()), (0.2325, SHAPE));
+    let mut seen = Vec::new();
+    for sample in 0..5 {
+        for view in [View::Original, View::Mirrored] {
+            let check = |record: arinar_data::shard::Record<'_>| {
+                let picture = record.source_id as usize;
+                assert_eq!(record.label, [0, 0, 1, 1, 2][picture]);
+                let sign = if view == View::Original { 1.0 } else { -1.0 };
+                for (index, two) in record.moments.chunks_exact(2).enumerate() {
+                    let value = (picture as f64 + index as f64 / 100.0) as f32;
+                    let value = if (picture, index) == (4, LENGTH - 1) { -100.0 } else { value } * sign;
+                    let kept = if index >= LENGTH / 2 { value.clamp(-30.0, 20.0) } else { value };
+                    assert_eq!(f16::from_le_bytes([two[0], two[1]]), f16::from_f32(kept), "{picture} {index}");
+                }
+                picture
+            };
+            seen.push(dataset.with_record(sample, view, check).unwrap());
+        }
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]);
+}
+
+#[test]
+fn the_vae_given_is_kept_and_must_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, vae) = (folder.path().join("out"), folder.path().join("vae.safetensors"));
+    arinar_tests::support::data::tiny_vae(&vae);
+    let (code, _, stderr) = ended(&convert(&cached(), &out, &["--vae", text(&vae)]));
+    assert!(code == 78 && stderr.contains("[32, 2, 2]") && stderr.contains("[8, n, n]"), "{code} {stderr}");
+    assert!(!out.join("manifest.json").exists());
+    let official = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pytorch/kl16.ckpt");
+    succeeded(&convert(&cached(), &out, &["--vae", text(&official)]));
+    let kept = Dataset::open(text(&out)).unwrap().vae(tch::Device::Cpu).unwrap();
+    assert_eq!(kept.xxh3, manifest(&out).vae.xxh3_128);
+}
+
+#[test]
+fn every_file_that_cannot_be_used_is_named_with_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, out) = (folder.path().join("from"), folder.path().join("out"));
+    let place = |name: &str| from.join(name);
+    let array = floats(&[1.0; LENGTH]);
+    for index in 0..40 {
+        good(&place(&format!("a/{index:03}.npz")), index as f32);
+    }
+    let mut large = vec![1.0; LENGTH];
+    large[5] = 70_000.0;
+    let mut nan = vec![1.0; LENGTH];
+    nan[LENGTH - 1] = f32::NAN;
+    write_npz(&place("b/large.npz"), &[("moments", &array), ("moments_flip", &floats(&large))]);
+    write_npz(&place("b/nan.npz"), &[("moments", &floats(&nan)), ("moments_flip", &array)]);
+    write_npz(&place("b/lacks.npz"), &[("moments", &array)]);
+    let other = npy("<f4", "(32, 1, 2)", &[0; 256]);
+    write_npz(&place("b/shape.npz"), &[("moments", &other), ("moments_flip", &other)]);
+    let double = npy("<f8", "(32, 2, 2)", &[0; 1024]);
+    write_npz(&place("b/double.npz"), &[("moments", &double), ("moments_flip", &double)]);
+    let endless = npy("<f4", "(99999999999, 99999999999, 32)", &[0; 64]);
+    write_npz(&place("b/endless.npz"), &[("moments", &endless), ("moments_flip", &endless)]);
+    let deep = npy("<f4", &"(".repeat(30_000), &[0; 64]);
+    write_npz(&place("b/deep.npz"), &[("moments", &deep), ("moments_flip", &deep)]);
+    std::fs::write(place("b/text.npz"), "no archive").unwrap();
+    let whole = std::fs::read(place("a/000.npz")).unwrap();
+    std::fs::write(place("b/cut.npz"), &whole[..whole.len() / 2]).unwrap();
+    let mut flipped = whole.clone();
+    flipped[300] ^= 1;
+    std::fs::write(place("b/flipped.npz"), flipped).unwrap();
+
+    let reasons = [
+        "b/large: array moments_flip is 7e4 at [1, 0, 1]",
+        "b/nan: array moments is NaN at [31, 1, 1]",
+        "b/lacks: is not a whole .npz file: moments_flip",
+        "b/shape: array moments is [32, 1, 2], the others are [32, 2, 2]",
+        "b/double: array moments holds '<f8'",
+        "b/endless: array moments has 64 bytes of data",
+        "b/deep: array moments has no header",
+        "b/text: is not a whole",
+        "b/cut: is not a whole",
+        "b/flipped: is not a whole .npz file: moments",
+    ];
+    let (code, _, stderr) = ended(&convert(&from, &out, &[]));
+    assert_eq!(code, 1, "{stderr}");
+    for reason in reasons.iter().chain(&["10 of 50 pictures cannot be used", "--skip-bad"]) {
+        assert!(stderr.contains(reason), "{reason:?} is not in {stderr}");
+    }
+    assert!(!out.join("manifest.json").exists());
+    let said = succeeded(&convert(&from, &out, &["--skip-bad"]));
+    assert!(said.contains("40 pictures") && said.contains("10 left out"), "{said}");
+    let manifest = manifest(&out);
+    assert_eq!((manifest.num_samples, manifest.num_sources, manifest.skipped.len()), (40, 50, 10));
+    assert_eq!(manifest.class_counts, [40, 0]);
+}
+
+/// A picture that the order of the shards puts into one of the last.
+const LATE: usize = 300;
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+
+#[test]
+fn a_killed_run_goes_on_and_two_ranks_make_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = folder.path().join("from");
+    let file = |index: usize| from.join(format!("{}/{index:04}.npz", index % 7));
+    (0..600).for_each(|index| good(&file(index), index as f32 / 16.0));
+    let options = ["--shard-bytes", "12KB"];
+    let whole = folder.path().join("whole");
+    succeeded(&convert(&from, &whole, &options));
+    let killed = folder.path().join("killed");
+    // A picture of a late shard is a pipe into which nobody writes: the program stops there.
+    let pipe = file(LATE);
+    std::fs::remove_file(&pipe).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut run = Command::new(program("arinar-data"))
+        .args([&["convert", "--from", text(&from), "--out", text(&killed)][..], &options].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    // It cannot be opened before somebody reads from it.
+    while File::options().write(true).custom_flags(NONBLOCK).open(&pipe).is_err() {
+        assert!(started.elapsed() < Duration::from_secs(120), "it does not come to the pipe");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
+    assert!(killed.join("shard-00000.safetensors").exists(), "it came to the pipe before it had made a shard");
+    std::fs::remove_file(&pipe).unwrap();
+    good(&pipe, LATE as f32 / 16.0);
+    let said = succeeded(&convert(&from, &killed, &options));
+    assert!(said.contains("were there from an earlier run"), "{said}");
+    assert!(files(&killed) == files(&whole));
+    let two = folder.path().join("two");
+    let output = mpirun(2)
+        .args(["--bind-to", "none"])
+        .arg(program("arinar-data"))
+        .args([&["convert", "--from", text(&from), "--out", text(&two)][..], &options].concat())
+        .output()
+        .unwrap();
+    succeeded(&output);
+    assert!(files(&two) == files(&whole));
+}
+
+#[test]
+fn wrong_command_lines_exit_78_and_name_the_cure() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, out) = (folder.path().join("from"), folder.path().join("out"));
+    let wrong = |part: &str| {
+        let (code, _, stderr) = ended(&convert(&from, &out, &[]));
+        assert!(code == 78 && stderr.contains(part), "{code} {stderr}");
+    };
+    wrong("cannot read");
+    std::fs::create_dir(&from).unwrap();
+    wrong("main_cache.py");
+    good(&from.join("at-the-top.npz"), 1.0);
+    wrong("class folders");
+    std::fs::create_dir(from.join("a")).unwrap();
+    std::fs::write(from.join("a/x.npz"), "nothing").unwrap();
+    wrong("none of the .npz files");
+}

@@ -1,0 +1,13 @@
+//! Tests of datasets: making, storing, caching and reading them.
+
+mod cache;
+mod convert;
+mod crop;
+mod encode;
+mod hostile_bytes;
+mod loader;
+mod order;
+mod repair;
+mod s3;
+mod simulate;
+mod source;

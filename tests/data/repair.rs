@@ -1,0 +1,121 @@
+//! `arinar-data verify --repair`: damaged shards replaced by copies that verify, and by nothing else.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use arinar_data::manifest::Manifest;
+use arinar_store::Store;
+use arinar_tests::support::data::{DATASET_ID, arinar_data, ended, files, flip_bit, hand_made, succeeded, text};
+
+/// A dataset, a second copy of it and a cache folder, all whole.
+struct Workplace {
+    folder: tempfile::TempDir,
+}
+
+impl Workplace {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let cached = format!("cache/{DATASET_ID}");
+        for place in ["dataset", "copy", &cached] {
+            hand_made(&folder.path().join(place), &[5, 3, 4, 6]);
+        }
+        std::fs::remove_file(folder.path().join(cached).join("manifest.json")).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Exit code, standard output and error of a deep verification of the dataset.
+    fn verify(&self, more: &[&str]) -> (i32, String, String) {
+        let (dataset, cache) = (self.path("dataset"), self.path("cache"));
+        let repair = more.contains(&"--repair");
+        let cache: &[&str] = if repair { &["--cache-dir", text(&cache)] } else { &[] };
+        ended(&arinar_data(&[&["verify", "--deep", text(&dataset)], more, cache].concat()))
+    }
+}
+
+fn shard(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("shard-0000{index}.safetensors"))
+}
+
+#[test]
+fn shards_come_back_from_the_cache_and_from_a_second_copy() {
+    let work = Workplace::new();
+    let dataset = work.path("dataset");
+    let whole = files(&dataset);
+    flip_bit(&shard(&dataset, 0), 900);
+    std::fs::remove_file(shard(&dataset, 1)).unwrap();
+    std::fs::write(shard(&dataset, 3), b"cut off").unwrap();
+    // The cache has no whole copy of the last.
+    flip_bit(&shard(&work.path(&format!("cache/{DATASET_ID}")), 3), 1000);
+    let (code, _, stderr) = work.verify(&[]);
+    assert!(code == 1 && stderr.contains("3 of 4 shards") && stderr.contains("--repair"), "{stderr}");
+    let (code, stdout, stderr) = work.verify(&["--repair"]);
+    assert!(code == 1 && stderr.contains("1 of 4 shards are damaged"), "{stderr}");
+    assert!(stderr.contains("shard-00003") && stderr.contains("no copy is whole"), "{stderr}");
+    assert_eq!(stdout.matches("was damaged and is replaced").count(), 2, "{stdout}");
+    // What could not be repaired is as it was.
+    assert_eq!(std::fs::read(shard(&dataset, 3)).unwrap(), b"cut off");
+    let copy = work.path("copy");
+    let (code, stdout, stderr) = work.verify(&["--repair", "--from", text(&copy)]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("shard-00003.safetensors was damaged and is replaced by"), "{stdout}");
+    assert!(stdout.contains("4 shards with 18 records are sound"), "{stdout}");
+    assert!(files(&dataset) == whole);
+    assert_eq!(succeeded(&arinar_data(&["verify", "--deep", text(&dataset)])).lines().count(), 1);
+}
+
+#[test]
+fn copies_that_do_not_verify_are_not_written() {
+    let work = Workplace::new();
+    let (dataset, copy) = (work.path("dataset"), work.path("copy"));
+    let damaged: Vec<Vec<u8>> = [0, 1]
+        .map(|index| {
+            flip_bit(&shard(&dataset, index), 800);
+            std::fs::read(shard(&dataset, index)).unwrap()
+        })
+        .to_vec();
+    // One copy is damaged in another place, the other is a whole shard, but another one.
+    for place in [work.path(&format!("cache/{DATASET_ID}")), copy.clone()] {
+        flip_bit(&shard(&place, 0), 1100);
+        std::fs::copy(shard(&place, 2), shard(&place, 1)).unwrap();
+    }
+    let (code, _, stderr) = work.verify(&["--repair", "--from", text(&copy)]);
+    assert!(code == 1 && stderr.contains("2 of 4 shards"), "{stderr}");
+    for (index, bytes) in damaged.iter().enumerate() {
+        assert!(std::fs::read(shard(&dataset, index)).unwrap() == *bytes);
+    }
+}
+
+#[test]
+fn a_copy_of_another_dataset_is_refused() {
+    let work = Workplace::new();
+    let copy = work.path("copy");
+    let store = Store::open(text(&copy)).unwrap();
+    let other = Manifest { dataset_id: "0000000000000000".to_owned(), ..Manifest::read(&store).unwrap() };
+    other.write(&store).unwrap();
+    let (code, _, stderr) = work.verify(&["--repair", "--from", text(&copy)]);
+    assert!(
+        code == 78 && stderr.contains(&format!("is dataset 0000000000000000, not a copy of dataset {DATASET_ID}")),
+        "{code} {stderr}"
+    );
+    let (code, _, stderr) = work.verify(&["--from", text(&copy)]);
+    assert!(code == 78 && stderr.contains("--repair"), "{code} {stderr}");
+}
+
+#[test]
+fn a_label_that_is_no_class_is_not_called_repaired() {
+    let work = Workplace::new();
+    for place in ["dataset", "copy"] {
+        let store = Store::open(text(&work.path(place))).unwrap();
+        let manifest = Manifest::read(&store).unwrap();
+        let fewer = Manifest { classes: vec!["a".to_owned()], class_counts: vec![0], ..manifest };
+        fewer.write(&store).unwrap();
+    }
+    let copy = work.path("copy");
+    let (code, _, stderr) = work.verify(&["--repair", "--from", text(&copy)]);
+    assert!(code == 1 && stderr.contains("label 1, but there are 1 classes"), "{code} {stderr}");
+}

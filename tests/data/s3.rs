@@ -1,0 +1,248 @@
+//! Reading a dataset from S3 as the ranks of a node do: through faults, within the egress and the memory promised.
+
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arinar_data::cache::{CacheConfig, needed_bytes};
+use arinar_data::dataset::Dataset;
+use arinar_data::loader::{Batch, Loader, LoaderConfig};
+use arinar_data::manifest::Manifest;
+use arinar_data::token::Position;
+use arinar_tests::s3::{Fault, Faults, S3Server};
+use arinar_tests::support::data::{MIRRORED, SCALE, ended, hand_made, label_of, mean_of};
+use serde::{Deserialize, Serialize};
+
+const BUCKET: &str = "data";
+const TASK_VARIABLE: &str = "ARINAR_TEST_READER";
+
+/// What the ranks of a node are to do, in step with each other as all-reduces keep them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Task {
+    url: String,
+    cache: std::path::PathBuf,
+    limit: Option<u64>,
+    window: u64,
+    world: usize,
+    micro_batch: usize,
+    batches: usize,
+    /// Whether the samples are those of `hand_made`.
+    hand_made: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Report {
+    /// "epoch sample" of each.
+    samples: Vec<(u64, u64)>,
+    /// Most anonymous memory above what the process had when it began to read, in bytes.
+    memory: u64,
+    error: Option<String>,
+}
+
+/// Not a test: the ranks, in a process of their own, because a store takes its options from the environment.
+#[test]
+#[ignore = "run by other tests in a process of its own"]
+fn reader() {
+    let task: Task = serde_json::from_str(&std::env::var(TASK_VARIABLE).unwrap()).unwrap();
+    println!("\nreport {}", serde_json::to_string(&read(&task)).unwrap());
+}
+
+fn read(task: &Task) -> Report {
+    let mut report = Report { samples: Vec::new(), memory: 0, error: None };
+    let before = anonymous_memory();
+    let outcome = (|| {
+        let mut ranks = Vec::new();
+        for rank in 0..task.world {
+            let cache = CacheConfig { folder: Some(task.cache.clone()), limit: task.limit };
+            let dataset = Arc::new(Dataset::open_with_cache(&task.url, cache)?);
+            let config = LoaderConfig {
+                seed: 3,
+                global_batch: task.world * task.micro_batch,
+                rank,
+                world: task.world,
+                micro_batch: task.micro_batch,
+                look_ahead: 2,
+                window: task.window,
+                prefetch: rank == 0,
+            };
+            ranks.push(Loader::new(dataset, config, Position::default())?);
+        }
+        for _ in 0..task.batches {
+            for rank in &mut ranks {
+                let batch = rank.next_batch()?;
+                report.samples.extend(batch.samples.iter().map(|key| (key.epoch, key.sample)));
+                if task.hand_made {
+                    check(&batch);
+                }
+            }
+            report.memory = report.memory.max(anonymous_memory().saturating_sub(before));
+        }
+        Ok::<(), arinar_data::error::DataError>(())
+    })();
+    report.error = outcome.err().map(|error| error.to_string());
+    report
+}
+
+/// Each sample's label, and the mean of it or of its mirror image.
+fn check(batch: &Batch) {
+    for (index, key) in batch.samples.iter().enumerate() {
+        let first = batch.latents.double_value(&[index as i64, 0, 0, 0]) / SCALE;
+        let mean = f64::from(mean_of(key.sample as usize));
+        assert!([mean, mean + f64::from(MIRRORED)].iter().any(|mean| (mean - first).abs() < 0.01));
+        assert_eq!(batch.labels.int64_value(&[index as i64]), label_of(key.sample as usize));
+    }
+}
+
+fn anonymous_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+}
+
+/// A bucket with a dataset.
+struct Lab {
+    folder: tempfile::TempDir,
+    server: S3Server,
+    manifest: Manifest,
+}
+
+impl Lab {
+    fn new(shards: &[usize]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = S3Server::start(&folder.path().join("store"));
+        server.create_bucket(BUCKET);
+        let manifest = hand_made(&server.object_path(BUCKET, "set"), shards);
+        Self { folder, server, manifest }
+    }
+
+    fn task(&self, window: u64, batches: usize) -> Task {
+        Task {
+            url: format!("s3://{BUCKET}/set"),
+            cache: self.folder.path().join("cache"),
+            limit: Some(needed_bytes(&self.manifest, window)),
+            window,
+            world: 1,
+            micro_batch: 8,
+            batches,
+            hand_made: true,
+        }
+    }
+
+    fn read(&self, task: &Task) -> Report {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "s3::reader", "--ignored", "--nocapture"])
+            .env(TASK_VARIABLE, serde_json::to_string(task).unwrap())
+            .envs(self.server.environment())
+            .env("ARINAR_STORE_PATIENCE", "20")
+            .output()
+            .unwrap();
+        let (_, stdout, stderr) = ended(&output);
+        assert!(output.status.success(), "{stdout}\n{stderr}");
+        serde_json::from_str(stdout.lines().find_map(|line| line.strip_prefix("report ")).unwrap()).unwrap()
+    }
+
+    fn egress(&self) -> u64 {
+        self.server.counters().below(&format!("{BUCKET}/set/shard-")).sent
+    }
+}
+
+/// 12 shards, 88 samples: an epoch is 11 batches of 8.
+const SHARDS: [usize; 12] = [9, 12, 3, 8, 8, 8, 10, 2, 7, 8, 8, 5];
+
+#[test]
+fn every_fault_is_survived_without_a_wrong_sample() {
+    let lab = Lab::new(&SHARDS);
+    let calm = lab.read(&lab.task(2, 22));
+    assert_eq!(calm.error, None);
+    assert_eq!(calm.samples.len(), 2 * 88);
+    let kinds = [
+        Fault::InternalError,
+        Fault::SlowDown,
+        Fault::Reset,
+        Fault::LostAnswer,
+        Fault::Stall(Duration::from_secs(1)),
+        Fault::Truncate,
+        Fault::FlipBit,
+    ];
+    for kind in kinds {
+        std::fs::remove_dir_all(lab.folder.path().join("cache")).unwrap();
+        lab.server.reset_counters();
+        lab.server.set_faults(Faults {
+            of_ten: 2,
+            kinds: vec![kind],
+            methods: vec!["GET"],
+            prefix: format!("{BUCKET}/set/shard-"),
+            seed: 1,
+            ..Faults::default()
+        });
+        let wild = lab.read(&lab.task(2, 22));
+        assert_eq!(wild.error, None, "{kind:?}");
+        assert_eq!(wild.samples, calm.samples, "{kind:?}");
+        assert!(lab.server.counters().faults() > 0, "{kind:?} never happened");
+    }
+}
+
+#[test]
+fn a_manifest_that_is_damaged_on_its_way_is_asked_for_again() {
+    let lab = Lab::new(&SHARDS);
+    let flips = Faults::first(2, Fault::FlipBit, &["GET"]);
+    lab.server.set_faults(Faults { prefix: format!("{BUCKET}/set/manifest"), ..flips });
+    assert_eq!(lab.read(&lab.task(1, 1)).error, None);
+    assert_eq!(lab.server.counters().faults(), 2);
+}
+
+#[test]
+fn two_ranks_of_a_node_fetch_each_shard_once_an_epoch() {
+    // Windows of about 80 samples, which is more than ranks in step with each other are ever apart.
+    let lab = Lab::new(&[40, 43, 38, 41, 44, 36, 40, 42, 38, 40, 39, 39]);
+    let (samples, epochs) = (480, 3);
+    let total: u64 = lab.manifest.shards.iter().map(|shard| shard.bytes).sum();
+    let report = lab.read(&Task { world: 2, micro_batch: 4, ..lab.task(2, epochs * samples / 8) });
+    assert_eq!(report.error, None);
+    let mut seen = report.samples;
+    seen.sort_unstable();
+    let expected: Vec<_> =
+        (0..epochs as u64).flat_map(|epoch| (0..samples as u64).map(move |sample| (epoch, sample))).collect();
+    assert_eq!(seen, expected);
+    // Three epochs, and at their end the two windows that were read ahead.
+    let ahead = needed_bytes(&lab.manifest, 2);
+    let most = epochs as u64 * total * 102 / 100 + ahead;
+    assert!(lab.egress() <= most, "{} bytes instead of {most}", lab.egress());
+    // A cache that holds everything is filled once.
+    lab.server.reset_counters();
+    std::fs::remove_dir_all(lab.folder.path().join("cache")).unwrap();
+    let whole = Task { limit: None, window: 0, ..lab.task(0, epochs * samples / 8) };
+    assert_eq!(lab.read(&whole).error, None);
+    assert_eq!(lab.egress(), total);
+}
+
+#[test]
+fn a_store_that_stays_away_ends_in_one_clear_line() {
+    let lab = Lab::new(&SHARDS);
+    lab.server.set_faults(Faults { down: true, ..Faults::default() });
+    let began = Instant::now();
+    let error = lab.read(&lab.task(2, 22)).error.unwrap();
+    assert!(error.contains("s3://data/set") && !error.contains('\n'), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(90));
+}
+
+#[test]
+fn memory_stays_within_the_budget_and_64_mib() {
+    // 192 MiB in shards of 32 MiB: more than may be held.
+    let lab = Lab::new(&[]);
+    let folder = lab.server.object_path(BUCKET, "large");
+    let manifest = arinar_tests::support::data::large(&folder, 6, 512);
+    let url = format!("s3://{BUCKET}/large");
+    let task = Task { url, limit: Some(needed_bytes(&manifest, 1)), micro_batch: 32, batches: 96, ..lab.task(1, 0) };
+    let report = lab.read(&Task { hand_made: false, ..task.clone() });
+    assert_eq!(report.error, None);
+    assert_eq!(report.samples.len(), 32 * 96);
+    // Two batches ahead, the one in hand, and one more on its way into tensors; f32 latents are as large as both
+    // moments in f16.
+    let batch = 32 * (32 << 10);
+    assert!(report.memory < 4 * batch + (64 << 20), "{} MiB", report.memory >> 20);
+    println!("loader: {} MiB above the start", report.memory >> 20);
+}

@@ -1,0 +1,250 @@
+//! The demo's dataset and a run, both in a bucket, on a bad day: a tenth of all requests fails in every way a store can
+//! fail, ranks are killed in a step, in an upload and in a download, and a bit of the cache flips. The run ends
+//! bit-identical to one on a good day, and every sample is seen where it belongs.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use arinar_data::manifest::Manifest;
+use arinar_tests::s3::{BLOCK, Fault, Faults, S3Server};
+use arinar_tests::support::trainer::{Ended, launch, trainer};
+
+const BUCKET: &str = "chaos";
+const GLOBAL_BATCH: u64 = 32;
+/// Three epochs and a bit.
+const STEPS: u64 = 185;
+/// Every way to fail that passes.
+const KINDS: [Fault; 7] = [
+    Fault::InternalError,
+    Fault::SlowDown,
+    Fault::Reset,
+    Fault::LostAnswer,
+    Fault::Stall(Duration::from_secs(2)),
+    Fault::Truncate,
+    Fault::FlipBit,
+];
+/// Nobody waits for a test longer.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const CONFIG: &str = "seed: 5
+run: {name: chaos, dir: 's3://chaos/run', log_dir: LOGS}
+model:
+  image_size: 32
+  classes: 9
+  vae: {stride: 8, channels: 16, scale: 1.0020548}
+  outer: {kind: mar, width: 32, heads: 4, encoder_depth: 1, decoder_depth: 1, buffer_tokens: 4,
+          mask_ratio_min: 0.7, dropout: 0.1, label_drop: 0.1}
+  head: {kind: arinar, width: 32, depth: 1, heads: 2, gaussians: 2}
+data: {url: 's3://chaos/emoji', cache_dir: CACHE, cache_limit: 2MB}
+optim: {lr_per_256: 0.04, betas: [0.9, 0.95], weight_decay: 0.02, grad_clip: 3.0, ema: 0.9,
+        schedule: constant, warmup_epochs: 0.5, epochs: 400}
+batch: {global: 32}
+checkpoint: {every: 15 steps, keep_last: 2, spool_dir: SPOOL}
+train: {threads: 1}
+log: {every: 1, format: text}
+";
+
+/// A store with the dataset, and what a machine keeps on its disk.
+struct World {
+    folder: tempfile::TempDir,
+    server: S3Server,
+}
+
+impl World {
+    /// Encodes the demo's pictures into `store`, or copies a store in which that has been done.
+    fn new(encoded: Option<&World>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = S3Server::start(&folder.path().join("store"));
+        server.create_bucket(BUCKET);
+        let world = Self { folder, server };
+        match encoded {
+            None => world.encode(),
+            Some(other) => {
+                let dataset = |world: &World| world.server.object_path(BUCKET, "emoji");
+                let copied = Command::new("cp").arg("-r").arg(dataset(other)).arg(dataset(&world)).status().unwrap();
+                assert!(copied.success());
+            }
+        }
+        let place = |name: &str| world.path(name).display().to_string();
+        let config =
+            CONFIG.replace("LOGS", &place("logs")).replace("CACHE", &place("cache")).replace("SPOOL", &place("spool"));
+        std::fs::write(world.path("chaos.yaml"), config).unwrap();
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn encode(&self) {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut command = launch(2);
+        command.arg(trainer().with_file_name("arinar-data")).args(["encode", "--images"]);
+        command.arg(repository.join("tests/data/noto-emoji-32.tar")).args(["--image-size", "32", "--vae"]);
+        command.arg(repository.join("data/assets/emoji-vae.safetensors"));
+        command.args(["--out", "s3://chaos/emoji", "--shard-bytes", "300KB"]).envs(self.server.environment());
+        Ended::of(command.output().unwrap()).succeeded();
+    }
+
+    fn train(&self) -> Command {
+        let mut command = launch(2);
+        command.arg(trainer()).arg("--config").arg(self.path("chaos.yaml"));
+        command.arg("--set").arg(format!("train.max_steps={STEPS}"));
+        command.envs(self.server.environment()).env("ARINAR_SAMPLE_LOG", self.path("samples"));
+        command
+    }
+
+    /// Starts training, waits until `moment` comes, and kills a rank with SIGKILL.
+    fn train_until(&self, rank: usize, mut moment: impl FnMut(&World) -> bool) {
+        let output = |name: &str| std::fs::File::options().create(true).append(true).open(self.path(name)).unwrap();
+        let mut mpirun = self.train().stdout(Stdio::from(output("stdout"))).stderr(output("stderr")).spawn().unwrap();
+        let began = Instant::now();
+        while !moment(self) {
+            let ended = mpirun.try_wait().unwrap();
+            assert!(ended.is_none() && began.elapsed() < PATIENCE, "{ended:?}: {}", self.told());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        kill_rank(&mpirun, rank);
+        assert!(!mpirun.wait().unwrap().success());
+    }
+
+    fn told(&self) -> String {
+        let read = |name: &str| std::fs::read_to_string(self.path(name)).unwrap_or_default();
+        format!("{}\n{}", read("stdout"), read("stderr"))
+    }
+
+    /// Steps whose samples are logged.
+    fn steps(&self) -> u64 {
+        self.samples().keys().next_back().copied().unwrap_or(0)
+    }
+
+    /// For each step its samples as "sample epoch".
+    fn samples(&self) -> BTreeMap<u64, BTreeSet<String>> {
+        let mut samples = BTreeMap::<u64, BTreeSet<String>>::new();
+        let log = std::fs::read_to_string(self.path("samples")).unwrap_or_default();
+        // A killed rank may leave half a line at the end, and only there.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        for line in whole.lines() {
+            let (step, sample) = line.split_once(' ').unwrap();
+            samples.entry(step.parse().unwrap()).or_default().insert(sample.to_owned());
+        }
+        samples
+    }
+
+    /// Every tensor of the final checkpoint in the bucket.
+    fn tensors(&self) -> BTreeMap<String, Vec<u8>> {
+        let folder = self.server.object_path(BUCKET, &format!("run/step-{STEPS:08}"));
+        assert!(folder.join("manifest.json").is_file(), "{}", self.told());
+        let mut tensors = BTreeMap::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "safetensors") {
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                tensors.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+        assert_eq!(tensors.len(), 6);
+        tensors
+    }
+
+    /// A cached shard, if there is one.
+    fn cached_shard(&self) -> Option<PathBuf> {
+        let dataset = std::fs::read_dir(self.path("cache")).ok()?.find_map(|entry| {
+            let path = entry.ok()?.path();
+            path.is_dir().then_some(path)
+        })?;
+        let mut shards: Vec<PathBuf> =
+            std::fs::read_dir(dataset).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        shards.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+        shards.sort();
+        shards.into_iter().next()
+    }
+}
+
+fn kill_rank(mpirun: &Child, rank: usize) {
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", mpirun.id())).unwrap();
+    let ranks: Vec<&str> = children.split_whitespace().collect();
+    assert!(Command::new("kill").args(["-9", ranks[rank % ranks.len()]]).status().unwrap().success());
+}
+
+/// A number that differs from run to run; it is printed, so that a failure can be looked into.
+fn arbitrary() -> u64 {
+    let number = u64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos()) / 1000;
+    println!("chaos seed {number}");
+    number
+}
+
+#[test]
+fn chaos_changes_nothing() {
+    let calm = World::new(None);
+    let manifest = calm.server.object_path(BUCKET, "emoji/manifest.json");
+    let manifest: Manifest = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+    assert!(manifest.shards.iter().map(|shard| shard.bytes).sum::<u64>() > 2_000_000, "the cache must be too small");
+    let wild = World::new(Some(&calm));
+    Ended::of(calm.train().output().unwrap()).succeeded();
+
+    let seed = arbitrary();
+    wild.server.set_faults(Faults {
+        of_ten: 1,
+        kinds: KINDS.to_vec(),
+        seed,
+        // Slow enough that a download takes its time.
+        bytes_per_second: 4_000_000,
+        ..Faults::default()
+    });
+    let rank = (seed % 2) as usize;
+    let traffic = |world: &World, below: &str| world.server.counters().below(&format!("{BUCKET}/{below}"));
+    // In a step, at some time in the first epoch.
+    let step = 5 + seed % 40;
+    wild.train_until(rank, |world| world.steps() >= step);
+    let shard = wild.cached_shard().unwrap();
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let at = bytes.len() - 1 - (seed as usize % (bytes.len() / 2));
+    bytes[at] ^= 1 << (seed % 8);
+    std::fs::write(&shard, bytes).unwrap();
+    // In an upload: when a checkpoint's next file comes in.
+    let before = wild.steps() + 20;
+    let mut uploaded = None;
+    wild.train_until(rank + 1, |world| {
+        let received = traffic(world, "run/step-").received;
+        if world.steps() < before {
+            return false;
+        }
+        received > *uploaded.get_or_insert(received)
+    });
+    // In a download: when a shard begins to come.
+    let mut downloaded = None;
+    let before = wild.steps() + 20;
+    wild.train_until(rank, |world| {
+        let requests = traffic(world, "emoji/shard-").requests;
+        if world.steps() < before {
+            return false;
+        }
+        requests > *downloaded.get_or_insert(requests)
+    });
+    Ended::of(wild.train().output().unwrap()).succeeded();
+
+    let counters = wild.server.counters();
+    println!("requests: {:?}, faults: {:?}", counters.requests, counters.faults);
+    assert_eq!(counters.faults.len(), KINDS.len(), "some way to fail never came");
+    // Of requests that a killed rank did not finish there may be more than were counted, and so of faults.
+    assert!(counters.faults() >= counters.requests.values().map(|requests| requests / BLOCK).sum());
+    assert!(calm.tensors() == wild.tensors(), "the runs differ");
+    let (expected, seen) = (calm.samples(), wild.samples());
+    assert_eq!(expected.len() as u64, STEPS);
+    for (step, samples) in &expected {
+        assert_eq!(samples.len() as u64, GLOBAL_BATCH, "step {step}");
+        assert_eq!(seen.get(step), Some(samples), "step {step}");
+    }
+    // An epoch holds each of the 1,906 samples once.
+    let in_order: Vec<&String> = expected.values().flatten().collect();
+    for epoch in 0..3 {
+        let ending = format!(" {epoch}");
+        assert_eq!(in_order.iter().filter(|sample| sample.ends_with(&ending)).count(), 1906);
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests of the model against numbers of the official code.
+
+mod golden_full_sample;
+mod golden_head;
+mod golden_keys;
+mod golden_schedule;
+mod golden_train;
+mod golden_vae;

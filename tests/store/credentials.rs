@@ -1,0 +1,235 @@
+//! Credentials as the AWS command line takes them, against a server that checks signatures; and never shown.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+
+use arinar_store::cloud::Environment;
+use arinar_store::{Store, StoreError};
+use arinar_tests::s3::{ACCESS_KEY_ID, Fault, Faults, REGION, S3Server, SECRET_ACCESS_KEY};
+use arinar_tests::support::data::{ended, program};
+
+const WRONG_SECRET: &str = "Wr0ngS3cretThatNobodyMaySee/+=abcdef";
+const RENEWED_SECRET: &str = "R3newedS3cretThatNobodyMaySee/+=abcde";
+const TOKEN: &str = "T0kenThatNobodyMaySee//////////EaDYFakeFake";
+
+struct Lab {
+    folder: tempfile::TempDir,
+    server: S3Server,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = S3Server::start(&folder.path().join("s3"));
+        server.create_bucket("bucket");
+        std::fs::create_dir_all(folder.path().join(".aws")).unwrap();
+        Self { folder, server }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        // Written beside and renamed, so that its time differs for certain and no half of it is read.
+        let path = self.folder.path().join(".aws").join(name);
+        std::fs::write(path.with_extension("new"), text).unwrap();
+        std::fs::rename(path.with_extension("new"), path).unwrap();
+    }
+
+    fn keys(section: &str, secret: &str) -> String {
+        format!("# mine\n[{section}]\naws_access_key_id={ACCESS_KEY_ID}\naws_secret_access_key = {secret}\n")
+    }
+
+    /// Opens with nothing but a home folder and these variables.
+    fn open(&self, variables: &[(&str, &str)]) -> Result<Store, StoreError> {
+        let home = self.folder.path().to_str().unwrap();
+        let common = [("HOME", home), ("AWS_ALLOW_HTTP", "true"), ("ARINAR_STORE_PATIENCE", "4")];
+        let all: Environment = common.into_iter().chain(variables.iter().copied()).collect();
+        Store::open_with("s3://bucket/x", &all)
+    }
+
+    fn config(&self, section: &str) -> String {
+        let endpoint = self.server.endpoint();
+        format!("[{section}]\nregion = {REGION}\nendpoint_url = {endpoint}\ns3 =\n  endpoint_url = http://nested:1\n")
+    }
+}
+
+fn refused(result: Result<Store, StoreError>) -> String {
+    let error = result.unwrap_err();
+    assert!(error.is_configuration(), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn profile_files_are_read_as_the_command_line_reads_them() {
+    let lab = Lab::new();
+    lab.write("credentials", &(Lab::keys("default", SECRET_ACCESS_KEY) + &Lab::keys("other", WRONG_SECRET)));
+    lab.write("config", &(lab.config("default") + &lab.config("profile other")));
+    lab.open(&[]).unwrap().put("a", "b").unwrap();
+    let denied = lab.open(&[("AWS_PROFILE", "other")]).unwrap().put("a", "c").unwrap_err();
+    assert!(matches!(denied, StoreError::Denied { .. }) && !denied.is_transient(), "{denied}");
+    assert!(denied.to_string().contains("SignatureDoesNotMatch"), "{denied}");
+    // The environment wins: keys, then endpoint.
+    let keys = [("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID), ("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)];
+    let with_profile = [keys[0], keys[1], ("AWS_PROFILE", "other")];
+    assert_eq!(lab.open(&with_profile).unwrap().get("a").unwrap().as_ref(), b"b");
+    let error = lab.open(&[("AWS_ENDPOINT_URL", "http://127.0.0.1:1")]).unwrap().get("a").unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    let both = [("AWS_ENDPOINT_URL", "http://127.0.0.1:1"), ("AWS_ENDPOINT_URL_S3", &lab.server.endpoint())];
+    lab.open(&both).unwrap().get("a").unwrap();
+    assert!(refused(lab.open(&[("AWS_PROFILE", "nobody")])).contains("nobody"));
+    // Other files.
+    let moved = lab.folder.path().join("moved");
+    std::fs::write(&moved, Lab::keys("third", SECRET_ACCESS_KEY) + "region = x\n").unwrap();
+    let variables = [
+        ("AWS_SHARED_CREDENTIALS_FILE", moved.to_str().unwrap()),
+        ("AWS_PROFILE", "third"),
+        ("AWS_REGION", REGION),
+        ("AWS_ENDPOINT_URL", &lab.server.endpoint()),
+    ];
+    lab.open(&variables).unwrap().get("a").unwrap();
+}
+
+#[test]
+fn keys_can_be_renewed_under_a_running_program() {
+    let lab = Lab::new();
+    lab.write("config", &lab.config("default"));
+    lab.write("credentials", &Lab::keys("default", WRONG_SECRET));
+    let store = lab.open(&[]).unwrap();
+    assert!(matches!(store.put("a", "b").unwrap_err(), StoreError::Denied { .. }));
+    lab.write("credentials", &Lab::keys("default", SECRET_ACCESS_KEY));
+    store.put("a", "b").unwrap();
+    // A file that is broken for a moment changes nothing.
+    lab.write("credentials", "[default\n");
+    store.put("a", "c").unwrap();
+}
+
+#[test]
+fn profiles_that_only_amazons_tools_understand_name_the_cure() {
+    let lab = Lab::new();
+    for setting in ["sso_session = mine", "role_arn = arn:aws:iam::1:role/x", "credential_process = /bin/x"] {
+        lab.write("config", &(lab.config("profile work") + setting + "\n"));
+        // An indented line belongs to the one above, so the setting comes first.
+        lab.write("config", &format!("[profile work]\n{setting}\n"));
+        let error = refused(lab.open(&[("AWS_PROFILE", "work")]));
+        assert!(error.contains("aws configure export-credentials --profile work --format env"), "{error}");
+    }
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let lab = Lab::new();
+    let endpoint = lab.server.endpoint();
+    let mut shown = Vec::new();
+    let secret =
+        [("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID), ("AWS_SECRET_ACCESS_KEY", WRONG_SECRET), ("AWS_SESSION_TOKEN", TOKEN)];
+    let at = |endpoint| [secret[0], secret[1], secret[2], ("AWS_ENDPOINT_URL", endpoint)];
+    let note = |shown: &mut Vec<String>, error: StoreError| shown.push(format!("{error} {error:?} {error:#?}"));
+    let store = lab.open(&at(&endpoint)).unwrap();
+    shown.push(format!("{store:?} {store:#?} {:?}", at("x").into_iter().collect::<Environment>()));
+    for plan in [
+        Faults::default(),
+        Faults::always(Fault::ExpiredToken, &[]),
+        Faults::always(Fault::InternalError, &[]),
+        Faults::always(Fault::Reset, &[]),
+        Faults { down: true, ..Faults::default() },
+    ] {
+        lab.server.set_faults(plan);
+        note(&mut shown, store.get("x").unwrap_err());
+        note(&mut shown, store.size("x").unwrap_err());
+        note(&mut shown, store.list("").unwrap_err());
+        note(&mut shown, store.put("x", vec![0; 17 << 20]).unwrap_err());
+        note(&mut shown, store.put_new("x", "y").unwrap_err());
+    }
+    let login = format!("http://{ACCESS_KEY_ID}:{WRONG_SECRET}@127.0.0.1:1");
+    for broken in ["not a url", "http://", "ftp://127.0.0.1", "https://127.0.0.1:1", &login] {
+        match lab.open(&at(broken)) {
+            Err(error) => note(&mut shown, error),
+            Ok(store) => note(&mut shown, store.get("x").unwrap_err()),
+        }
+    }
+    note(&mut shown, lab.open(&[secret[1]]).unwrap_err());
+    let no_equals_sign = format!("[default]\naws_access_key_id = a\naws_secret_access_key {WRONG_SECRET}\n");
+    for file in
+        [no_equals_sign, format!("[default]\naws_secret_access_key = {WRONG_SECRET}\n"), WRONG_SECRET.to_owned()]
+    {
+        lab.write("credentials", &file);
+        let error = lab.open(&[]).unwrap_err();
+        assert!(error.is_configuration(), "{error}");
+        assert!(error.to_string().contains("credentials") | error.to_string().contains("default"), "{error}");
+        note(&mut shown, error);
+    }
+    lab.write("credentials", &Lab::keys("default", WRONG_SECRET));
+    let store = lab.open(&[("AWS_ENDPOINT_URL", &endpoint)]).unwrap();
+    note(&mut shown, store.get("x").unwrap_err());
+    for url in [format!("s3://{ACCESS_KEY_ID}:{WRONG_SECRET}@bucket/x"), "s3://Wr0ngS3cret@bucket".to_owned()] {
+        note(&mut shown, Store::open_with(&url, &Environment::default()).unwrap_err());
+        shown.push(output(lab.folder.path(), &url, &[]));
+    }
+    lab.server.set_faults(Faults::default());
+    shown.push(output(lab.folder.path(), "s3://bucket/x", &at(&endpoint)));
+    for text in &shown {
+        for secret in [WRONG_SECRET, TOKEN, "Wr0ng", "T0ken"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+}
+
+#[test]
+fn secrets_that_a_server_sends_back_are_not_shown() {
+    let lab = Lab::new();
+    let endpoint = lab.server.endpoint();
+    lab.server.set_faults(Faults::always(Fault::Echo(WRONG_SECRET), &[]));
+    let profile = Lab::keys("default", WRONG_SECRET) + &format!("aws_session_token = {TOKEN}\n");
+    let variables = [
+        ("AWS_ENDPOINT_URL", endpoint.as_str()),
+        ("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
+        ("AWS_SECRET_ACCESS_KEY", WRONG_SECRET),
+        ("AWS_SESSION_TOKEN", TOKEN),
+    ];
+    let mut shown = Vec::new();
+    for (profile, variables) in [(profile.as_str(), &variables[..1]), ("", &variables)] {
+        lab.write("credentials", profile);
+        let store = lab.open(variables).unwrap();
+        let copy = File::create(lab.folder.path().join("copy")).unwrap();
+        let errors = [
+            store.get("x").unwrap_err(),
+            store.get_range("x", 0, 1).unwrap_err(),
+            store.download("x", 1, &copy).unwrap_err(),
+            store.size("x").unwrap_err(),
+            store.list("").unwrap_err(),
+            store.put("x", "y").unwrap_err(),
+            store.put("x", vec![0; 17 << 20]).unwrap_err(),
+            store.put_new("x", "y").unwrap_err(),
+            store.delete("x").unwrap_err(),
+        ];
+        shown.extend(errors.map(|error| format!("{error} {error:?} {error:#?}")));
+        shown.push(output(lab.folder.path(), "s3://bucket/x", variables));
+    }
+    // So are those that were renewed after the store was opened.
+    lab.write("credentials", &profile);
+    let store = lab.open(&variables[..1]).unwrap();
+    lab.write("credentials", &profile.replace(WRONG_SECRET, RENEWED_SECRET));
+    lab.server.set_faults(Faults::always(Fault::Echo(RENEWED_SECRET), &[]));
+    shown.push(format!("{:?}", store.get("x").unwrap_err()));
+    for text in &shown {
+        // The message came, and was shown but for its secrets.
+        assert!(text.contains("The token [secret] and the key [secret] do not match."), "{text}");
+        for secret in ["Wr0ng", "R3newed", "T0ken", "AWS4-HMAC", "Signature="] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+}
+
+/// What the program says when it fails.
+fn output(home: &Path, url: &str, variables: &[(&str, &str)]) -> String {
+    let output = Command::new(program("arinar-data"))
+        .args(["inspect", url])
+        .env("HOME", home)
+        .env("AWS_ALLOW_HTTP", "true")
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let (code, stdout, stderr) = ended(&output);
+    assert!(code != 0 && stderr.trim().lines().count() == 1, "{code} {stderr}");
+    stdout + &stderr
+}

@@ -1,0 +1,223 @@
+//! What becomes of every kind of failure: the right bytes, or a clear error. Never other bytes, but for the bit that
+//! flips under way, which only a hash shows.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use arinar_store::{Store, StoreError};
+use arinar_tests::s3::{Fault, Faults, S3Server};
+use arinar_tests::support::store::{downloaded, pattern, s3_store};
+
+/// Sixteen parts of a download, three of an upload.
+const LARGE: usize = (20 << 20) + 777;
+/// Longer than the stores of these tests wait.
+const STALL: Fault = Fault::Stall(Duration::from_secs(3));
+const PASSING: [Fault; 6] =
+    [Fault::InternalError, Fault::SlowDown, Fault::Reset, Fault::LostAnswer, STALL, Fault::Truncate];
+
+struct Lab {
+    _folder: tempfile::TempDir,
+    server: S3Server,
+    store: Store,
+}
+
+impl Lab {
+    /// A store that waits a quarter of its patience for a sign of life.
+    fn new(patience: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = S3Server::start(folder.path());
+        let store = s3_store(&server, "bucket", patience);
+        Self { _folder: folder, server, store }
+    }
+}
+
+/// Every operation once; each must do its work.
+fn everything_works(store: &Store, mut before_each: impl FnMut()) {
+    let large = pattern(LARGE);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("large");
+    std::fs::write(&file, &large).unwrap();
+    let mut step = |what: &str, action: &mut dyn FnMut() -> Result<bool, StoreError>| {
+        before_each();
+        assert!(action().unwrap_or_else(|error| panic!("{what}: {error}")), "{what}");
+    };
+    step("put", &mut || store.put("small", "tiny").map(|()| true));
+    step("get", &mut || Ok(store.get("small")?.as_ref() == b"tiny"));
+    step("size", &mut || Ok(store.size("small")? == Some(4)));
+    step("put_file", &mut || store.put_file("large", &file).map(|()| true));
+    step("get large", &mut || Ok(store.get("large")? == large));
+    step("get_range", &mut || Ok(store.get_range("large", 5, 5 << 20)? == large[5..5 + (5 << 20)]));
+    step("download", &mut || Ok(downloaded(store, "large", LARGE as u64) == large));
+    step("list", &mut || Ok(store.list("")?.len() == 2));
+    step("put_new", &mut || store.put_new("new", "first"));
+    step("put_new again", &mut || Ok(!store.put_new("new", "second")?));
+    let mut version = None;
+    step("get_versioned", &mut || {
+        version = store.get_versioned("new")?;
+        Ok(version.is_some())
+    });
+    let (_, version) = version.unwrap();
+    step("put_if", &mut || store.put_if("new", "third", &version));
+    step("put_if again", &mut || Ok(!store.put_if("new", "fourth", &version)?));
+    step("delete", &mut || store.delete("new").map(|()| true));
+    step("delete again", &mut || store.delete("new").map(|()| true));
+}
+
+#[test]
+fn every_operation_outlives_every_failure_that_passes() {
+    std::thread::scope(|scope| {
+        for fault in PASSING {
+            scope.spawn(move || {
+                let lab = Lab::new("8");
+                let times = if fault == STALL { 1 } else { 2 };
+                let mut operations = 0;
+                everything_works(&lab.store, || {
+                    operations += 1;
+                    lab.server.set_faults(Faults::first(times, fault, &[]));
+                });
+                let done = lab.server.counters().faults();
+                assert!(done >= operations / 3, "{fault:?} happened only {done} times");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_storm_of_failures_is_outlived() {
+    let lab = Lab::new("8");
+    let kinds = [Fault::InternalError, Fault::SlowDown, Fault::Reset, Fault::LostAnswer, Fault::Truncate].to_vec();
+    lab.server.set_faults(Faults { of_ten: 3, kinds, seed: 7, ..Faults::default() });
+    for _ in 0..3 {
+        everything_works(&lab.store, || {});
+        lab.store.delete("large").unwrap();
+    }
+    assert!(lab.server.counters().faults() > 30, "{:?}", lab.server.counters().faults);
+}
+
+#[test]
+fn broken_bodies_cost_no_more_than_what_was_lost() {
+    let lab = Lab::new("8");
+    let large = pattern(LARGE);
+    lab.store.put("large", large.clone()).unwrap();
+    lab.server.set_faults(Faults {
+        of_ten: 4,
+        kinds: vec![Fault::Reset, Fault::Truncate],
+        seed: 3,
+        ..Faults::default()
+    });
+    lab.server.reset_counters();
+    assert!(downloaded(&lab.store, "large", LARGE as u64) == large);
+    let counters = lab.server.counters();
+    let sent = counters.below("bucket/").sent as f64 / LARGE as f64;
+    assert!(counters.faults() > 0 && sent <= 1.02, "{sent} of the object was sent, {:?}", counters.faults);
+}
+
+#[test]
+fn failures_that_do_not_pass_end_in_a_transient_error_in_time() {
+    let lab = Lab::new("1");
+    lab.store.put("x", "y").unwrap();
+    let always = |fault| Faults::always(fault, &[]);
+    let down = Faults { down: true, ..Faults::default() };
+    let mut plans: Vec<Faults> = PASSING.into_iter().filter(|fault| *fault != Fault::Truncate).map(always).collect();
+    plans.push(down);
+    for plan in plans {
+        lab.server.set_faults(plan.clone());
+        let begun = Instant::now();
+        let errors = [
+            lab.store.get("x").unwrap_err(),
+            lab.store.size("x").unwrap_err(),
+            lab.store.put("x", "z").unwrap_err(),
+            lab.store.list("").unwrap_err(),
+        ];
+        for error in errors {
+            let text = error.to_string();
+            assert!(error.is_transient() && !error.is_configuration(), "{plan:?}: {text}");
+            assert!(text.contains("s3://bucket") && text.contains("attempts") && !text.contains('\n'), "{text}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(4 * 3), "{plan:?} took {:?}", begun.elapsed());
+    }
+    // And when it is back, it is back.
+    lab.server.set_faults(Faults::default());
+    lab.store.get("x").unwrap();
+}
+
+#[test]
+fn a_server_that_always_cuts_answers_short_ends_in_an_error_and_no_wrong_bytes() {
+    let lab = Lab::new("4");
+    let bytes = pattern(100_000);
+    lab.store.put("x", bytes.clone()).unwrap();
+    lab.server.set_faults(Faults::always(Fault::Truncate, &["GET"]));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copy");
+    // A small object is asked for anew each time, and is never whole.
+    let got = lab.store.get("x").unwrap_err();
+    // A download goes on where it broke: each answer brings half of what is missing, and of the last byte nothing.
+    let downloaded = lab.store.download("x", 100_000, &File::create(&path).unwrap()).unwrap_err();
+    for error in [got, downloaded] {
+        assert!(matches!(error, StoreError::Unavailable { .. }) && error.is_transient(), "{error}");
+    }
+    assert!(std::fs::read(&path).unwrap() == bytes[..99_999]);
+}
+
+#[test]
+fn a_store_that_asks_for_less_is_asked_ever_less_often() {
+    let lab = Lab::new("4");
+    lab.server.set_faults(Faults::always(Fault::SlowDown, &[]));
+    let error = lab.store.get("x").unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("SlowDown"), "{error}");
+    let requests = lab.server.counters().of_method("GET");
+    // Pauses are random, up to 0.2 s, then 0.4 s, 0.8 s and so on. In 4 s that makes 6 requests, and more than 11 in none
+    // of 200,000 simulated runs. If the longest pause stayed 0.2 s there would be 40, and 21 fit in for certain.
+    assert!((2..=20).contains(&requests), "{requests} requests in 4 s");
+}
+
+#[test]
+fn expired_credentials_are_told_at_once_and_are_transient() {
+    let lab = Lab::new("20");
+    lab.store.put("x", "y").unwrap();
+    lab.server.set_faults(Faults::always(Fault::ExpiredToken, &["GET", "PUT", "LIST"]));
+    let begun = Instant::now();
+    let error = lab.store.get("x").unwrap_err();
+    assert!(matches!(error, StoreError::Expired { .. }) && error.is_transient(), "{error}");
+    assert!(error.to_string().contains("ExpiredToken"), "{error}");
+    assert!(matches!(lab.store.put("x", "z").unwrap_err(), StoreError::Expired { .. }));
+    assert!(matches!(lab.store.list("").unwrap_err(), StoreError::Expired { .. }));
+    // The answer to HEAD cannot say so.
+    lab.server.set_faults(Faults::always(Fault::ExpiredToken, &[]));
+    assert!(matches!(lab.store.size("x").unwrap_err(), StoreError::Expired { .. }));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_flipped_bit_is_for_hashes_to_find() {
+    let lab = Lab::new("5");
+    let bytes = pattern(5 << 20);
+    lab.store.put("x", bytes.clone()).unwrap();
+    lab.server.set_faults(Faults::first(1, Fault::FlipBit, &["GET"]));
+    let flipped = downloaded(&lab.store, "x", bytes.len() as u64);
+    let different: u32 = bytes.iter().zip(&flipped).map(|(a, b)| (a ^ b).count_ones()).sum();
+    assert_eq!((different, flipped.len()), (1, bytes.len()));
+    assert!(downloaded(&lab.store, "x", bytes.len() as u64) == bytes);
+}
+
+#[test]
+fn bandwidth_is_limited() {
+    let lab = Lab::new("5");
+    let bytes = pattern(4 << 20);
+    lab.store.put("x", bytes.clone()).unwrap();
+    lab.server.set_faults(Faults { bytes_per_second: 8 << 20, ..Faults::default() });
+    let begun = Instant::now();
+    assert!(lab.store.get("x").unwrap() == bytes);
+    assert!(begun.elapsed() >= Duration::from_millis(450), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_bucket_that_does_not_exist_is_named() {
+    let lab = Lab::new("5");
+    let environment = arinar_tests::support::store::environment(&lab.server, "5");
+    let store = Store::open_with("s3://nowhere/x", &environment).unwrap();
+    let error = store.list("").unwrap_err();
+    assert!(error.is_configuration() && error.to_string().contains("s3://nowhere/x"), "{error}");
+    assert!(!error.is_transient());
+}

@@ -1,0 +1,297 @@
+//! Leases: of two writers one waits, a dead one is followed at once, a silent one after a while.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use arinar_store::Store;
+use arinar_store::lease::{Lease, LeaseError};
+use arinar_tests::s3::{Fault, Faults, S3Server};
+use arinar_tests::support::store::s3_store;
+
+const URL_VARIABLE: &str = "ARINAR_TEST_LEASE_URL";
+const SHORT: Duration = Duration::from_millis(900);
+
+/// Environment variables for a child process.
+type Variables = Vec<(String, String)>;
+
+/// A folder and a cloud, each with what a child process needs to get there.
+fn stores() -> (tempfile::TempDir, S3Server, Vec<(Store, Variables)>) {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3Server::start(&folder.path().join("s3"));
+    let cloud = s3_store(&server, "bucket", "5");
+    let local = Store::open(folder.path().join("local").to_str().unwrap()).unwrap();
+    let variables = server.environment();
+    (folder, server, vec![(local, Vec::new()), (cloud, variables)])
+}
+
+fn held(result: Result<Lease, LeaseError>) -> String {
+    match result {
+        Err(error @ LeaseError::Held { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_second_writer_is_told_who_the_first_is() {
+    let (_folder, _server, stores) = stores();
+    for (store, _) in stores {
+        let lease = Lease::acquire(&store, "arinar-trainer run tiny").unwrap();
+        let begun = Instant::now();
+        let error = held(Lease::acquire(&store, "another"));
+        let pid = std::process::id();
+        for part in ["arinar-trainer run tiny", &format!("pid {pid}"), &format!("kill {pid}"), store.url()] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "a writer of this machine is known to live");
+        lease.check().unwrap();
+        drop(lease);
+        assert!(store.list("").unwrap().is_empty(), "nothing is left");
+        let next = Lease::acquire(&store, "another").unwrap();
+        next.check().unwrap();
+    }
+}
+
+#[test]
+fn who_only_looks_sees_the_writer_and_changes_nothing() {
+    let (_folder, _server, stores) = stores();
+    for (store, variables) in stores {
+        Lease::look(&store).unwrap();
+        assert!(store.list("").unwrap().is_empty(), "looking makes nothing");
+        let child = Holding::start(store.url(), &variables);
+        let files = |store: &Store| store.list("").unwrap();
+        let before = files(&store);
+        let error = Lease::look(&store).unwrap_err();
+        assert!(matches!(error, LeaseError::Held { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("pid {}", child.0.id())), "{error}");
+        child.kill();
+        Lease::look(&store).unwrap();
+        assert_eq!(files(&store).len(), before.len(), "what the dead one left stays where it is");
+        let lease = Lease::acquire(&store, "next").unwrap();
+        assert!(Lease::look(&store).unwrap_err().to_string().contains("`next`"));
+        lease.check().unwrap();
+    }
+}
+
+#[test]
+fn who_looks_at_a_writer_of_another_machine_waits_for_a_sign_of_life() {
+    let (_folder, _server, stores) = stores();
+    let store = &stores[1].0;
+    let lease = Lease::acquire_for(store, "first", SHORT).unwrap();
+    let mut holder = move_elsewhere(store);
+    drop(lease);
+    let silent = store.get("writer.json").unwrap();
+    Lease::look_for(store, SHORT).unwrap();
+    assert_eq!(store.get("writer.json").unwrap(), silent, "nobody takes it over");
+    let seen = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| Lease::look_for(store, Duration::from_secs(20)));
+        while !looking.is_finished() {
+            std::thread::sleep(Duration::from_millis(200));
+            holder["counter"] = (holder["counter"].as_u64().unwrap() + 1).into();
+            store.put("writer.json", holder.to_string()).unwrap();
+        }
+        looking.join().unwrap()
+    });
+    assert!(seen.unwrap_err().to_string().contains("far-away"));
+}
+
+#[test]
+fn of_many_writers_at_once_one_gets_it() {
+    let (_folder, _server, stores) = stores();
+    for (store, _) in stores {
+        let got: Vec<_> = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..6).map(|_| scope.spawn(|| Lease::acquire(&store, "race"))).collect();
+            writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        let winners: Vec<_> = got.into_iter().filter_map(Result::ok).collect();
+        assert_eq!(winners.len(), 1, "{}", store.url());
+        winners[0].check().unwrap();
+    }
+}
+
+/// Not a test: what [`Holding`] runs in another process.
+#[test]
+#[ignore = "run by other tests in a process of its own"]
+fn hold_a_lease() {
+    let store = Store::open(&std::env::var(URL_VARIABLE).unwrap()).unwrap();
+    let _lease = Lease::acquire(&store, "child").unwrap();
+    println!("\nholding");
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+struct Holding(Child);
+
+impl Holding {
+    /// Another process that has the lease.
+    fn start(url: &str, variables: &[(String, String)]) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "lease::hold_a_lease", "--ignored", "--nocapture"])
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .env(URL_VARIABLE, url)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap() == "holding"), "the child got no lease");
+        Self(child)
+    }
+
+    /// kill -9
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_killed_writer_is_followed_at_once() {
+    let (_folder, _server, stores) = stores();
+    for (store, variables) in stores {
+        let child = Holding::start(store.url(), &variables);
+        assert!(held(Lease::acquire(&store, "second")).contains(&child.0.id().to_string()));
+        child.kill();
+        let begun = Instant::now();
+        Lease::acquire(&store, "second").unwrap().check().unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+}
+
+/// Makes the holder one of another machine, about which nobody here can know.
+fn move_elsewhere(store: &Store) -> serde_json::Value {
+    let mut holder: serde_json::Value = serde_json::from_slice(&store.get("writer.json").unwrap()).unwrap();
+    holder["boot_id"] = "elsewhere".into();
+    holder["host"] = "far-away".into();
+    holder["nonce"] = "another".into();
+    store.put("writer.json", holder.to_string()).unwrap();
+    holder
+}
+
+#[test]
+fn a_silent_writer_of_another_machine_is_followed_after_its_time_to_live() {
+    let (_folder, server, stores) = stores();
+    let (store, variables) = &stores[1];
+    let child = Holding::start(store.url(), variables);
+    child.kill();
+    move_elsewhere(store);
+    let begun = Instant::now();
+    let lease = Lease::acquire_for(store, "second", SHORT).unwrap();
+    assert!(begun.elapsed() >= SHORT, "{:?}", begun.elapsed());
+    // It goes on renewing.
+    let before = server.counters().of_method("PUT");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.counters().of_method("PUT") == before {
+        assert!(Instant::now() < deadline, "the lease is not renewed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(lease);
+}
+
+#[test]
+fn a_file_that_is_no_lease_is_left_alone() {
+    let (_folder, _server, stores) = stores();
+    for (store, _) in &stores {
+        let name = if store.is_local() { "writer.lock" } else { "writer.json" };
+        for text in ["garbage", r#"{"host": "of another program"}"#] {
+            store.put(name, text).unwrap();
+            for result in [Lease::look_for(store, SHORT), Lease::acquire_for(store, "first", SHORT).map(drop)] {
+                let error = result.unwrap_err();
+                assert!(matches!(error, LeaseError::Foreign { .. }), "{error}");
+                assert!(error.to_string().contains(name) && error.to_string().contains("move it away"), "{error}");
+            }
+            assert_eq!(store.get(name).unwrap(), text);
+        }
+    }
+    // A killed writer may leave an empty file, a crashed machine zeros. A link leads to a file of somebody else.
+    let local = &stores[0].0;
+    for text in ["", "\0\0\0"] {
+        local.put("writer.lock", text).unwrap();
+        Lease::look(local).unwrap();
+        drop(Lease::acquire(local, "first").unwrap());
+    }
+    local.put("notes.txt", "of a person").unwrap();
+    std::os::unix::fs::symlink("notes.txt", local.local_path("writer.lock").unwrap()).unwrap();
+    assert!(Lease::acquire(local, "first").is_err());
+    assert_eq!(local.get("notes.txt").unwrap(), "of a person");
+}
+
+#[test]
+fn a_writer_of_another_machine_that_renews_keeps_its_lease() {
+    let (_folder, _server, stores) = stores();
+    let store = &stores[1].0;
+    let lease = Lease::acquire(store, "first").unwrap();
+    let mut holder = move_elsewhere(store);
+    drop(lease); // It does not delete what is not its own.
+    let error = std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| held(Lease::acquire_for(store, "second", Duration::from_secs(20))));
+        while !waiter.is_finished() {
+            std::thread::sleep(Duration::from_millis(200));
+            holder["counter"] = (holder["counter"].as_u64().unwrap() + 1).into();
+            store.put("writer.json", holder.to_string()).unwrap();
+        }
+        waiter.join().unwrap()
+    });
+    assert!(error.contains("far-away") && !error.contains("kill"), "{error}");
+}
+
+#[test]
+fn a_lease_that_was_taken_is_lost() {
+    let (_folder, _server, stores) = stores();
+    for (store, _) in &stores {
+        let lease = Lease::acquire(store, "first").unwrap();
+        let name = if store.is_local() { "writer.lock" } else { "writer.json" };
+        store.delete(name).unwrap();
+        let second = Lease::acquire(store, "second one").unwrap();
+        let error = lease.check().unwrap_err();
+        assert!(matches!(error, LeaseError::Lost { .. }), "{error}");
+        assert!(error.to_string().contains("second one"), "{error}");
+        drop(lease);
+        second.check().unwrap();
+        store.delete(name).unwrap();
+        assert!(second.check().unwrap_err().to_string().contains(name));
+    }
+}
+
+#[test]
+fn a_store_that_is_down_for_a_while_does_not_end_a_lease() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3Server::start(folder.path());
+    let store = s3_store(&server, "bucket", "4");
+    let lease = Lease::acquire_for(&store, "first", SHORT).unwrap();
+    server.set_faults(Faults { down: true, ..Faults::default() });
+    let error = lease.check().unwrap_err();
+    assert!(matches!(error, LeaseError::Store(_)) && error.is_transient(), "{error}");
+    std::thread::sleep(2 * SHORT);
+    server.set_faults(Faults::default());
+    lease.check().unwrap();
+    // Answers that get lost do not make it think that it lost the lease.
+    let renewals = || server.counters().of_method("PUT");
+    server.set_faults(Faults {
+        of_ten: 5,
+        kinds: vec![Fault::LostAnswer],
+        seed: 5,
+        methods: vec!["PUT"],
+        ..Faults::default()
+    });
+    let before = renewals();
+    while renewals() < before + 8 {
+        std::thread::sleep(SHORT / 10);
+    }
+    lease.check().unwrap();
+}
+
+#[test]
+fn a_bit_that_flips_on_its_way_does_not_end_a_lease() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3Server::start(folder.path());
+    let store = s3_store(&server, "bucket", "5");
+    let lease = Lease::acquire(&store, "first").unwrap();
+    let kinds = vec![Fault::FlipBit];
+    server.set_faults(Faults { of_ten: 3, kinds, seed: 2, methods: vec!["GET"], ..Faults::default() });
+    for _ in 0..50 {
+        lease.check().unwrap();
+    }
+    assert!(server.counters().faults() >= 15, "{:?}", server.counters());
+    let error = Lease::acquire(&store, "second").unwrap_err();
+    assert!(matches!(error, LeaseError::Held { .. }), "{error}");
+}

@@ -1,0 +1,137 @@
+//! Faults while training: damaged data, numbers that are not finite, a full disk.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+use arinar_protocol::exit_code;
+use arinar_tests::mpi::session_folder;
+use arinar_tests::reference::records::Records;
+use arinar_tests::support::trainer::{Ended, Lab, trainer, write_dataset};
+
+fn failed(ended: &Ended, parts: &[&str]) {
+    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}\n{}", ended.stdout, ended.stderr);
+    for part in parts {
+        assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
+    }
+}
+
+/// The samples of the first `steps` steps, by the definition of the order.
+fn samples(lab: &Lab, steps: u64) -> Vec<Vec<usize>> {
+    let records = Records::read(&lab.path("dataset"));
+    (0..steps).map(|step| (8 * step..8 * (step + 1)).map(|place| records.at(place, 5, 0).1).collect()).collect()
+}
+
+#[test]
+fn a_sample_that_is_not_finite_is_named_and_touches_nothing() {
+    const BAD_STEP: usize = 5;
+    let lab = Lab::new();
+    let steps = samples(&lab, 12);
+    let bad = steps[BAD_STEP - 1][3];
+    let skipped = steps.iter().filter(|samples| samples.contains(&bad)).count();
+    assert_eq!(skipped, 2, "once in each epoch");
+    write_dataset(&lab.path("dataset"), Some(bad as u64));
+    let keep = "checkpoint.keep_last=100";
+    let ended = lab.train(2, &["checkpoint.every=1 steps", keep, "train.max_steps=7"]);
+    let picture = format!("picture {} (sample {bad})", 100 + bad);
+    failed(&ended, &[&format!("step {BAD_STEP}: the loss is"), &picture, "train.non_finite=skip"]);
+    // The newest may not have been whole yet.
+    let last = lab.checkpoints("run").pop().unwrap();
+    assert!(["step-00000003", "step-00000004"].contains(&last.as_str()), "{last}");
+    let before = lab.tensors(&format!("run/{last}"));
+    // Training goes on from there, without the steps that meet the sample.
+    let again = lab.train(2, &["train.non_finite=skip", keep, "train.max_steps=12"]).succeeded();
+    assert!(again.stdout.contains(&picture), "{}", again.stdout);
+    assert_eq!(again.stdout.matches("this step is skipped").count(), skipped, "{}", again.stdout);
+    let state = std::fs::read(lab.path("run/step-00000012/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    assert_eq!(state["optimizer_steps"], 12 - skipped);
+    let tensors = lab.tensors("run/step-00000012");
+    for (name, (_, bytes)) in &tensors {
+        let finite = bytes.chunks_exact(4).all(|float| f32::from_le_bytes(float.try_into().unwrap()).is_finite());
+        assert!(finite, "{name}");
+    }
+    for name in ["model/z_proj.weight", "ema/z_proj.weight", "optimizer/exp_avg.z_proj.weight"] {
+        assert!(tensors[name] != before[name], "{name} was not trained any more");
+    }
+}
+
+#[test]
+fn skipping_is_bounded() {
+    let lab = Lab::new();
+    let wild = ["optim.lr_per_256=1e30", "optim.warmup_epochs=0", "optim.weight_decay=0"];
+    failed(&lab.train(0, &wild), &["the loss is", "(all of this rank's)"]);
+    let skipping = [&wild[..], &["train.non_finite=skip", "train.max_skips=3"]].concat();
+    let ended = lab.train(0, &skipping);
+    failed(&ended, &["the loss is"]);
+    assert_eq!(ended.stdout.matches("this step is skipped").count(), 3);
+    assert_eq!(lab.checkpoints("run"), [""; 0]);
+}
+
+#[test]
+fn a_damaged_shard_is_named_and_ends_all_ranks() {
+    let lab = Lab::new();
+    let shard = lab.path("dataset/shard-00001.safetensors");
+    let whole = std::fs::read(&shard).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() - 100] ^= 4;
+    for damaged in [&whole[..whole.len() - 1], &flipped] {
+        std::fs::write(&shard, damaged).unwrap();
+        failed(&lab.train(2, &[]), &["shard-00001.safetensors"]);
+    }
+    assert_eq!(lab.checkpoints("run"), [""; 0]);
+}
+
+/// The command that makes writing fail: a file system that is full where this user may mount one,
+/// else a limit on the size of files.
+fn without_space(lab: &Lab, overrides: &[&str]) -> Ended {
+    let run = lab.path("run");
+    let saved = lab.path("saved");
+    std::fs::rename(&run, &saved).unwrap();
+    std::fs::create_dir(&run).unwrap();
+    let script = r#"
+        run=$1 saved=$2; shift 2
+        if mount -t tmpfs -o size=$(($(du -sk "$saved" | cut -f1) + 24))k none "$run" 2>/dev/null; then
+            cp -r "$saved/." "$run"
+            "$@"; code=$?
+            rm -rf "$saved"; cp -r "$run" "$saved"
+            exit $code
+        fi
+        cp -r "$saved/." "$run"
+        trap '' XFSZ
+        ulimit -f 16
+        "$@"; code=$?
+        rm -rf "$saved"; cp -r "$run" "$saved"
+        exit $code"#;
+    let may_mount = Command::new("unshare").args(["-rm", "true"]).output();
+    let may_mount = may_mount.is_ok_and(|output| output.status.success());
+    let mut command = Command::new(if may_mount { "unshare" } else { "env" });
+    if may_mount {
+        command.arg("-rm");
+    }
+    command.args(["bash", "-c", script, "bash"]).arg(&run).arg(&saved);
+    command.args(["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]).env("TMPDIR", session_folder());
+    command.arg(trainer()).arg("--config").arg(lab.path("tiny.yaml"));
+    for value in overrides {
+        command.arg("--set").arg(value);
+    }
+    let ended = Ended::of(command.output().unwrap());
+    std::fs::remove_dir_all(&run).unwrap();
+    std::fs::rename(&saved, &run).unwrap();
+    ended
+}
+
+#[test]
+fn a_full_disk_ends_the_run_and_leaves_the_last_checkpoint() {
+    let lab = Lab::new();
+    lab.train(2, &["train.max_steps=4"]).succeeded();
+    let before = lab.tensors("run/step-00000004");
+    let ended = without_space(&lab, &["train.max_steps=8"]);
+    failed(&ended, &["step-00000008"]);
+    assert_eq!(lab.checkpoints("run"), ["step-00000004"]);
+    assert!(lab.tensors("run/step-00000004") == before);
+    // With space again the run goes on and ends where it would have.
+    lab.train(2, &["train.max_steps=8"]).succeeded();
+    let whole = Lab::new();
+    whole.train(2, &["train.max_steps=8"]).succeeded();
+    assert!(lab.tensors("run/step-00000008") == whole.tensors("run/step-00000008"));
+}

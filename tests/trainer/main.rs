@@ -1,0 +1,14 @@
+//! Tests of training runs with the real programs.
+
+mod check;
+mod config;
+mod faults;
+mod heartbeat;
+mod import_export;
+mod nccl;
+mod ownership;
+mod plan;
+mod precision;
+mod ranks;
+mod remote_checkpoints;
+mod resume;

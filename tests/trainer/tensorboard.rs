@@ -1,0 +1,131 @@
+//! The event files are read by the real TensorBoard, which `ops/bootstrap.sh --tests` installs.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use arinar_model::Precision;
+use arinar_tests::reference::records::Records;
+use arinar_tests::reference::schedule::learning_rate;
+use arinar_tests::reference::training::Run;
+use arinar_tests::support::trainer::{Lab, SAMPLES};
+use arinar_tests::test_program;
+use tch::Device;
+
+const STEPS: u64 = 6;
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A running TensorBoard; ended when dropped.
+struct TensorBoard {
+    process: Child,
+    address: String,
+}
+
+impl TensorBoard {
+    fn start(folder: &Path) -> Self {
+        let program = test_program("tensorboard");
+        assert!(program.exists(), "no {}; run ops/bootstrap.sh --tests", program.display());
+        let mut process = Command::new(program)
+            .args(["--host", "127.0.0.1", "--port", "0", "--load_fast", "false", "--logdir"])
+            .arg(folder)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(process.stderr.take().unwrap());
+        let address = loop {
+            let mut line = String::new();
+            assert!(said.read_line(&mut line).unwrap() > 0, "TensorBoard ended without saying its address");
+            if let Some((_, rest)) = line.split_once("http://") {
+                break rest.split(['/', ' ']).next().unwrap().to_owned();
+            }
+        };
+        // It must not block on a full pipe.
+        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        Self { process, address }
+    }
+
+    fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(&self.address).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.address).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.lines().next()?.contains(" 200 ").then(|| body.to_owned())
+    }
+
+    /// A curve as (step, value), once it has as many points as expected.
+    fn curve(&self, tag: &str) -> Vec<(u64, f64)> {
+        let started = Instant::now();
+        let mut last = None;
+        while started.elapsed() < PATIENCE {
+            last = self.get(&format!("/data/plugin/scalars/scalars?run=.&tag={tag}"));
+            let points: Vec<(f64, u64, f64)> =
+                last.as_deref().and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default();
+            if points.len() as u64 >= STEPS {
+                return points.into_iter().map(|(_, step, value)| (step, value)).collect();
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        panic!("TensorBoard does not serve {tag}: {last:?}");
+    }
+}
+
+impl Drop for TensorBoard {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The curves of a run of the lab on two ranks by the definition of a step, each from the checkpoint before it.
+fn reference(lab: &Lab) -> [(&'static str, Vec<f64>); 4] {
+    let records = Records::read(&lab.path("dataset"));
+    let state = std::fs::read(lab.path("run/step-00000001/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    let run = Run {
+        seed: 5,
+        model: serde_json::from_value(state["config"]["model"].clone()).unwrap(),
+        precision: Precision::Fp32,
+        device: Device::Cpu,
+        global_batch: 8,
+        ranks: 2,
+        accumulation: 1,
+        window: 0,
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay: 0.02,
+        grad_clip: 3.0,
+        ema: 0.9,
+    };
+    tch::set_num_threads(1);
+    let epoch = |step: u64| (8 * step) as f64 / SAMPLES as f64;
+    let mut curves = ["train_loss", "grad_norm", "lr", "epoch"].map(|tag| (tag, Vec::new()));
+    for step in 1..=STEPS {
+        let before = if step == 1 { run.begin() } else { lab.trained(step - 1) };
+        let passes = run.passes(&records, &before.weights, step - 1);
+        let rate = learning_rate(0.08 * 8.0 / 256.0, 0.5, false, 400.0, epoch(step - 1));
+        let values = [passes.loss, run.grad_norm(&passes), rate, epoch(step)];
+        curves.iter_mut().zip(values).for_each(|((_, curve), value)| curve.push(value));
+    }
+    curves
+}
+
+#[test]
+fn tensorboard_serves_every_step_of_the_main_curves() {
+    let lab = Lab::new();
+    lab.train(2, &[&format!("train.max_steps={STEPS}"), "checkpoint.every=1 steps", "checkpoint.keep_last=100"])
+        .succeeded();
+    let board = TensorBoard::start(&lab.path("logs"));
+    for (tag, expected) in reference(&lab) {
+        let served = board.curve(tag);
+        assert_eq!(served.iter().map(|point| point.0).collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>(), "{tag}");
+        for ((step, shown), value) in served.into_iter().zip(expected) {
+            let limit = 1e-5 * if tag == "train_loss" { value.abs().max(1.0) } else { value.abs() };
+            assert!((shown - value).abs() <= limit, "{tag} of step {step}: {shown}, should be {value}");
+        }
+    }
+}
