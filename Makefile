@@ -7,7 +7,7 @@ BINARIES := arinar-data arinar-trainer arinar-sample arinar-launcher
 ENV      := . ops/env.sh &&
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap bootstrap-tests build install demo test check mutants bench clean
+.PHONY: help bootstrap bootstrap-tests build build-tests install demo test check mutants bench clean
 .SILENT:
 
 help:
@@ -29,6 +29,11 @@ bootstrap-tests:
 
 build: bootstrap
 	echo "== build"
+	$(ENV) $(CARGO) build --release --locked --workspace $(addprefix --bin ,$(BINARIES))
+
+# The programs, and the stand-ins that the tests and benchmarks start.
+build-tests: bootstrap-tests
+	echo "== build"
 	$(ENV) $(CARGO) build --release --locked --workspace --bins
 
 install: build
@@ -40,8 +45,7 @@ install: build
 demo: build
 	ops/demo.sh
 
-# The tests run the programs in target/release, which must be built first.
-test: bootstrap-tests build
+test: build-tests
 	ops/test.sh
 
 check: bootstrap-tests
@@ -57,7 +61,7 @@ check: bootstrap-tests
 mutants: bootstrap
 	ops/mutants.sh $(GROUP)
 
-bench: build
+bench: build-tests
 	echo "== bench"
 	$(ENV) $(CARGO) bench --locked --workspace --bench arinar_b --bench records --bench checkpoint --bench cold_store --bench launcher
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make mutants`: mutation testing with cargo-mutants, which changes the code in one place at a time and reports changes
-# that no test detects. ops/mutants.toml lists the files. Arguments are the groups to test (default: all four);
+# that no test detects. ops/mutants.toml lists the files. Arguments are the groups to test (default: all five);
 # arguments after -- are passed to cargo-mutants, as in: ops/mutants.sh launcher -- --re decide
 # All output is below target/mutants; GROUP/mutants.out has the log of each build and test.
 set -euo pipefail
@@ -26,17 +26,17 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     shift
 done
 [ $# = 0 ] || shift
-[ ${#groups[@]} -gt 0 ] || groups=(launcher data model trainer)
+[ ${#groups[@]} -gt 0 ] || groups=(launcher data model checkpoint trainer)
 
 # Prints the integration tests for the mutants of a group that its unit tests do not catch.
 suites() {
     case $1 in
-        launcher) ;;
+        launcher | checkpoint) ;;
         data) echo data_order data_loader ;;
-        model) echo golden_schedule golden_gmm golden_outer golden_head golden_train golden_full_sample model_seed ;;
-        trainer) echo golden_train trainer_reference ;;
+        model) echo model golden_gmm golden_outer model_seed ;;
+        trainer) echo model trainer_reference ;;
         *)
-            echo "ops/mutants.sh: unknown group $1; the groups are launcher, data, model and trainer" >&2
+            echo "ops/mutants.sh: unknown group $1; the groups are launcher, data, model, checkpoint and trainer" >&2
             return 1
             ;;
     esac

@@ -5,8 +5,6 @@ mod convert;
 mod crop;
 mod encode;
 mod hostile_bytes;
-mod loader;
-mod order;
 mod repair;
 mod s3;
 mod simulate;

@@ -1,5 +1,7 @@
 //! Reaching agreement: all ranks continue, or all end with the same exit code.
 
+use arinar_protocol::exit_code;
+
 use crate::{
     collective::{Collective, Reduction},
     error::CollectiveError,
@@ -12,6 +14,20 @@ pub trait JobError: From<CollectiveError> {
 
     /// The error of a rank that ends because rank `rank` failed with `exit_code`.
     fn other_rank(rank: usize, exit_code: u8) -> Self;
+}
+
+impl JobError for CollectiveError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            CollectiveError::Unavailable(_) | CollectiveError::SharedGpu { .. } | CollectiveError::Mismatch { .. } => exit_code::CONFIGURATION,
+            CollectiveError::OtherRank { exit_code, .. } => *exit_code,
+            _ => exit_code::FAILED,
+        }
+    }
+
+    fn other_rank(rank: usize, exit_code: u8) -> Self {
+        CollectiveError::OtherRank { rank, exit_code }
+    }
 }
 
 /// Collects the bytes of every rank, in rank order, on every rank.

@@ -1,8 +1,6 @@
 //! Errors of collective operations.
 
-use arinar_protocol::exit_code;
-
-use crate::{agree::JobError, cuda::CudaError};
+use crate::cuda::CudaError;
 
 /// An error of a collective operation.
 #[derive(Debug, thiserror::Error)]
@@ -90,18 +88,4 @@ pub enum CollectiveError {
         /// The exit code of all ranks.
         exit_code: u8,
     },
-}
-
-impl JobError for CollectiveError {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::Unavailable(_) | Self::SharedGpu { .. } | Self::Mismatch { .. } => exit_code::CONFIGURATION,
-            Self::OtherRank { exit_code, .. } => *exit_code,
-            _ => exit_code::FAILED,
-        }
-    }
-
-    fn other_rank(rank: usize, exit_code: u8) -> Self {
-        Self::OtherRank { rank, exit_code }
-    }
 }

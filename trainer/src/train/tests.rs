@@ -1,4 +1,4 @@
-//! Tests of the loop that need access to its parts. tests/tests/trainer_reference.rs compares the numbers of the real
+//! Tests of the loop that need access to its parts. tests/trainer/reference.rs compares the numbers of the real
 //! program with a reference implementation.
 
 use std::{
