@@ -9,10 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use arinar_data::bench::{open_shards, read_records};
-use arinar_data::dataset::Dataset;
-use arinar_data::manifest::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, VaeFacts};
-use arinar_data::shard::{ShardWriter, xxh3_hex};
+use arinar_data::commands::bench::{open_shards, read_records};
+use arinar_data::format::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, ShardWriter, VaeFacts, xxh3_hex};
+use arinar_data::read::Dataset;
 use arinar_model::vae::VaeConfig;
 use arinar_store::Store;
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::format::shard::ShardError;
 use crate::progress::bytes_text;
-use crate::shard::ShardError;
 use arinar_store::StoreError;
 
 /// An error of reading a dataset; says what to do about it.

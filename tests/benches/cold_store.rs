@@ -11,7 +11,7 @@ mod trainer_support;
 
 use std::path::{Path, PathBuf};
 
-use arinar_data::manifest::Manifest;
+use arinar_data::format::Manifest;
 use arinar_tests::s3::{Faults, S3Server};
 use trainer_support::{Ended, launch, read_curve, trainer};
 

@@ -14,13 +14,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arinar_data::cache::{CacheConfig, largest_window, needed_bytes};
-use arinar_data::dataset::Dataset;
-use arinar_data::error::DataError;
-use arinar_data::loader::{Loader, LoaderConfig};
-use arinar_data::manifest::Manifest;
-use arinar_data::shard::View;
-use arinar_data::token::Position;
+use arinar_data::DataError;
+use arinar_data::format::{Manifest, View};
+use arinar_data::read::cache::{CacheConfig, largest_window, needed_bytes};
+use arinar_data::read::{Dataset, Loader, LoaderConfig, Position};
 use data_support::{DATASET_ID, flip_bit, hand_made, mean_of, text};
 use half::f16;
 

@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use arinar_data::dataset::Dataset;
-use arinar_data::manifest::Manifest;
-use arinar_data::shard::View;
+use arinar_data::format::{Manifest, View};
+use arinar_data::read::Dataset;
 use arinar_store::Store;
 use arinar_tests::mpi::mpirun;
 use data_support::{arinar_data, ended, files, program, succeeded, text};
@@ -84,7 +83,7 @@ fn cached_latents_become_a_dataset_with_every_value_in_its_place() {
     let mut seen = Vec::new();
     for sample in 0..5 {
         for view in [View::Original, View::Mirrored] {
-            let check = |record: arinar_data::shard::Record<'_>| {
+            let check = |record: arinar_data::format::Record<'_>| {
                 let picture = record.source_id as usize;
                 assert_eq!(record.label, [0, 0, 1, 1, 2][picture]);
                 let sign = if view == View::Original { 1.0 } else { -1.0 };

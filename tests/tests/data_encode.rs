@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use arinar_data::manifest::Manifest;
+use arinar_data::format::Manifest;
 use arinar_model::vae::load_vae;
 use arinar_store::Store;
 use arinar_tests::mpi::mpirun;

@@ -7,12 +7,10 @@ mod data_support;
 use std::path::Path;
 use std::sync::Arc;
 
-use arinar_data::dataset::Dataset;
-use arinar_data::error::DataError;
-use arinar_data::loader::{Batch, Loader, LoaderConfig, SampleKey};
-use arinar_data::manifest::MANIFEST_NAME;
+use arinar_data::DataError;
+use arinar_data::format::MANIFEST_NAME;
 use arinar_data::random::{Purpose, SampleRandom};
-use arinar_data::token::Position;
+use arinar_data::read::{Batch, Dataset, Loader, LoaderConfig, Position, SampleKey};
 use data_support::{DATASET_ID, LATENT, MIRRORED, SCALE, flip_bit, hand_made, label_of, mean_of, text};
 use tch::Tensor;
 
@@ -99,7 +97,7 @@ fn a_resumed_loader_goes_on_with_the_first_unfinished_global_batch() {
     for handed_out in 0..9 {
         let token = loader.position();
         let json = serde_json::to_string(&token).unwrap();
-        let token: arinar_data::token::ResumeToken = serde_json::from_str(&json).unwrap();
+        let token: arinar_data::read::ResumeToken = serde_json::from_str(&json).unwrap();
         let start = token.check(&dataset.manifest, 5, 12, 0).unwrap();
         let first = handed_out / 3 * 12;
         assert_eq!(start, Position(first as u64));

@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use arinar_data::order::{MicroBatches, Place, Sharing};
-use arinar_data::shuffle::Shuffle;
+use arinar_data::read::{MicroBatches, Place, Sharing, Shuffle};
 
 const WORLDS: [usize; 4] = [1, 2, 3, 4];
 

@@ -6,7 +6,7 @@ mod data_support;
 
 use std::path::{Path, PathBuf};
 
-use arinar_data::manifest::Manifest;
+use arinar_data::format::Manifest;
 use arinar_store::Store;
 use data_support::{DATASET_ID, arinar_data, ended, files, flip_bit, hand_made, succeeded, text};
 

@@ -8,11 +8,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arinar_data::cache::{CacheConfig, needed_bytes};
-use arinar_data::dataset::Dataset;
-use arinar_data::loader::{Batch, Loader, LoaderConfig};
-use arinar_data::manifest::Manifest;
-use arinar_data::token::Position;
+use arinar_data::format::Manifest;
+use arinar_data::read::cache::{CacheConfig, needed_bytes};
+use arinar_data::read::{Batch, Dataset, Loader, LoaderConfig, Position};
 use arinar_tests::s3::{Fault, Faults, S3Server};
 use data_support::{MIRRORED, SCALE, ended, hand_made, label_of, mean_of};
 use serde::{Deserialize, Serialize};
@@ -82,7 +80,7 @@ fn read(task: &Task) -> Report {
             }
             report.memory = report.memory.max(anonymous_memory().saturating_sub(before));
         }
-        Ok::<(), arinar_data::error::DataError>(())
+        Ok::<(), arinar_data::DataError>(())
     })();
     report.error = outcome.err().map(|error| error.to_string());
     report

@@ -4,9 +4,9 @@
 
 mod data_support;
 
-use arinar_data::manifest::Manifest;
-use arinar_data::shuffle::Shuffle;
-use arinar_data::simulate::quality;
+use arinar_data::commands::simulate::quality;
+use arinar_data::format::Manifest;
+use arinar_data::read::Shuffle;
 use arinar_store::Store;
 use data_support::{arinar_data, ended, flip_bit, hand_made, succeeded, text};
 use serde_json::Value;

@@ -6,7 +6,7 @@ mod data_support;
 
 use std::path::{Path, PathBuf};
 
-use arinar_data::source::ImageSource;
+use arinar_data::pictures::ImageSource;
 use data_support::picture_tree;
 
 fn make_tar(path: &Path, folder: &Path) {

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use arinar_data::{dataset::Dataset, shard::View};
+use arinar_data::{format::View, read::Dataset};
 use arinar_model::{Arinar, Precision, config::ModelConfig, mask::Mask, weights};
 use arinar_trainer::checkpoint::load_weights;
 use tch::{Device, Kind, Tensor, nn};

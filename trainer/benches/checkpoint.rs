@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_data::loader::ResumeToken;
+use arinar_data::read::ResumeToken;
 use arinar_model::{arinar::Arinar, config::ModelConfig, mask::Mask, weights};
 use arinar_protocol::Seconds;
 use arinar_tests::s3::S3Server;

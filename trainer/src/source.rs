@@ -3,13 +3,10 @@
 use std::sync::Arc;
 
 use arinar_data::{
-    cache::CacheConfig,
-    dataset::Dataset,
-    error::DataError,
-    loader::{Batch, Loader, LoaderConfig, SampleKey},
-    manifest::Manifest,
+    DataError,
+    format::Manifest,
     random::{Purpose, SampleRandom},
-    token::{Position, ResumeToken},
+    read::{Batch, Dataset, Loader, LoaderConfig, Position, ResumeToken, SampleKey, cache::CacheConfig},
 };
 use arinar_model::config::ModelConfig;
 use tch::Tensor;

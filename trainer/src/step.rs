@@ -3,8 +3,8 @@
 use std::{fs::File, io::Write, sync::Arc};
 
 use arinar_data::{
-    loader::{Batch, SampleKey},
     random::{Purpose, SampleRandom, StepRandom},
+    read::{Batch, SampleKey},
 };
 use arinar_model::{
     arinar::Arinar,

@@ -8,10 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
-use arinar_data::{
-    manifest::{ImageFacts, Manifest, ShardFacts, VaeFacts},
-    shard::{ShardWriter, xxh3_hex},
-};
+use arinar_data::format::{ImageFacts, Manifest, ShardFacts, ShardWriter, VaeFacts, xxh3_hex};
 use arinar_model::vae::VaeConfig;
 use arinar_store::Store;
 use arinar_tests::mpi::mpirun;

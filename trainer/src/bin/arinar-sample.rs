@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-use arinar_data::dataset::Dataset;
+use arinar_data::read::Dataset;
 use arinar_model::Precision;
 use arinar_model::arinar::{Arinar, SampleOptions};
 use arinar_model::device::DeviceChoice;

@@ -25,7 +25,7 @@ use arinar_protocol::Seconds;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use arinar_data::loader::ResumeToken;
+use arinar_data::read::ResumeToken;
 use arinar_store::{StoreError, lease::LeaseError};
 
 use crate::{config::TrainConfig, exit::Stop};

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use arinar_data::{
-    cache::{choose_window, needed_bytes},
-    error::DataError,
-    manifest::Manifest,
-    verify::verify_smallest,
+    DataError,
+    commands::verify::verify_smallest,
+    format::Manifest,
+    read::cache::{choose_window, needed_bytes},
 };
 use arinar_store::{
     PATIENCE_VARIABLE, Store, StoreError,

@@ -1,0 +1,148 @@
+//! Rank 0 ends the encode run: the manifest, or why there is none, and what to tell the user.
+
+use std::collections::BTreeSet;
+
+use super::share::{BadPicture, Share, StoredShard};
+use super::{EncodeError, Job, Maker};
+use crate::format::manifest::{
+    FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest, dataset_id, is_shard_name, shard_name,
+};
+use crate::progress::{Progress, bytes_text, duration_text};
+use crate::read::tokenizer::{self, TOKENIZER_NAME};
+use arinar_store::lease::Lease;
+
+/// Pictures that cannot be used are listed up to this many.
+const BAD_LISTED: usize = 20;
+
+impl<M: Maker> Job<M> {
+    /// Rank 0: writes the manifest if all shards are there.
+    pub(super) fn finish(&self, shares: Vec<Share>, progress: &Progress, lease: &Lease) -> Result<String, EncodeError> {
+        let kept: u64 = shares.iter().map(|share| share.kept).sum();
+        let mut undone: Vec<BadPicture> = Vec::new();
+        let mut shards: Vec<StoredShard> = Vec::new();
+        for share in shares {
+            undone.extend(share.bad);
+            shards.extend(share.shards);
+        }
+        shards.sort_by_key(|shard| shard.shard);
+        if !undone.is_empty() {
+            return Err(EncodeError::BadPictures(self.bad_pictures_text(undone, shards.len())));
+        }
+        let mut skipped: Vec<BadPicture> = shards.iter().flat_map(|shard| shard.bad.clone()).collect();
+        skipped.sort_by_key(|bad| bad.source_id);
+        let manifest = self.manifest(&shards, &skipped);
+        if manifest.num_samples == 0 {
+            let text = format!(
+                "none of the {} pictures can be used, so there is no dataset to make",
+                self.maker.pictures().len()
+            );
+            return Err(EncodeError::BadPictures(text));
+        }
+        lease.check()?;
+        let left = if self.recipe.overwrite { self.remove_leftovers()? } else { Vec::new() };
+        self.store.remove_unfinished(|name| is_shard_name(name) || [MANIFEST_NAME, TOKENIZER_NAME].contains(&name))?;
+        if let Some(weights) = self.maker.tokenizer()? {
+            tokenizer::keep(&self.store, weights)?;
+        }
+        lease.check()?;
+        manifest.write(&self.store)?;
+        let mut text = self.summary(&manifest, &skipped, kept, progress);
+        for name in left {
+            text.push_str(&format!("\n{} is not a shard of this program and stays", self.store.url_of(&name)));
+        }
+        Ok(text)
+    }
+
+    /// Deletes shards of the overwritten dataset that this one has no shard for. Returns the names of files that are
+    /// called like shards and are none.
+    fn remove_leftovers(&self) -> Result<Vec<String>, EncodeError> {
+        let mine: BTreeSet<String> = (0..self.plan.num_shards()).map(shard_name).collect();
+        // Before the manifest, which is what tells that it is the dataset's.
+        if self.earlier.owns_tokenizer(&self.store)? {
+            self.store.delete(TOKENIZER_NAME)?;
+        }
+        self.store.delete(MANIFEST_NAME)?;
+        let mut left = Vec::new();
+        for object in self.store.list("")? {
+            let name = object.name;
+            if !is_shard_name(&name) || mine.contains(&name) {
+                continue;
+            }
+            if self.earlier.owns_shard(&self.store, &name)? {
+                self.store.delete(&name)?;
+            } else {
+                left.push(name);
+            }
+        }
+        Ok(left)
+    }
+
+    fn manifest(&self, shards: &[StoredShard], skipped: &[BadPicture]) -> Manifest {
+        let mut class_counts = vec![0; self.maker.pictures().classes().len()];
+        let mut identity = self.plan.encode_id.clone();
+        for shard in shards {
+            shard.class_counts.iter().for_each(|(&class, count)| class_counts[class as usize] += count);
+            identity.push_str(&shard.facts.xxh3_128);
+        }
+        Manifest {
+            version: FORMAT_VERSION,
+            dataset_id: dataset_id(&identity),
+            encode_id: self.plan.encode_id.clone(),
+            seed: self.recipe.seed,
+            num_samples: shards.iter().map(|shard| shard.facts.count).sum(),
+            num_sources: self.maker.pictures().len() as u64,
+            classes: self.maker.pictures().classes().to_vec(),
+            class_counts,
+            image: ImageFacts { size: self.recipe.image_size },
+            vae: self.recipe.vae.clone(),
+            skipped: skipped.iter().map(|bad| bad.name.clone()).collect(),
+            shards: shards.iter().map(|shard| shard.facts.clone()).collect(),
+        }
+    }
+
+    fn bad_pictures_text(&self, mut bad: Vec<BadPicture>, whole_shards: usize) -> String {
+        bad.sort_by_key(|bad| bad.source_id);
+        let (shards, total) = (self.plan.num_shards(), self.maker.pictures().len());
+        format!(
+            "{} of {total} pictures cannot be used:\n{}\n\
+             no dataset was made; {whole_shards} of {shards} shards are done and will be kept; \
+             repair the pictures or pass --skip-bad, and run the command again",
+            bad.len(),
+            bad_list(&bad)
+        )
+    }
+
+    fn summary(&self, manifest: &Manifest, skipped: &[BadPicture], kept: u64, progress: &Progress) -> String {
+        let elapsed = progress.elapsed();
+        let encoded = manifest.num_sources - kept;
+        let speed = encoded as f64 / elapsed.as_secs_f64().max(1e-3);
+        let mut text = format!(
+            "{} pictures of {} classes in {} shards, {}, dataset {} at {}",
+            manifest.num_samples,
+            manifest.classes.len(),
+            manifest.shards.len(),
+            bytes_text(manifest.shards.iter().map(|shard| shard.bytes).sum()),
+            manifest.dataset_id,
+            self.store.url(),
+        );
+        if kept > 0 {
+            text.push_str(&format!("\n{kept} were there from an earlier run"));
+        }
+        if encoded > 0 {
+            text.push_str(&format!("\n{encoded} encoded in {} ({speed:.1}/s)", duration_text(elapsed)));
+        }
+        if !skipped.is_empty() {
+            text.push_str(&format!("\n{} left out because they cannot be used:\n{}", skipped.len(), bad_list(skipped)));
+        }
+        text
+    }
+}
+
+fn bad_list(bad: &[BadPicture]) -> String {
+    let mut lines: Vec<String> =
+        bad.iter().take(BAD_LISTED).map(|bad| format!("  {}: {}", bad.name, bad.reason)).collect();
+    if bad.len() > BAD_LISTED {
+        lines.push(format!("  and {} more", bad.len() - BAD_LISTED));
+    }
+    lines.join("\n")
+}
