@@ -8,5 +8,6 @@ mod progress;
 pub mod random;
 pub mod ranks;
 pub mod read;
+mod text;
 
 pub use error::DataError;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use arinar_data::DataError;
 use arinar_data::format::{Manifest, View};
 use arinar_data::read::cache::{CacheConfig, largest_window, needed_bytes};
-use arinar_data::read::{Dataset, Loader, LoaderConfig, Position};
+use arinar_data::read::{BatchSource, Dataset, Loader, LoaderConfig, Position};
 use data_support::{DATASET_ID, flip_bit, hand_made, mean_of, text};
 use half::f16;
 
@@ -77,7 +77,7 @@ fn loader(dataset: &Arc<Dataset>, window: u64, start: u64) -> Loader {
         seed: 3,
         global_batch: 8,
         rank: 0,
-        world: 1,
+        world_size: 1,
         micro_batch: 8,
         look_ahead: 1,
         window,

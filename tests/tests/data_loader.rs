@@ -10,12 +10,21 @@ use std::sync::Arc;
 use arinar_data::DataError;
 use arinar_data::format::MANIFEST_NAME;
 use arinar_data::random::{Purpose, SampleRandom};
-use arinar_data::read::{Batch, Dataset, Loader, LoaderConfig, Position, SampleKey};
+use arinar_data::read::{Batch, BatchSource, Dataset, Loader, LoaderConfig, Position, SampleKey};
 use data_support::{DATASET_ID, LATENT, MIRRORED, SCALE, flip_bit, hand_made, label_of, mean_of, text};
 use tch::Tensor;
 
 fn config(rank: usize, world: usize, micro_batch: usize) -> LoaderConfig {
-    LoaderConfig { seed: 5, global_batch: 12, rank, world, micro_batch, look_ahead: 2, window: 0, prefetch: true }
+    LoaderConfig {
+        seed: 5,
+        global_batch: 12,
+        rank,
+        world_size: world,
+        micro_batch,
+        look_ahead: 2,
+        window: 0,
+        prefetch: true,
+    }
 }
 
 fn open(folder: &Path) -> Arc<Dataset> {

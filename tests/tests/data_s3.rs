@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arinar_data::format::Manifest;
 use arinar_data::read::cache::{CacheConfig, needed_bytes};
-use arinar_data::read::{Batch, Dataset, Loader, LoaderConfig, Position};
+use arinar_data::read::{Batch, BatchSource, Dataset, Loader, LoaderConfig, Position};
 use arinar_tests::s3::{Fault, Faults, S3Server};
 use data_support::{MIRRORED, SCALE, ended, hand_made, label_of, mean_of};
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ fn read(task: &Task) -> Report {
                 seed: 3,
                 global_batch: task.world * task.micro_batch,
                 rank,
-                world: task.world,
+                world_size: task.world,
                 micro_batch: task.micro_batch,
                 look_ahead: 2,
                 window: task.window,

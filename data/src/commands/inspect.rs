@@ -1,7 +1,7 @@
 //! `arinar-data inspect`: what a dataset is, for people.
 
 use crate::format::manifest::Manifest;
-use crate::progress::bytes_text;
+use crate::text::bytes_text;
 
 /// Classes listed by name.
 const CLASSES_LISTED: usize = 20;

@@ -1,7 +1,7 @@
-//! The loader: a rank's micro-batches in the global order, read ahead on a background thread.
+//! The loader: reads a rank's micro-batches in the global order ahead of time, on a background thread.
 //!
-//! The thread reads records from the memory map, checks them, and draws latents in plain Rust; libtorch's thread pool is
-//! left to the training. A batch is copied once more, into its tensors.
+//! The thread reads records from the memory map, verifies them, and draws latents in plain Rust, so that libtorch's
+//! thread pool is left to the training. Each batch is then copied once, into its tensors.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -12,90 +12,64 @@ use tch::Tensor;
 use crate::error::DataError;
 use crate::format::shard::View;
 use crate::random::{Purpose, SampleRandom};
-use crate::read::cache::Prefetcher;
+use crate::read::batch_layout::BatchLayout;
+use crate::read::batch_source::{Batch, BatchSource, SampleKey};
 use crate::read::dataset::Dataset;
 use crate::read::latent::sample_latent;
-use crate::read::order::{MicroBatches, Place, Sharing};
+use crate::read::order::{MicroBatches, ScheduledSample};
+use crate::read::prefetch::Prefetcher;
 use crate::read::shuffle::Shuffle;
 use crate::read::token::{Position, ResumeToken};
 
-/// How a rank reads.
+/// Options of a [`Loader`].
 #[derive(Clone, Debug)]
 pub struct LoaderConfig {
-    /// Seed of order, flips and posterior noise.
+    /// Seed of the order, the flips and the posterior noise.
     pub seed: u64,
-    /// Samples of a step, over all ranks.
+    /// Samples of a step over all ranks.
     pub global_batch: usize,
-    /// This rank.
+    /// Rank of this process.
     pub rank: usize,
     /// Number of ranks.
-    pub world: usize,
-    /// Samples this rank gets at a time.
+    pub world_size: usize,
+    /// Samples in a micro-batch of this rank.
     pub micro_batch: usize,
-    /// Micro-batches held ready; at least 1.
+    /// Number of micro-batches to keep ready; at least 1.
     pub look_ahead: usize,
-    /// Shards shuffled together, 0 for all: [`Dataset::shuffle_window`].
+    /// Number of shards shuffled together, 0 for all: see [`Dataset::shuffle_window`].
     pub window: u64,
-    /// Whether this rank fetches shards ahead for its node.
+    /// Whether this rank prefetches shards for its node.
     pub prefetch: bool,
 }
 
-/// Which sample it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SampleKey {
-    /// The epoch.
-    pub epoch: u64,
-    /// Index in the dataset.
-    pub sample: u64,
-    /// Index of its picture in the sorted list of all pictures.
-    pub source_id: u64,
-}
-
-/// A micro-batch of b samples.
-#[derive(Debug)]
-pub struct Batch {
-    /// Latents drawn from the posterior and scaled, [b, C, H, W] f32.
-    pub latents: Tensor,
-    /// Classes, `[b]` i64.
-    pub labels: Tensor,
-    /// Which samples they are, in order.
-    pub samples: Vec<SampleKey>,
-}
-
-/// A micro-batch before it becomes tensors.
+/// A micro-batch before its conversion to tensors.
 struct RawBatch {
     latents: Vec<f32>,
     labels: Vec<i64>,
     samples: Vec<SampleKey>,
 }
 
-/// Hands out a rank's micro-batches one after the other, without end.
+/// A [`BatchSource`] that reads an encoded dataset.
 #[derive(Debug)]
 pub struct Loader {
     dataset: Arc<Dataset>,
     config: LoaderConfig,
-    accumulation: u64,
+    layout: BatchLayout,
     start: Position,
-    handed_out: u64,
+    returned: u64,
     batches: Option<Receiver<Result<RawBatch, DataError>>>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Loader {
-    /// Starts reading from `start`.
+    /// Starts reading at `start`.
     ///
     /// # Errors
-    /// [`DataError::Batch`] when the ranks cannot share the global batch.
+    /// Returns [`DataError::Batch`] if the ranks cannot share the global batch evenly.
     pub fn new(dataset: Arc<Dataset>, config: LoaderConfig, start: Position) -> Result<Self, DataError> {
-        let sharing = Sharing {
-            global_batch: config.global_batch,
-            rank: config.rank,
-            world: config.world,
-            micro_batch: config.micro_batch,
-        };
+        let layout = BatchLayout::new(config.global_batch, config.rank, config.world_size, config.micro_batch)?;
         let shuffle = dataset.shuffle(config.seed, config.window);
-        let order = MicroBatches::new(shuffle.clone(), sharing, start.0)?;
-        let accumulation = sharing.accumulation()? as u64;
+        let order = MicroBatches::new(shuffle.clone(), layout, start.0);
         let (sender, batches) = sync_channel(config.look_ahead.max(1));
         let prefetcher = match config.prefetch && dataset.is_cached() {
             true => Some(Prefetcher::start(dataset.clone(), shuffle.clone(), shuffle.window_of(start.0))?),
@@ -105,7 +79,7 @@ impl Loader {
         let reader = std::thread::Builder::new()
             .name("data-reader".to_owned())
             .spawn(move || {
-                // Ends when the loader is dropped, which closes the channel, or with the first error.
+                // Ends after the first error, or when dropping the loader closes the channel.
                 loop {
                     let batch = reader.next_batch();
                     let failed = batch.is_err();
@@ -115,22 +89,30 @@ impl Loader {
                 }
             })
             .map_err(|source| DataError::File { path: "data-reader thread".into(), source })?;
-        // A local dataset's reader ends with the record it is at; one that downloads may take long, and a rank that
-        // was told to end must not wait for it.
+        // The reader of a local dataset ends after the current record. One that downloads may take long, and a rank
+        // that is shutting down must not wait for it.
         let reader = (!dataset.is_cached()).then_some(reader);
-        Ok(Self { dataset, config, accumulation, start, handed_out: 0, batches: Some(batches), reader })
+        Ok(Self { dataset, config, layout, start, returned: 0, batches: Some(batches), reader })
     }
 
-    /// The rank's next micro-batch; `accumulation` of them make its part of a global batch.
+    /// Number of micro-batches of this rank in a global batch.
+    pub fn accumulation(&self) -> usize {
+        self.layout.accumulation()
+    }
+}
+
+impl BatchSource for Loader {
+    /// Returns the next micro-batch.
     ///
     /// # Errors
-    /// [`DataError::Shard`] with shard and record named for damaged data; [`DataError::Stopped`] after an error.
-    pub fn next_batch(&mut self) -> Result<Batch, DataError> {
+    /// Returns [`DataError::Shard`], which names shard and record, if the data are damaged, and [`DataError::Stopped`]
+    /// after an earlier error.
+    fn next_batch(&mut self) -> Result<Batch, DataError> {
         let raw = match &self.batches {
             Some(batches) => batches.recv().map_err(|_| DataError::Stopped)??,
             None => return Err(DataError::Stopped),
         };
-        self.handed_out += 1;
+        self.returned += 1;
         let [channels, height, width] = self.dataset.manifest.moments_shape().map(|size| size as i64);
         let count = raw.labels.len() as i64;
         let latents = Tensor::f_from_slice(&raw.latents)?.f_view([count, channels / 2, height, width])?;
@@ -138,16 +120,10 @@ impl Loader {
         Ok(Batch { latents, labels, samples: raw.samples })
     }
 
-    /// Micro-batches of this rank in a global batch.
-    pub fn accumulation(&self) -> usize {
-        self.accumulation as usize
-    }
-
-    /// The place of the first global batch that is not handed out whole.
-    pub fn position(&self) -> ResumeToken {
-        let batches = self.handed_out / self.accumulation;
-        let position = Position(self.start.0 + batches * self.config.global_batch as u64);
-        ResumeToken::new(&self.dataset, self.config.seed, self.config.global_batch, self.config.window, position)
+    fn position(&self) -> ResumeToken {
+        let LoaderConfig { seed, global_batch, window, .. } = self.config;
+        let position = Position(self.start.0 + self.layout.complete_samples(self.returned));
+        ResumeToken::new(&self.dataset.manifest, seed, global_batch, window, position)
     }
 }
 
@@ -155,19 +131,19 @@ impl Drop for Loader {
     fn drop(&mut self) {
         self.batches = None;
         if let Some(reader) = self.reader.take() {
-            // A panic of the reader has been printed, and next_batch answered Stopped.
+            // A panic of the reader has been reported: next_batch has returned Stopped.
             let _ = reader.join();
         }
     }
 }
 
-/// The background thread's state.
+/// State of the background thread.
 struct Reader {
     dataset: Arc<Dataset>,
     shuffle: Shuffle,
     order: MicroBatches,
     prefetcher: Option<Prefetcher>,
-    /// The window that the rest of the program knows of.
+    /// The window that dataset and prefetcher were last told about.
     window: Option<u64>,
     latent_length: usize,
     scratch: Vec<f32>,
@@ -179,7 +155,7 @@ impl Reader {
         Self { dataset, shuffle, order, prefetcher, window: None, latent_length, scratch: Vec::new() }
     }
 
-    /// Places never go back, so what only windows past needed is let go.
+    /// Moves on to `window`. Positions only increase, so shards that only earlier windows need are released.
     fn enter(&mut self, window: u64) {
         if self.window != Some(window) {
             self.window = Some(window);
@@ -191,16 +167,16 @@ impl Reader {
     }
 
     fn next_batch(&mut self) -> Result<RawBatch, DataError> {
-        let places = self.order.next_places();
+        let scheduled = self.order.next_samples();
         let seed = self.shuffle.seed();
         let mut batch = RawBatch {
-            latents: vec![0.0; places.len() * self.latent_length],
-            labels: Vec::with_capacity(places.len()),
-            samples: Vec::with_capacity(places.len()),
+            latents: vec![0.0; scheduled.len() * self.latent_length],
+            labels: Vec::with_capacity(scheduled.len()),
+            samples: Vec::with_capacity(scheduled.len()),
         };
         let scale = self.dataset.manifest.vae.scale as f32;
-        for (latent, &Place { epoch, window, sample }) in
-            batch.latents.chunks_exact_mut(self.latent_length).zip(&places)
+        for (latent, &ScheduledSample { epoch, window, sample }) in
+            batch.latents.chunks_exact_mut(self.latent_length).zip(&scheduled)
         {
             self.enter(window);
             let mirrored = SampleRandom::new(seed, epoch, sample, Purpose::Flip).bernoulli(0.5);

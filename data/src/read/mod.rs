@@ -1,17 +1,24 @@
-//! Reading a dataset: from the local cache of shards to a rank's batches in the global order.
+//! Reading a dataset: from the local cache of shards to the batches of a rank in the global order.
 
+pub(crate) mod batch_layout;
+pub(crate) mod batch_source;
 pub mod cache;
 pub(crate) mod dataset;
 mod latent;
-pub(crate) mod loader;
-pub(crate) mod order;
+mod loader;
+mod order;
+mod prefetch;
 pub(crate) mod shuffle;
-pub(crate) mod token;
+mod synthetic;
+mod token;
 pub(crate) mod tokenizer;
 
+pub use batch_layout::{BatchLayout, BatchShare};
+pub use batch_source::{Batch, BatchSource, SampleKey};
 pub use dataset::Dataset;
-pub use loader::{Batch, Loader, LoaderConfig, SampleKey};
-pub use order::{MicroBatches, Place, Sharing};
+pub use loader::{Loader, LoaderConfig};
+pub use order::{MicroBatches, ScheduledSample};
 pub use shuffle::{Shuffle, Window};
+pub use synthetic::{SyntheticConfig, SyntheticSource, synthetic_id, synthetic_samples};
 pub use token::{Position, ResumeToken};
 pub use tokenizer::TokenizerError;

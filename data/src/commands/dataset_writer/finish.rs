@@ -7,8 +7,9 @@ use super::{EncodeError, Job, Maker};
 use crate::format::manifest::{
     FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest, dataset_id, is_shard_name, shard_name,
 };
-use crate::progress::{Progress, bytes_text, duration_text};
+use crate::progress::Progress;
 use crate::read::tokenizer::{self, TOKENIZER_NAME};
+use crate::text::{bytes_text, duration_text};
 use arinar_store::lease::Lease;
 
 /// Pictures that cannot be used are listed up to this many.

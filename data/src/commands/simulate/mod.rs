@@ -9,10 +9,10 @@ use serde::Serialize;
 use crate::commands::encode::parse_bytes;
 use crate::error::DataError;
 use crate::format::manifest::Manifest;
-use crate::progress::bytes_text;
+use crate::read::batch_layout::BatchLayout;
 use crate::read::cache::needed_bytes;
-use crate::read::order::Sharing;
 use crate::read::shuffle::Shuffle;
+use crate::text::bytes_text;
 
 pub use cache::egress;
 pub use quality::{Quality, quality};
@@ -72,7 +72,7 @@ pub struct Finding {
 /// [`DataError::Batch`] when the ranks cannot share the global batch.
 pub fn simulate(manifest: &Manifest, args: &SimulateArgs) -> Result<Vec<Finding>, DataError> {
     let world = args.nodes * args.ranks_per_node;
-    Sharing { global_batch: args.global_batch, rank: 0, world, micro_batch: 1 }.accumulation()?;
+    BatchLayout::new(args.global_batch, 0, world, 1)?;
     let mut windows = args.window.clone();
     if !windows.contains(&0) {
         windows.push(0);

@@ -9,7 +9,6 @@
 mod fetch;
 mod folder;
 mod ownership;
-mod prefetch;
 mod room;
 
 use std::fs::File;
@@ -23,7 +22,6 @@ use arinar_store::Store;
 
 use fetch::NoRoom;
 pub use ownership::probe;
-pub use prefetch::Prefetcher;
 pub use room::{choose_window, largest_window, needed_bytes};
 
 /// Times a shard is fetched again when what came does not verify.
@@ -179,7 +177,7 @@ pub(crate) fn warn(text: &str) {
 }
 
 /// A poisoned lock is as good as any: what it guards is replaced as a whole.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 

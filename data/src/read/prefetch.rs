@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use super::{lock, warn};
+use crate::read::cache::{lock, warn};
 use crate::error::DataError;
 use crate::read::dataset::Dataset;
 use crate::read::shuffle::Shuffle;
