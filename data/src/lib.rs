@@ -4,10 +4,11 @@ pub mod commands;
 mod error;
 pub mod format;
 pub mod pictures;
-mod progress;
 pub mod random;
 pub mod ranks;
 pub mod read;
+mod reporter;
 mod text;
 
 pub use error::DataError;
+pub use reporter::Reporter;

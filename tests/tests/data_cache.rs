@@ -14,10 +14,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arinar_data::DataError;
 use arinar_data::format::{Manifest, View};
 use arinar_data::read::cache::{CacheConfig, largest_window, needed_bytes};
 use arinar_data::read::{BatchSource, Dataset, Loader, LoaderConfig, Position};
+use arinar_data::{DataError, Reporter};
 use data_support::{DATASET_ID, flip_bit, hand_made, mean_of, text};
 use half::f16;
 
@@ -48,7 +48,7 @@ impl Lab {
 
     fn open(&self, limit: Option<u64>) -> Arc<Dataset> {
         let cache = CacheConfig { folder: Some(self.cache()), limit };
-        Arc::new(Dataset::open_with_cache(text(&self.folder.path().join("store")), cache).unwrap())
+        Arc::new(Dataset::open_with_cache(text(&self.folder.path().join("store")), cache, Reporter::console()).unwrap())
     }
 
     /// Bytes of everything in the cache.

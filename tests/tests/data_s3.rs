@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arinar_data::Reporter;
 use arinar_data::format::Manifest;
 use arinar_data::read::cache::{CacheConfig, needed_bytes};
 use arinar_data::read::{Batch, BatchSource, Dataset, Loader, LoaderConfig, Position};
@@ -57,7 +58,7 @@ fn read(task: &Task) -> Report {
         let mut ranks = Vec::new();
         for rank in 0..task.world {
             let cache = CacheConfig { folder: Some(task.cache.clone()), limit: task.limit };
-            let dataset = Arc::new(Dataset::open_with_cache(&task.url, cache)?);
+            let dataset = Arc::new(Dataset::open_with_cache(&task.url, cache, Reporter::console())?);
             let config = LoaderConfig {
                 seed: 3,
                 global_batch: task.world * task.micro_batch,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 pub use arinar_data::read::{BatchSource, synthetic_samples};
 use arinar_data::{
-    DataError,
+    DataError, Reporter,
     format::Manifest,
     read::{
         BatchLayout, Dataset, Loader, LoaderConfig, Position, ResumeToken, SyntheticConfig, SyntheticSource,
@@ -52,7 +52,7 @@ impl Data {
             folder: config.data.cache_dir.as_ref().map(std::path::PathBuf::from),
             limit: config.data.cache_limit.map(|limit| limit.0),
         };
-        let dataset = Dataset::open_with_cache(&config.data.url, cache).map_err(data_error)?;
+        let dataset = Dataset::open_with_cache(&config.data.url, cache, Reporter::console()).map_err(data_error)?;
         if let Some(problem) = misfits(&dataset.manifest, dataset.store().url(), &config.model).into_iter().next() {
             return Err(Stop::Configuration(problem));
         }

@@ -1,47 +1,51 @@
-//! `arinar-data bench`: how fast records are read in random order, cold and warm told apart.
+//! `arinar-data bench`: measures how fast shards are opened and records are read in random order.
 
 use std::time::{Duration, Instant};
 
 use crate::error::DataError;
 use crate::format::shard::View;
-use crate::progress::Progress;
 use crate::random::{Purpose, global_order};
 use crate::read::dataset::Dataset;
+use crate::reporter::Reporter;
 
-/// Records gathered into one buffer, as a loader gathers a batch.
+/// Number of records copied to one buffer, like the batch of a loader.
 const BATCH: usize = 256;
 
-/// What was read in what time.
+/// Amount of data read, and the time it took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measure {
-    /// Shards opened, or records read.
+    /// Number of shards or records.
     pub count: u64,
-    /// Bytes of them.
+    /// Number of bytes.
     pub bytes: u64,
-    /// Time it took.
+    /// Duration.
     pub time: Duration,
 }
 
 impl Measure {
-    /// Shards or records a second.
+    /// Shards or records per second.
     pub fn per_second(&self) -> f64 {
         self.count as f64 / self.time.as_secs_f64().max(1e-9)
     }
 
-    /// Bytes a second.
+    /// Bytes per second.
     pub fn bytes_per_second(&self) -> f64 {
         self.bytes as f64 / self.time.as_secs_f64().max(1e-9)
     }
 }
 
-/// Opens the shards in a random order, each for the first time in this process: fetched where the dataset is cached and
-/// they are not there yet, mapped, and compared with the manifest's XXH3. Ends after `limit` with those opened so far.
+/// Opens the shards in random order, each for the first time in this process: downloads them to the cache if the dataset
+/// has one, maps them, and verifies their XXH3. Stops after `limit`. Returns the shards that were opened.
 ///
 /// # Errors
-/// The first shard that is damaged or cannot be fetched.
-pub fn open_shards(dataset: &Dataset, limit: Duration, silent: bool) -> Result<(Vec<usize>, Measure), DataError> {
+/// Returns an error for the first shard that is damaged or cannot be downloaded.
+pub fn open_shards(
+    dataset: &Dataset,
+    limit: Duration,
+    reporter: &Reporter,
+) -> Result<(Vec<usize>, Measure), DataError> {
     let shards = &dataset.manifest.shards;
-    let mut progress = Progress::new("shards", shards.len() as u64, silent);
+    let mut progress = reporter.progress("shards", shards.len() as u64);
     let mut measure = Measure::default();
     let mut opened = Vec::new();
     let started = Instant::now();
@@ -60,26 +64,31 @@ pub fn open_shards(dataset: &Dataset, limit: Duration, silent: bool) -> Result<(
     Ok((opened, measure))
 }
 
-/// Reads records of the shards `opened` in random order for about `limit`: each is checked against its CRC32C and copied
-/// into the buffer of a batch, on one thread.
+/// Reads records of the shards `opened` in random order for about `limit` on one thread: verifies the CRC32C of each
+/// record and copies it to the buffer of a batch.
 ///
 /// # Errors
-/// The first record that is damaged.
-pub fn read_records(dataset: &Dataset, opened: &[usize], limit: Duration, silent: bool) -> Result<Measure, DataError> {
+/// Returns an error for the first damaged record.
+pub fn read_records(
+    dataset: &Dataset,
+    opened: &[usize],
+    limit: Duration,
+    reporter: &Reporter,
+) -> Result<Measure, DataError> {
     let samples = samples_of(dataset, opened);
     let record_bytes = 2 * dataset.manifest.moments_shape().iter().product::<usize>();
     let mut batch = vec![0; BATCH * record_bytes];
     let mut measure = Measure::default();
-    let mut progress = Progress::new("ms", limit.as_millis() as u64, silent);
+    let mut progress = reporter.progress("ms", limit.as_millis() as u64);
     let (started, mut shown) = (Instant::now(), Duration::ZERO);
     for epoch in 0.. {
         let order = global_order(1, epoch, Purpose::EpochOrder, samples.len());
-        for places in order.chunks(BATCH) {
-            for (&place, record) in places.iter().zip(batch.chunks_exact_mut(record_bytes)) {
-                let (sample, view) = (samples[place as usize], view_of(place, epoch));
+        for indices in order.chunks(BATCH) {
+            for (&index, record) in indices.iter().zip(batch.chunks_exact_mut(record_bytes)) {
+                let (sample, view) = (samples[index as usize], view_of(index, epoch));
                 dataset.with_record(sample, view, |found| record.copy_from_slice(found.moments))?;
             }
-            measure.count += places.len() as u64;
+            measure.count += indices.len() as u64;
             if started.elapsed() >= limit {
                 measure.bytes = measure.count * record_bytes as u64;
                 measure.time = started.elapsed();
@@ -93,9 +102,9 @@ pub fn read_records(dataset: &Dataset, opened: &[usize], limit: Duration, silent
     Ok(measure)
 }
 
-/// Each picture in one of its views by turns.
-fn view_of(place: u32, epoch: u64) -> View {
-    if (u64::from(place) + epoch).is_multiple_of(2) { View::Original } else { View::Mirrored }
+/// Alternates between the two views of a picture.
+fn view_of(index: u32, epoch: u64) -> View {
+    if (u64::from(index) + epoch).is_multiple_of(2) { View::Original } else { View::Mirrored }
 }
 
 fn samples_of(dataset: &Dataset, shards: &[usize]) -> Vec<u64> {

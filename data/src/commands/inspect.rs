@@ -1,12 +1,12 @@
-//! `arinar-data inspect`: what a dataset is, for people.
+//! `arinar-data inspect`: summarizes a dataset.
 
 use crate::format::manifest::Manifest;
 use crate::text::bytes_text;
 
-/// Classes listed by name.
-const CLASSES_LISTED: usize = 20;
+/// Maximum number of classes to list by name.
+const MAX_CLASSES: usize = 20;
 
-/// A readable summary of a manifest; `url` is where it was found.
+/// Formats a summary of the manifest of the dataset at `url`.
 pub fn summary(manifest: &Manifest, url: &str) -> String {
     let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
     let [channels, height, width] = manifest.moments_shape();
@@ -26,10 +26,10 @@ pub fn summary(manifest: &Manifest, url: &str) -> String {
         ),
         format!("classes   {}", manifest.classes.len()),
     ];
-    let classes = manifest.classes.iter().zip(&manifest.class_counts).take(CLASSES_LISTED);
+    let classes = manifest.classes.iter().zip(&manifest.class_counts).take(MAX_CLASSES);
     lines.extend(classes.map(|(class, count)| format!("  {count:>8}  {class}")));
-    if manifest.classes.len() > CLASSES_LISTED {
-        lines.push(format!("  and {} more (--json lists all)", manifest.classes.len() - CLASSES_LISTED));
+    if manifest.classes.len() > MAX_CLASSES {
+        lines.push(format!("  and {} more (--json lists all)", manifest.classes.len() - MAX_CLASSES));
     }
     if !manifest.skipped.is_empty() {
         lines.push(format!("left out  {} pictures that cannot be used (--json lists them)", manifest.skipped.len()));

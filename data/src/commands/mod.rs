@@ -1,6 +1,7 @@
 //! The commands of `arinar-data`.
 
 pub mod bench;
+mod byte_size;
 pub mod convert;
 mod dataset_writer;
 pub mod encode;
@@ -9,3 +10,5 @@ mod repair;
 pub mod simulate;
 pub mod train_vae;
 pub mod verify;
+
+pub use dataset_writer::error::EncodeError;

@@ -1,57 +1,63 @@
-//! `arinar-data verify`: is every shard as the manifest says? With `--repair`, damaged ones are replaced by copies.
+//! `arinar-data verify`: compares every shard with the manifest, and with `--repair` replaces damaged ones.
 
 use std::path::Path;
 
 use crate::commands::repair::Copies;
 use crate::error::DataError;
-use crate::format::manifest::{Manifest, ShardFacts};
+use crate::format::facts::ShardFacts;
+use crate::format::manifest::Manifest;
 use crate::format::shard::{ShardError, ShardLayout, check_shard};
-use crate::progress::Progress;
+use crate::reporter::Reporter;
 use arinar_store::Store;
 
-/// Where copies for a repair may be, besides the user's cache folder.
+/// Locations of copies for a repair.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Repair<'a> {
-    /// Folder of cached shards; `None` for the user's own.
+    /// Folder of cached shards; `None` for the user's cache folder.
     pub cache_folder: Option<&'a Path>,
     /// URL of a second copy of the dataset.
     pub from: Option<&'a str>,
 }
 
-/// What was found and done.
+/// Result of a verification.
 #[derive(Debug)]
 pub struct Verification {
-    /// Shards looked at.
+    /// Number of shards verified.
     pub shards: usize,
-    /// Records in them.
+    /// Number of records in them.
     pub records: u64,
-    /// Shards that were damaged and are sound now: name, and where the copy lay.
+    /// Shards that were damaged and have been repaired: the name, and the location of the copy.
     pub repaired: Vec<(String, String)>,
-    /// The damaged shards that are left, and which copies were tried; none were where no repair was asked for.
+    /// Shards that are still damaged, and the copies that were tried if a repair was requested.
     pub damaged: Vec<(DataError, String)>,
 }
 
-/// Checks size and XXH3 of every shard; with `deep` each record's CRC32C and label too. Goes on after a damaged one.
-/// With `repair` a damaged shard is replaced by a copy that verifies.
+/// Verifies size and XXH3 of every shard, and with `deep` also the CRC32C and the label of every record. Continues after
+/// a damaged shard. With `repair`, replaces a damaged shard by an intact copy.
 ///
 /// # Errors
-/// When there is no dataset, the store fails, or the second copy is one of another dataset.
-pub fn verify(url: &str, deep: bool, repair: Option<Repair<'_>>) -> Result<Verification, DataError> {
+/// Returns an error if there is no dataset, if the store fails, or if the second copy is a different dataset.
+pub fn verify(
+    url: &str,
+    deep: bool,
+    repair: Option<Repair<'_>>,
+    reporter: &Reporter,
+) -> Result<Verification, DataError> {
     let store = Store::open(url)?;
     let manifest = Manifest::read(&store)?;
     let copies = repair.map(|repair| Copies::of(&manifest, repair.cache_folder, repair.from)).transpose()?;
-    let mut progress = Progress::new("shards", manifest.shards.len() as u64, false);
+    let mut progress = reporter.progress("shards", manifest.shards.len() as u64);
     let (mut repaired, mut damaged) = (Vec::new(), Vec::new());
     for facts in &manifest.shards {
-        let sound = |file: &[u8]| check(file, &manifest, facts, deep);
+        let check_file = |file: &[u8]| check(file, &manifest, facts, deep);
         let found = match store.get(&facts.name) {
             Err(error) if error.is_missing() => Err(ShardError::Missing),
-            file => sound(&file?),
+            file => check_file(&file?),
         };
         if let Err(source) = found {
             let error = DataError::Shard { url: store.url_of(&facts.name), source };
-            match copies.as_ref().map(|copies| copies.repair(&store, facts, sound)).transpose()? {
-                Some(Ok(place)) => repaired.push((facts.name.clone(), place)),
+            match copies.as_ref().map(|copies| copies.repair(&store, facts, check_file)).transpose()? {
+                Some(Ok(location)) => repaired.push((facts.name.clone(), location)),
                 tried => damaged.push((error, tried.and_then(Result::err).unwrap_or_default())),
             }
         }
@@ -60,18 +66,18 @@ pub fn verify(url: &str, deep: bool, repair: Option<Repair<'_>>) -> Result<Verif
     Ok(Verification { shards: manifest.shards.len(), records: manifest.num_samples, repaired, damaged })
 }
 
-/// Reads the smallest shard as it lies in the store, past every cache, and checks all of it. Returns what it is.
+/// Reads the smallest shard from the store, bypassing the cache, and verifies all of its records. Returns its facts.
 ///
 /// # Errors
-/// [`DataError::Shard`] when it is damaged or gone, or what the store says.
+/// Returns [`DataError::Shard`] if it is damaged or missing, or an error of the store.
 pub fn verify_smallest(store: &Store, manifest: &Manifest) -> Result<ShardFacts, DataError> {
     let smallest = manifest.shards.iter().min_by_key(|shard| shard.bytes);
     let Some(facts) = smallest else { return Err(DataError::NoDataset { url: store.url().to_owned() }) };
-    let sound = match store.get(&facts.name) {
+    let result = match store.get(&facts.name) {
         Err(error) if error.is_missing() => Err(ShardError::Missing),
         file => check(&file?, manifest, facts, true),
     };
-    sound.map_err(|source| DataError::Shard { url: store.url_of(&facts.name), source })?;
+    result.map_err(|source| DataError::Shard { url: store.url_of(&facts.name), source })?;
     Ok(facts.clone())
 }
 

@@ -1,61 +1,59 @@
-//! The manifest: what a dataset is. It is written last and is the commit point: no manifest, no dataset.
+//! The manifest describes a dataset. It is written last and is the commit point: without a manifest there is no dataset.
 //!
-//! The file ends with a hash of what it says, so that a damaged one is told from a whole one. Manifests of the first
-//! version of this program have none; they are taken as they are.
+//! The file ends with a hash of its contents, which reveals damage. Manifests written by the first version of this
+//! program have no hash and are accepted without one.
 
 use std::collections::BTreeMap;
 
 use arinar_model::text::printable;
-use arinar_model::vae::{LoadedVae, VaeConfig};
+use arinar_store::Store;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::facts::{ImageFacts, ShardFacts, VaeFacts};
+use super::hash::xxh3_hex;
+use super::names::{ID_DIGITS, MANIFEST_NAME, is_dataset_id, is_shard_name};
+use super::shard::record_bytes;
 use crate::error::DataError;
-use crate::format::shard::{record_bytes, xxh3_hex};
-use arinar_store::Store;
 
-/// Name of the manifest in the dataset's folder.
-pub const MANIFEST_NAME: &str = "manifest.json";
-/// Version of the dataset format this program writes, and the newest it reads.
+/// Version of the dataset format that this program writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
-/// A manifest that does not hold together is read so often: a bit of it may have flipped on its way.
+/// Attempts to read a manifest that is inconsistent: a bit may have flipped in transit.
 const READS: u32 = 3;
-/// Hexadecimal digits of a dataset's id.
-const ID_DIGITS: usize = 16;
-/// Largest picture and most latent channels that are not taken for damage.
+/// Largest picture and number of latent channels that are not considered damage.
 const LARGEST_SIDE: i64 = 1 << 16;
 const MOST_CHANNELS: i64 = 1 << 12;
 
-/// A dataset's manifest.json.
+/// Description of a dataset: the contents of its manifest.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of the format.
     pub version: u32,
-    /// Identity of the content: a hash over the settings of the encode run and all shards.
+    /// Identity of the contents: a hash of the encode run's settings and of all shards.
     pub dataset_id: String,
-    /// Identity of the encode run's settings: pictures, crop, VAE, seed and shard size.
+    /// Identity of the encode run's settings: a hash of pictures, crop, VAE, seed and shard size.
     pub encode_id: String,
-    /// Seed of the permutation that spread the pictures over the shards.
+    /// Seed of the permutation that distributes the pictures over the shards.
     pub seed: u64,
-    /// Samples in all shards.
+    /// Number of samples in all shards.
     pub num_samples: u64,
-    /// Pictures that were given; more than `num_samples` where some did not decode.
+    /// Number of input pictures; larger than `num_samples` if some did not decode.
     pub num_sources: u64,
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
-    /// Samples of each class.
+    /// Number of samples of each class.
     pub class_counts: Vec<u64>,
-    /// About the pictures.
+    /// Facts about the pictures.
     pub image: ImageFacts,
-    /// About the VAE that made the latents.
+    /// Facts about the VAE that encoded the latents.
     pub vae: VaeFacts,
-    /// Names of the pictures that did not decode and were left out.
+    /// Names of the pictures that did not decode and were skipped.
     pub skipped: Vec<String>,
-    /// The shards in order; sample i is the i-th record over all of them.
+    /// Shards in order; sample i is the i-th record over all of them.
     pub shards: Vec<ShardFacts>,
 }
 
-/// A manifest as it is written.
+/// Contents of the file: the manifest and its hash.
 #[derive(Serialize)]
 struct Sealed<'a> {
     #[serde(flatten)]
@@ -63,60 +61,12 @@ struct Sealed<'a> {
     xxh3_128: String,
 }
 
-/// How the pictures were prepared.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ImageFacts {
-    /// Side of the square pictures in pixels.
-    pub size: u32,
-}
-
-/// Which VAE made the latents.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct VaeFacts {
-    /// Its sizes.
-    pub config: VaeConfig,
-    /// XXH3-128 of its weights file in hexadecimal; empty where the weights are not known.
-    pub xxh3_128: String,
-    /// Factor from latents to what the outer model sees.
-    pub scale: f64,
-    /// Latent channels C.
-    pub channels: i64,
-    /// Pixels per latent position along one side.
-    pub stride: i64,
-}
-
-impl VaeFacts {
-    /// What a manifest says about a VAE.
-    pub fn of(vae: &LoadedVae) -> Self {
-        Self {
-            config: vae.config.clone(),
-            xxh3_128: vae.xxh3.clone(),
-            scale: vae.scale,
-            channels: vae.config.embed_dim,
-            stride: vae.config.stride(),
-        }
-    }
-}
-
-/// One shard file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShardFacts {
-    /// File name in the dataset's folder.
-    pub name: String,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// Samples in it.
-    pub count: u64,
-    /// XXH3-128 of the file in hexadecimal.
-    pub xxh3_128: String,
-}
-
 impl Manifest {
     /// Reads the manifest of the dataset at `store`.
     ///
     /// # Errors
-    /// [`DataError::NoDataset`] when there is none, [`DataError::NewerVersion`] and [`DataError::Manifest`] when
-    /// it cannot be understood.
+    /// Returns [`DataError::NoDataset`] if there is none, [`DataError::NewerVersion`] if a newer program wrote it, and
+    /// [`DataError::Manifest`] if it is damaged.
     pub fn read(store: &Store) -> Result<Self, DataError> {
         let mut read = Self::read_once(store);
         for _ in 1..READS {
@@ -139,24 +89,24 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Writes it, which makes the dataset exist.
+    /// Writes the manifest, which makes the dataset exist.
     pub fn write(&self, store: &Store) -> Result<(), DataError> {
         let json = self.sealed_json().map_err(|error| damaged(&store.url_of(MANIFEST_NAME), &error.to_string()))?;
         Ok(store.put(MANIFEST_NAME, json)?)
     }
 
-    /// Positions of a latent along one side.
+    /// Number of latent positions along one side.
     pub fn grid(&self) -> usize {
         self.image.size as usize / self.vae.stride.max(1) as usize
     }
 
-    /// Shape of one record's moments: [2C, H, W].
+    /// Shape of the moments of one record: [2C, H, W].
     pub fn moments_shape(&self) -> [usize; 3] {
         [2 * self.vae.channels as usize, self.grid(), self.grid()]
     }
 
     fn parse(bytes: &[u8], url: &str) -> Result<Self, DataError> {
-        // The version is read on its own first: a newer manifest may have other fields.
+        // Parse the version first: a newer manifest may have other fields.
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
@@ -170,7 +120,7 @@ impl Manifest {
     }
 
     fn sealed_json(&self) -> Result<Vec<u8>, serde_json::Error> {
-        // Sealed is what a reader will understand: a number may be read back as its neighbour.
+        // Hash what a reader will parse: a floating-point number may be read back as its neighbour.
         let read_back: Self = serde_json::from_slice(&serde_json::to_vec(self)?)?;
         serde_json::to_vec_pretty(&Sealed { manifest: self, xxh3_128: read_back.seal()? })
     }
@@ -185,7 +135,7 @@ impl Manifest {
         let keys: BTreeMap<String, Value> = serde_json::from_slice(bytes).map_err(text)?;
         match keys.get("xxh3_128") {
             Some(seal) if *seal == self.seal().map_err(text)? => Ok(()),
-            Some(seal) => Err(format!("it does not say what its XXH3 {seal} was made of; it is damaged or was edited")),
+            Some(seal) => Err(format!("its contents do not match its XXH3 {seal}; it is damaged or was edited")),
             None => {
                 let known = serde_json::to_value(self).map_err(text)?;
                 let unknown = keys.keys().find(|key| known.get(key).is_none());
@@ -194,7 +144,7 @@ impl Manifest {
         }
     }
 
-    /// What contradicts itself in the manifest.
+    /// Checks that the fields are consistent; the error describes the first contradiction.
     fn check(&self) -> Result<(), String> {
         let total = self.shards.iter().try_fold(0u64, |total, shard| total.checked_add(shard.count));
         if total != Some(self.num_samples) {
@@ -234,28 +184,7 @@ impl Manifest {
     }
 }
 
-/// What is wrong may quote the file.
+/// The reason may quote the file, so unprintable characters are escaped.
 fn damaged(url: &str, reason: &str) -> DataError {
     DataError::Manifest { url: url.to_owned(), reason: printable(reason) }
-}
-
-/// Whether this is the form of a dataset's id, which is also the name of its folder in a cache.
-pub(crate) fn is_dataset_id(name: &str) -> bool {
-    name.len() == ID_DIGITS && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// Whether this is the name of a shard file: what [`shard_name`] gives.
-pub(crate) fn is_shard_name(name: &str) -> bool {
-    let digits = name.strip_prefix("shard-").and_then(|rest| rest.strip_suffix(".safetensors"));
-    digits.is_some_and(|digits| digits.len() >= 5 && digits.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-/// File name of a shard.
-pub(crate) fn shard_name(shard: usize) -> String {
-    format!("shard-{shard:05}.safetensors")
-}
-
-/// The id of a dataset whose settings and shards `identity` names.
-pub(crate) fn dataset_id(identity: &str) -> String {
-    xxh3_hex(identity.as_bytes())[..ID_DIGITS].to_owned()
 }

@@ -1,64 +1,65 @@
-//! A shard: one safetensors file of records, which Python opens too.
+//! A shard: a safetensors file of records, which Python can open too.
 //!
 //! Tensors: `moments` and `moments_flipped` [N, 2C, H, W] f16, `label` and `source_id` `[N]` i64, `crc32c` and
-//! `crc32c_flipped` `[N]` u32. A checksum covers the view's moments and then label and source_id (little endian),
-//! so that neither a picture nor its class can be wrong unnoticed. The metadata key `encode_id` says which encode
-//! run made it.
+//! `crc32c_flipped` `[N]` u32. A checksum covers the moments of its view, then label and source_id (little endian), so
+//! that it reveals damage to the picture and to its class. The metadata key `encode_id` identifies the encode run.
 
 use std::collections::HashMap;
 
 use arinar_model::weights::header_of;
-use crc_fast::{CrcAlgorithm, Digest};
 use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 use thiserror::Error;
+
+use super::facts::ShardFacts;
+use super::hash::{record_checksum, xxh3_hex};
 
 const MOMENTS: [&str; 2] = ["moments", "moments_flipped"];
 const CHECKSUMS: [&str; 2] = ["crc32c", "crc32c_flipped"];
 const LABEL: &str = "label";
 const SOURCE_ID: &str = "source_id";
 const ENCODE_ID: &str = "encode_id";
-/// Bytes per record beside the moments: label, source_id and two checksums.
+/// Bytes per record in addition to the moments: label, source_id and two checksums.
 const EXTRA_BYTES: usize = 8 + 8 + 4 + 4;
 
-/// What is wrong in a shard file.
+/// Damage to a shard file.
 #[derive(Debug, Error)]
 pub enum ShardError {
     /// The file is missing.
     #[error("the file is missing")]
     Missing,
-    /// Another size than the manifest says.
+    /// The size differs from the manifest.
     #[error("it has {found} bytes instead of {expected}")]
     Size {
-        /// Bytes in the file.
+        /// Size of the file in bytes.
         found: u64,
-        /// Bytes the manifest promises.
+        /// Size in the manifest.
         expected: u64,
     },
-    /// The header is no safetensors header.
+    /// The header is not a safetensors header.
     #[error("its header does not parse ({0})")]
     Header(#[from] SafeTensorError),
-    /// A tensor is missing or has another type or shape.
+    /// A tensor is missing or has the wrong type or shape.
     #[error("tensor {name} is {found}, expected {expected}")]
     Tensor {
         /// Name of the tensor.
         name: &'static str,
-        /// What the file holds.
+        /// Type and shape in the file.
         found: String,
-        /// What belongs there.
+        /// Type and shape of a valid shard.
         expected: String,
     },
-    /// A record's checksum is wrong.
+    /// The checksum of a record is wrong.
     #[error("record {record} ({view} view, picture {source_id}) has a wrong CRC32C")]
     Record {
         /// Index of the record in the shard.
         record: usize,
         /// "original" or "mirrored".
         view: &'static str,
-        /// Index of its picture in the sorted list, if that itself is sound.
+        /// Index of its picture in the sorted list, unless this field is damaged too.
         source_id: i64,
     },
-    /// A label that is no class.
+    /// A label is not the index of a class.
     #[error("record {record} (picture {source_id}) has label {label}, but there are {classes} classes")]
     Label {
         /// Index of the record in the shard.
@@ -70,7 +71,7 @@ pub enum ShardError {
         /// Number of classes.
         classes: usize,
     },
-    /// All records are sound but the file differs.
+    /// All records are intact, but the hash of the file differs.
     #[error("its XXH3 is {found} instead of {expected}, though every record is sound")]
     Hash {
         /// Hash of the file.
@@ -83,9 +84,9 @@ pub enum ShardError {
 /// One of the two encoded views of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
-    /// As it is.
+    /// The picture itself.
     Original,
-    /// Mirrored left to right.
+    /// The picture mirrored left to right.
     Mirrored,
 }
 
@@ -98,13 +99,8 @@ impl View {
     }
 }
 
-/// XXH3-128 in hexadecimal.
-pub fn xxh3_hex(bytes: &[u8]) -> String {
-    format!("{:032x}", xxhash_rust::xxh3::xxh3_128(bytes))
-}
-
-/// Bytes of one record in a shard; `shape` is [2C, H, W].
-pub fn record_bytes(shape: [usize; 3]) -> usize {
+/// Returns the size of a record in a shard in bytes; `shape` is [2C, H, W].
+pub(crate) fn record_bytes(shape: [usize; 3]) -> usize {
     2 * view_bytes(shape) + EXTRA_BYTES
 }
 
@@ -112,18 +108,7 @@ fn view_bytes(shape: [usize; 3]) -> usize {
     2 * shape.iter().product::<usize>()
 }
 
-fn checksum(moments: &[u8], label: i64, source_id: i64) -> u32 {
-    let mut tail = [0; 16];
-    tail[..8].copy_from_slice(&label.to_le_bytes());
-    tail[8..].copy_from_slice(&source_id.to_le_bytes());
-    // CRC32C by its other name.
-    let mut crc = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    crc.update(moments);
-    crc.update(&tail);
-    crc.finalize() as u32
-}
-
-/// Collects records and makes the file of them.
+/// Collects records and serializes them as a shard file.
 #[derive(Debug)]
 pub struct ShardWriter {
     shape: [usize; 3],
@@ -135,7 +120,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// An empty shard of records with moments of `shape` [2C, H, W].
+    /// Creates an empty shard for records with moments of `shape` [2C, H, W].
     pub fn new(shape: [usize; 3]) -> Self {
         Self {
             shape,
@@ -152,7 +137,7 @@ impl ShardWriter {
         for (view, moments) in [original, mirrored].into_iter().enumerate() {
             debug_assert_eq!(moments.len(), view_bytes(self.shape));
             self.moments[view].extend_from_slice(moments);
-            let crc = checksum(moments, label, source_id);
+            let crc = record_checksum(moments, label, source_id);
             self.checksums[view].extend_from_slice(&crc.to_le_bytes());
         }
         self.labels.extend_from_slice(&label.to_le_bytes());
@@ -160,7 +145,7 @@ impl ShardWriter {
         self.count += 1;
     }
 
-    /// The bytes of the file; the same records give the same bytes.
+    /// Returns the bytes of the file. The same records always give the same bytes.
     pub fn finish(self, encode_id: &str) -> Result<Vec<u8>, SafeTensorError> {
         let [channels, height, width] = self.shape;
         let mut tensors = Vec::with_capacity(6);
@@ -171,13 +156,13 @@ impl ShardWriter {
         }
         tensors.push((LABEL, TensorView::new(Dtype::I64, vec![self.count], &self.labels)?));
         tensors.push((SOURCE_ID, TensorView::new(Dtype::I64, vec![self.count], &self.source_ids)?));
-        // One key alone: several would be written in a random order.
+        // A single key: several would be written in random order.
         let metadata = HashMap::from([(ENCODE_ID.to_owned(), encode_id.to_owned())]);
         safetensors::serialize(tensors, Some(metadata))
     }
 }
 
-/// Where the tensors lie in a shard file.
+/// Offsets of the tensors in a shard file.
 #[derive(Clone, Debug)]
 pub struct ShardLayout {
     count: usize,
@@ -189,21 +174,21 @@ pub struct ShardLayout {
     encode_id: String,
 }
 
-/// A record whose checksum was right.
+/// A record whose checksum is correct.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     /// f16 moments [2C, H, W], little endian.
     pub moments: &'a [u8],
-    /// Class.
+    /// Class label.
     pub label: i64,
     /// Index of the picture in the sorted list of all pictures.
     pub source_id: i64,
 }
 
 impl ShardLayout {
-    /// Reads the header of a whole shard file and checks every tensor's type and shape.
+    /// Parses the header of a complete shard file and checks type and shape of every tensor.
     pub fn parse(file: &[u8], shape: [usize; 3]) -> Result<Self, ShardError> {
-        // Checks that header and data fill the file exactly.
+        // Checks that the header and the data fill the file exactly.
         SafeTensors::deserialize(file)?;
         let (header_bytes, header) = SafeTensors::read_metadata(file)?;
         let start = header_bytes + 8;
@@ -235,17 +220,17 @@ impl ShardLayout {
         self.count
     }
 
-    /// Which encode run made the shard; empty when it does not say.
+    /// Identity of the encode run that wrote the shard; empty if the shard does not contain it.
     pub fn encode_id(&self) -> &str {
         &self.encode_id
     }
 
-    /// Class and picture of a record, not checked.
+    /// Returns label and source id of a record without verifying them.
     pub fn facts(&self, file: &[u8], record: usize) -> (i64, i64) {
         (read_i64(file, self.label + 8 * record), read_i64(file, self.source_id + 8 * record))
     }
 
-    /// Reads a record of `file` (the one this layout was parsed from) and checks its CRC32C.
+    /// Reads a record of `file`, from which this layout was parsed, and verifies its CRC32C.
     pub fn record<'a>(&self, file: &'a [u8], record: usize, view: View) -> Result<Record<'a>, ShardError> {
         let index = view as usize;
         let start = self.moments[index] + record * self.view_bytes;
@@ -253,13 +238,16 @@ impl ShardLayout {
         let (label, source_id) = self.facts(file, record);
         let at = self.checksums[index] + 4 * record;
         let expected = u32::from_le_bytes([file[at], file[at + 1], file[at + 2], file[at + 3]]);
-        if checksum(moments, label, source_id) != expected {
+        if record_checksum(moments, label, source_id) != expected {
             return Err(ShardError::Record { record, view: view.name(), source_id });
         }
         Ok(Record { moments, label, source_id })
     }
 
-    /// The first record with a wrong checksum, if any.
+    /// Verifies the checksums of all records.
+    ///
+    /// # Errors
+    /// Returns [`ShardError::Record`] for the first record with a wrong checksum.
     pub fn check_records(&self, file: &[u8]) -> Result<(), ShardError> {
         for record in 0..self.count {
             self.record(file, record, View::Original)?;
@@ -269,8 +257,8 @@ impl ShardLayout {
     }
 }
 
-/// Whether a file that begins with `start` is a shard, whole or damaged: its header has the tensors of a shard and says
-/// which encode run made it.
+/// Whether a file that begins with `start` is a shard, intact or damaged: its header lists the tensors of a shard and
+/// the identity of an encode run.
 pub(crate) fn is_shard_header(start: &[u8]) -> bool {
     let Some(header) = header_of(start) else { return false };
     let made_by = header.get("__metadata__").and_then(|metadata| metadata.get(ENCODE_ID)).and_then(|id| id.as_str());
@@ -278,13 +266,9 @@ pub(crate) fn is_shard_header(start: &[u8]) -> bool {
     made_by.is_some_and(|id| !id.is_empty()) && names.all(|name| header.contains_key(*name))
 }
 
-/// Checks a shard file against the manifest's size and hash and returns its layout. Where the hash is wrong the
-/// damaged record is looked for and named.
-pub fn check_shard(
-    file: &[u8],
-    facts: &crate::format::manifest::ShardFacts,
-    shape: [usize; 3],
-) -> Result<ShardLayout, ShardError> {
+/// Compares a shard file with the size and hash in the manifest and returns its layout. If the hash is wrong, the error
+/// names the damaged record.
+pub fn check_shard(file: &[u8], facts: &ShardFacts, shape: [usize; 3]) -> Result<ShardLayout, ShardError> {
     if file.len() as u64 != facts.bytes {
         return Err(ShardError::Size { found: file.len() as u64, expected: facts.bytes });
     }
@@ -319,13 +303,6 @@ mod tests {
             writer.push(record.into(), 10 + i64::from(record), &[record; 32], &[100 + record; 32]);
         }
         writer.finish("run").expect("finish")
-    }
-
-    #[test]
-    fn checksums_are_crc32c() {
-        // By the definition, bit by bit, in Python: reflected polynomial 0x82f63b78 over the moments and both numbers.
-        let moments: Vec<u8> = (0..1000).map(|byte| (byte % 256) as u8).collect();
-        assert_eq!(checksum(&moments, 3, -4), 0x7bd3_da5a);
     }
 
     #[test]

@@ -1,40 +1,40 @@
-//! ADM's centre crop: the preparation of every picture the paper's models were trained on.
+//! ADM's centre crop, which prepares all pictures on which the paper's models are trained.
 //!
-//! Source: `center_crop_arr` of OpenAI's guided-diffusion (image_datasets.py): halve with a box filter
-//! while the short side is at least twice the target, scale bicubically until the short side is the
-//! target, cut the centre out. The filters are Pillow's, whose bicubic kernel has a = -0.5 (Catmull-Rom).
+//! Source: `center_crop_arr` of OpenAI's guided-diffusion (image_datasets.py): halve with a box filter while the short
+//! side is at least twice the target, scale bicubically until the short side equals the target, then crop the centre.
+//! The filters are those of Pillow, whose bicubic kernel has a = -0.5 (Catmull-Rom).
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use thiserror::Error;
 
-/// The picture cannot be brought to the wanted size.
+/// Reason why a picture cannot be cropped.
 #[derive(Debug, Error)]
 pub enum CropError {
-    /// A picture without pixels, or a target of zero.
+    /// The picture has no pixels, or the target size is zero.
     #[error("a picture of {width}x{height} pixels cannot be cropped to {size}x{size}")]
     Empty {
         /// Width of the picture in pixels.
         width: u32,
         /// Height of the picture in pixels.
         height: u32,
-        /// The side asked for in pixels.
+        /// Target side in pixels.
         size: u32,
     },
-    /// The resampler refused.
+    /// The resampler reported an error.
     #[error("resampling to {width}x{height} failed: {source}")]
     Resample {
-        /// Width asked for in pixels.
+        /// Target width in pixels.
         width: u32,
-        /// Height asked for in pixels.
+        /// Target height in pixels.
         height: u32,
-        /// What the resampler said.
+        /// Error reported by the resampler.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// Returns the `size` x `size` picture that ADM's crop makes of `picture`.
+/// Scales and crops `picture` to `size` x `size` pixels as ADM does.
 pub fn center_crop(picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
     let (width, height) = picture.dimensions();
     if width == 0 || height == 0 || size == 0 {
@@ -55,21 +55,22 @@ fn halve_while_large(mut picture: RgbImage, size: u32) -> Result<RgbImage, CropE
     Ok(picture)
 }
 
-/// The size at which the short side is `size`. ADM multiplies in f64 and rounds as Python does, half to even.
+/// Returns the dimensions at which the short side equals `size`. Like ADM, multiplies in f64 and rounds half to even, as
+/// Python does.
 fn scaled_to_short_side((width, height): (u32, u32), size: u32) -> (u32, u32) {
     let scale = f64::from(size) / f64::from(width.min(height));
     let scaled = |side: u32| ((f64::from(side) * scale).round_ties_even() as u32).max(size);
     (scaled(width), scaled(height))
 }
 
-/// Pillow's `Image.resize`: all rows first, rounded to 8 bits, then all columns. fast_image_resize on its own goes the
-/// other way round, which differs by up to 13 grey levels at hard edges.
+/// Resamples like Pillow's `Image.resize`: first all rows, rounded to 8 bits, then all columns. fast_image_resize uses the
+/// opposite order by default, which differs by up to 13 grey levels at hard edges.
 fn resample(picture: RgbImage, width: u32, height: u32, filter: FilterType) -> Result<RgbImage, CropError> {
     let rows = picture.height();
     resample_one_axis(resample_one_axis(picture, width, rows, filter)?, width, height, filter)
 }
 
-/// Width or height changes, not both; a picture that has the size already is returned as it is.
+/// Resamples either the width or the height. Returns the picture unchanged if it already has the target size.
 fn resample_one_axis(picture: RgbImage, width: u32, height: u32, filter: FilterType) -> Result<RgbImage, CropError> {
     if picture.dimensions() == (width, height) {
         return Ok(picture);

@@ -1,29 +1,29 @@
-//! Bytes of a picture file to RGB pixels.
+//! Decoding of picture files to RGB pixels.
 //!
-//! The format is told by the content, never by the name (ImageNet holds a PNG called .JPEG). Grey, palette,
-//! CMYK and 16-bit pictures become 8-bit RGB; transparency is composited on white. Orientation tags are
-//! ignored, as ADM's loader ignores them.
+//! The format is detected from the contents, not from the name: ImageNet contains a PNG file named .JPEG. Grey, palette,
+//! CMYK and 16-bit pictures are converted to 8-bit RGB, and transparency is composited on white. Orientation tags are
+//! ignored, as in ADM's loader.
 
 use image::{DynamicImage, RgbImage};
 use thiserror::Error;
 
-use crate::pictures::crop::{CropError, center_crop};
+use super::crop::{CropError, center_crop};
 
-/// Why the bytes are no picture.
+/// Reason why a picture cannot be decoded.
 #[derive(Debug, Error)]
 pub enum DecodeError {
-    /// Not a picture of a known format, or a damaged one.
+    /// The file is damaged or has an unknown format.
     #[error("does not decode: {0}")]
     Decode(#[from] image::ImageError),
-    /// A JPEG that ends too early. The decoder would fill the rest with grey.
+    /// The JPEG file is truncated. The decoder would fill the rest with grey.
     #[error("is a JPEG file that is cut off")]
     CutOff,
-    /// Decodes, but cannot be cropped.
+    /// The picture cannot be cropped.
     #[error(transparent)]
     Crop(#[from] CropError),
 }
 
-/// Decodes a picture file and crops it to `size` x `size`. The pixels lie row by row: `[size, size, 3]` u8.
+/// Decodes a picture file and crops it to `size` x `size` pixels, stored row by row: `[size, size, 3]` u8.
 pub fn load_picture(bytes: &[u8], size: u32) -> Result<RgbImage, DecodeError> {
     if bytes.starts_with(&[0xff, 0xd8]) && !jpeg_is_whole(bytes) {
         return Err(DecodeError::CutOff);
@@ -32,8 +32,8 @@ pub fn load_picture(bytes: &[u8], size: u32) -> Result<RgbImage, DecodeError> {
     Ok(center_crop(to_rgb(picture), size)?)
 }
 
-/// Whether the segments of a JPEG file lead to its end marker. In the compressed data after a start of scan, 0xff is
-/// a marker only where neither 0 (an escaped 0xff) nor a restart marker follows.
+/// Whether the segments of a JPEG file lead to its end marker. In the compressed data after a start of scan, 0xff begins a
+/// marker unless it is followed by 0 (an escaped 0xff) or by a restart marker.
 fn jpeg_is_whole(bytes: &[u8]) -> bool {
     const END: u8 = 0xd9;
     const START_OF_SCAN: u8 = 0xda;
@@ -41,8 +41,9 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
     while let Some(&[0xff, marker]) = bytes.get(at..at + 2) {
         match marker {
             END => return true,
-            // Padding before a marker, and markers without a segment.
+            // Padding before a marker.
             0xff => at += 1,
+            // Markers without a segment.
             0x01 | 0xd0..=0xd7 => at += 2,
             _ => {
                 let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
@@ -74,7 +75,7 @@ fn to_rgb(picture: DynamicImage) -> RgbImage {
     rgb
 }
 
-/// `value * alpha + white * (1 - alpha)`, rounded to the nearest level.
+/// Returns `value * alpha + white * (1 - alpha)`, rounded to the nearest level.
 fn over_white(value: u8, alpha: u8) -> u8 {
     let (value, alpha) = (u32::from(value), u32::from(alpha));
     ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8

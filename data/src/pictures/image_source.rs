@@ -1,8 +1,8 @@
-//! Where pictures come from: ImageFolder trees and tar files.
+//! Lists of pictures in ImageFolder trees and tar files.
 //!
-//! The class of a picture is the first folder of its path; a picture at the top of a tar belongs to the class
-//! named after the tar (ImageNet's one-tar-per-class layout). Pictures are sorted by name and classes too, so the same
-//! input gives the same numbers on every machine. Opening reads names only; pictures are read one by one.
+//! The class of a picture is the first folder of its path. A picture at the top level of a tar file belongs to the class
+//! named after the file (ImageNet's layout of one tar per class). Pictures and classes are sorted by name, so that the
+//! same input gives the same numbers on every machine. Opening reads only the names; pictures are read one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -12,58 +12,58 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// What is wrong with the pictures given.
+/// Reason why input pictures cannot be used.
 #[derive(Debug, Error)]
 pub enum SourceError {
-    /// A path, tar or picture cannot be read.
+    /// A folder, tar file or picture cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// What was read.
+        /// Path of the folder or file.
         path: PathBuf,
-        /// What the system said.
+        /// Error reported by the system.
         source: io::Error,
     },
-    /// The tar file's index is broken.
+    /// The index of a tar file is damaged.
     #[error("{} is not a readable tar file ({source}); a compressed tar must be unpacked to .tar first", path.display())]
     Tar {
-        /// The tar file.
+        /// Path of the tar file.
         path: PathBuf,
-        /// What is wrong in it.
+        /// Description of the damage.
         source: io::Error,
     },
-    /// A path that is neither a folder nor a tar.
+    /// A path is neither a folder nor a tar file.
     #[error("{} is neither a folder nor a .tar file", path.display())]
     Kind {
-        /// The path given.
+        /// Path that was given.
         path: PathBuf,
     },
-    /// A picture outside all class folders.
-    #[error("{} lies in no class folder; pictures are expected at CLASS/NAME below the folder given", path.display())]
+    /// A picture is not in a class folder.
+    #[error("{} is not in a class folder; pictures are expected at CLASS/NAME below the folder given", path.display())]
     NoClass {
-        /// The picture.
+        /// Path of the picture.
         path: PathBuf,
     },
-    /// Two inputs hold a picture of the same name.
-    #[error("picture {name} comes twice: in {} and in {}", first.display(), second.display())]
+    /// Two inputs contain a picture with the same name.
+    #[error("picture {name} exists twice: in {} and in {}", first.display(), second.display())]
     Duplicate {
         /// Name of the picture.
         name: String,
-        /// The input that holds it.
+        /// First input that contains it.
         first: PathBuf,
-        /// The other input that holds it.
+        /// Second input that contains it.
         second: PathBuf,
     },
-    /// No picture anywhere.
-    #[error("no pictures in {paths}; known endings are {}", ENDINGS.join(", "))]
+    /// The inputs contain no picture.
+    #[error("no pictures in {paths}; known suffixes are {}", SUFFIXES.join(", "))]
     Empty {
-        /// The paths given.
+        /// Paths that were given.
         paths: String,
     },
 }
 
-const ENDINGS: [&str; 9] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif"];
+const SUFFIXES: [&str; 9] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif"];
 
-/// All pictures of the inputs, in the order of their names.
+/// All pictures of the inputs, sorted by name.
 #[derive(Debug)]
 pub struct ImageSource {
     inputs: Vec<Input>,
@@ -82,11 +82,11 @@ struct Picture {
     name: String,
     label: u32,
     input: u32,
-    /// Where the bytes lie in a tar: offset and length. None in a folder.
+    /// Offset and length of the contents in a tar file; `None` in a folder.
     span: Option<(u64, u64)>,
 }
 
-/// A picture before the classes are numbered.
+/// A picture before the numbering of the classes.
 struct Found {
     name: String,
     class: String,
@@ -95,7 +95,7 @@ struct Found {
 }
 
 impl ImageSource {
-    /// Lists the pictures of folders and tar files. The order of `paths` does not matter.
+    /// Lists the pictures in folders and tar files. The order of `paths` is irrelevant.
     pub fn open(paths: &[PathBuf]) -> Result<Self, SourceError> {
         let mut inputs = Vec::new();
         let mut found = Vec::new();
@@ -123,7 +123,7 @@ impl ImageSource {
         self.pictures.len()
     }
 
-    /// Whether there are none; `open` refuses such inputs.
+    /// Whether there are no pictures. Always false, because [`Self::open`] rejects such inputs.
     pub fn is_empty(&self) -> bool {
         self.pictures.is_empty()
     }
@@ -133,12 +133,12 @@ impl ImageSource {
         self.pictures[index].label
     }
 
-    /// Name of picture `index`: its path below the folder or inside the tar.
+    /// Name of picture `index`: its path relative to the folder or within the tar file.
     pub fn name(&self, index: usize) -> &str {
         &self.pictures[index].name
     }
 
-    /// The file of picture `index` as it is, still encoded.
+    /// Reads the encoded file of picture `index`.
     pub fn read(&self, index: usize) -> Result<Vec<u8>, SourceError> {
         let picture = &self.pictures[index];
         match (&self.inputs[picture.input as usize], picture.span) {
@@ -183,8 +183,8 @@ fn open_input(path: &Path, input: u32, found: &mut Vec<Found>) -> Result<Input, 
     Ok(Input::Tar { path: path.to_path_buf(), file })
 }
 
-/// Lists `folder` and all below it. Links are followed (ImageNet trees are often made of them); `ancestors` are the
-/// device and inode of the folders on the way here, so that a link to one of them does not loop.
+/// Lists `folder` recursively. Links are followed, because ImageNet trees often consist of links; `ancestors` contains the
+/// device and inode of each parent folder to detect cycles.
 fn walk(
     folder: &Path,
     prefix: &str,
@@ -252,8 +252,8 @@ fn first_folder(name: &str) -> Option<&str> {
 fn is_picture(name: &str) -> bool {
     let path = Path::new(name);
     let hidden = path.file_name().is_none_or(|file_name| file_name.to_string_lossy().starts_with('.'));
-    let ending = path.extension().map(|e| e.to_ascii_lowercase());
-    !hidden && ending.is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known))
+    let suffix = path.extension().map(|e| e.to_ascii_lowercase());
+    !hidden && suffix.is_some_and(|suffix| SUFFIXES.iter().any(|known| suffix == *known))
 }
 
 fn refuse_duplicates(sorted: &[Found], inputs: &[Input]) -> Result<(), SourceError> {

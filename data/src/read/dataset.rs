@@ -1,47 +1,52 @@
-//! An encoded dataset, opened for reading: the manifest, and shards mapped into memory when first read.
+//! An encoded dataset opened for reading: its manifest, and its shards, which are mapped into memory on first use.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard};
+
+use arinar_store::Store;
 
 use crate::error::DataError;
 use crate::format::manifest::Manifest;
 use crate::format::mapped::{MappedShard, OpenError};
 use crate::format::shard::{Record, ShardError, View};
-use crate::read::cache::{CacheConfig, ShardCache, choose_window, default_cache, needed_bytes};
+use crate::read::cache::shard_cache::ShardCache;
+use crate::read::cache::{CacheConfig, choose_window, default_cache, needed_bytes};
+use crate::read::lock::lock;
 use crate::read::shuffle::Shuffle;
-use arinar_store::Store;
+use crate::reporter::Reporter;
 
-/// Times a shard is taken out of the cache because one of its records is damaged before that is an error.
+/// Number of cached copies of a shard to reject because of damaged records before the damage is an error.
 const REPLACEMENTS: usize = 3;
 
-/// A dataset: manifest and shards.
+/// A dataset opened for reading.
 #[derive(Debug)]
 pub struct Dataset {
-    /// What the dataset is.
+    /// Description of the dataset.
     pub manifest: Manifest,
     store: Store,
-    /// None where the shards are read where they lie.
+    /// `None` if the shards are read directly from a local folder.
     cache: Option<ShardCache>,
-    /// Index of each shard's first sample; one entry more than there are shards.
+    reporter: Reporter,
+    /// Index of each shard's first sample, followed by the number of samples.
     starts: Vec<u64>,
     shards: Vec<Mutex<Option<Arc<MappedShard>>>>,
 }
 
 impl Dataset {
-    /// Opens the dataset at `url`. Shards of a remote one are kept in the user's cache folder.
+    /// Opens the dataset at `url`. The shards of a remote dataset are cached in the user's cache folder.
     ///
     /// # Errors
-    /// [`DataError`] when there is no dataset or its manifest is damaged or too new.
+    /// Returns an error if there is no dataset, or if its manifest is damaged or too new.
     pub fn open(url: &str) -> Result<Self, DataError> {
-        Self::open_with_cache(url, CacheConfig::default())
+        Self::open_with_cache(url, CacheConfig::default(), Reporter::console())
     }
 
-    /// Opens the dataset at `url`, keeping copies of its shards as `cache` says; a local dataset is copied only where a
-    /// folder is named (for one on a slow network file system).
+    /// Opens the dataset at `url` with the given cache and reports damaged copies to `reporter`. A local dataset, which
+    /// may be on a slow network file system, is cached only if `cache` names a folder.
     ///
     /// # Errors
-    /// As [`Dataset::open`].
-    pub fn open_with_cache(url: &str, cache: CacheConfig) -> Result<Self, DataError> {
+    /// Returns the same errors as [`Dataset::open`].
+    pub fn open_with_cache(url: &str, cache: CacheConfig, reporter: Reporter) -> Result<Self, DataError> {
         let store = Store::open(url)?;
         let manifest = Manifest::read(&store)?;
         let mut starts = vec![0];
@@ -54,9 +59,9 @@ impl Dataset {
             (None, None) => Some(default_cache()),
             (Some(folder), _) => Some(folder),
         };
-        let cache = folder.map(|folder| ShardCache::new(folder, cache.limit, &manifest));
+        let cache = folder.map(|folder| ShardCache::new(folder, cache.limit, &manifest, reporter.clone()));
         let shards = manifest.shards.iter().map(|_| Mutex::new(None)).collect();
-        Ok(Self { manifest, store, cache, starts, shards })
+        Ok(Self { manifest, store, cache, reporter, starts, shards })
     }
 
     /// Number of samples.
@@ -64,17 +69,17 @@ impl Dataset {
         self.manifest.num_samples as usize
     }
 
-    /// Whether there are none; such a manifest is refused.
+    /// Whether there are no samples. Always false, because such a manifest is invalid.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Identity of the content.
+    /// Identity of the contents.
     pub fn id(&self) -> &str {
         &self.manifest.dataset_id
     }
 
-    /// The store it lies in.
+    /// Store that contains the dataset.
     pub fn store(&self) -> &Store {
         &self.store
     }
@@ -84,10 +89,16 @@ impl Dataset {
         self.cache.is_some()
     }
 
-    /// Shards to shuffle together: as `wanted` (0 for all), else as many as the cache's limit allows.
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
+    /// Returns the number of shards to shuffle together: `wanted` (0 for all) if given, and otherwise as many as the
+    /// cache limit allows.
     ///
     /// # Errors
-    /// [`DataError::CacheLimit`] with the limit that would do; [`DataError::CacheDisk`] when the disk is too small.
+    /// Returns [`DataError::CacheLimit`], which names a sufficient limit, or [`DataError::CacheDisk`] if the disk is too
+    /// small.
     pub fn shuffle_window(&self, wanted: Option<u64>) -> Result<u64, DataError> {
         let limit = self.cache.as_ref().and_then(ShardCache::limit);
         let window = choose_window(&self.manifest, limit, wanted)?;
@@ -97,12 +108,12 @@ impl Dataset {
         Ok(window)
     }
 
-    /// The order of its samples.
+    /// Returns the order of the samples.
     pub fn shuffle(&self, seed: u64, window: u64) -> Shuffle {
         Shuffle::new(self.manifest.shards.iter().map(|shard| shard.count), seed, window)
     }
 
-    /// Tells that window number `window` is being read: shards of windows past are let go.
+    /// Closes the shards that are not needed from window number `window` on, and updates the order of eviction.
     pub fn enter_window(&self, shuffle: &Shuffle, window: u64) {
         let Some(cache) = &self.cache else { return };
         let next_uses = shuffle.next_uses(window);
@@ -110,20 +121,20 @@ impl Dataset {
         cache.set_next_uses(next_uses);
     }
 
-    /// Closes shards, but not one that is being opened.
-    fn close_shards(&self, which: impl Fn(usize) -> bool) {
-        for (_, slot) in self.shards.iter().enumerate().filter(|(shard, _)| which(*shard)) {
+    /// Closes the selected shards, except those that are being opened.
+    fn close_shards(&self, is_selected: impl Fn(usize) -> bool) {
+        for (_, slot) in self.shards.iter().enumerate().filter(|(shard, _)| is_selected(*shard)) {
             if let Ok(mut slot) = slot.try_lock() {
                 *slot = None;
             }
         }
     }
 
-    /// Calls `read` with the record of `sample` after checking its CRC32C. A copy in the cache that is damaged is
-    /// fetched again.
+    /// Verifies the CRC32C of the record of `sample` and calls `read` with the record. A damaged copy in the cache is
+    /// downloaded again.
     ///
     /// # Errors
-    /// [`DataError::Shard`] with shard and record named when the data are damaged; the store's errors.
+    /// Returns [`DataError::Shard`], which names shard and record, if the data are damaged, or an error of the store.
     pub fn with_record<T>(&self, sample: u64, view: View, read: impl FnOnce(Record) -> T) -> Result<T, DataError> {
         let index = self.starts.partition_point(|&start| start <= sample) - 1;
         let record = (sample - self.starts[index]) as usize;
@@ -133,7 +144,7 @@ impl Dataset {
             match (shard.record(record, view), &self.cache) {
                 (Ok(record), _) => return Ok(read(record)),
                 (Err(source), Some(cache)) if replaced < REPLACEMENTS => {
-                    crate::read::cache::warn(&format!("{}; fetching it again", self.damaged(index, source)));
+                    self.reporter.warn(&format!("{}; fetching it again", self.damaged(index, source)));
                     self.replace(index, &shard, cache)?;
                     replaced += 1;
                 }
@@ -142,10 +153,10 @@ impl Dataset {
         }
     }
 
-    /// The shard, opened and checked if this is the first use of it.
+    /// Returns a shard, and opens and verifies it on first use.
     ///
     /// # Errors
-    /// As [`Dataset::with_record`].
+    /// Returns the same errors as [`Dataset::with_record`].
     pub fn shard(&self, index: usize) -> Result<Arc<MappedShard>, DataError> {
         let mut slot = self.slot(index);
         if let Some(shard) = slot.as_ref() {
@@ -159,12 +170,13 @@ impl Dataset {
         Ok(shard)
     }
 
-    /// Puts the shard into the cache, where there is one, without opening it; false where there is no room now.
+    /// Downloads a shard to the cache, if there is one, without opening it. Returns false if there is no room at
+    /// present.
     ///
     /// # Errors
-    /// As [`Dataset::with_record`].
-    pub(crate) fn fetch_ahead(&self, index: usize) -> Result<bool, DataError> {
-        self.cache.as_ref().map_or(Ok(true), |cache| cache.fetch_ahead(&self.store, &self.manifest, index))
+    /// Returns the same errors as [`Dataset::with_record`].
+    pub(crate) fn prefetch(&self, index: usize) -> Result<bool, DataError> {
+        self.cache.as_ref().map_or(Ok(true), |cache| cache.prefetch(&self.store, &self.manifest, index))
     }
 
     fn open_in_place(&self, index: usize) -> Result<MappedShard, DataError> {
@@ -172,11 +184,11 @@ impl Dataset {
         let path = self.store.local_path(&facts.name).unwrap_or_default();
         File::open(&path)
             .map_err(|source| OpenError::file(&path, source))
-            .and_then(|file| MappedShard::check(file, &path, facts, self.manifest.moments_shape()))
-            .map_err(|error| error.of_shard(self.store.url_of(&facts.name)))
+            .and_then(|file| MappedShard::open(file, &path, facts, self.manifest.moments_shape()))
+            .map_err(|error| error.into_data_error(self.store.url_of(&facts.name)))
     }
 
-    /// Forgets a shard whose copy is damaged, unless that has been done since it was read.
+    /// Closes a shard with a damaged copy and rejects the copy, unless another thread has done so.
     fn replace(&self, index: usize, shard: &Arc<MappedShard>, cache: &ShardCache) -> Result<(), DataError> {
         let mut slot = self.slot(index);
         if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, shard)) {
@@ -185,9 +197,8 @@ impl Dataset {
         cache.reject(&self.manifest.shards[index], shard)
     }
 
-    /// A panic while the lock was held leaves at worst an empty slot, so a poisoned lock is as good as any.
     fn slot(&self, index: usize) -> MutexGuard<'_, Option<Arc<MappedShard>>> {
-        self.shards[index].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.shards[index])
     }
 
     fn damaged(&self, index: usize, source: ShardError) -> DataError {

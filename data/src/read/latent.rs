@@ -1,4 +1,5 @@
-//! Moments to training latents: `(mean + exp(logvar / 2) * noise) * scale`, written so that the compiler vectorises it.
+//! Sampling of training latents from moments, `(mean + exp(logvar / 2) * noise) * scale`, in a form that the compiler
+//! vectorises.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -6,11 +7,11 @@ use half::slice::HalfFloatSliceExt;
 /// Values converted from half precision at a time.
 const CHUNK: usize = 256;
 
-/// Draws one latent.
+/// Samples one latent from its posterior.
 ///
 /// # Shapes
-/// `moments` is [2C, H, W] f16 little-endian bytes, mean first; `noise` holds [C, H, W] standard normals on entry
-/// and the latent on return; `scratch` is reused memory.
+/// `moments` contains [2C, H, W] f16 values as little-endian bytes, the mean first. `noise` contains [C, H, W] standard
+/// normals on entry and the latent on return. `scratch` is reused memory.
 pub(crate) fn sample_latent(moments: &[u8], scale: f32, noise: &mut [f32], scratch: &mut Vec<f32>) {
     scratch.resize(moments.len() / 2, 0.0);
     let mut halves = [f16::ZERO; CHUNK];
@@ -27,20 +28,20 @@ pub(crate) fn sample_latent(moments: &[u8], scale: f32, noise: &mut [f32], scrat
     }
 }
 
-/// `exp(logvar / 2)` for logvar clamped to [-30, 20], relative error below 2e-7. Addition and multiplication alone,
-/// so every machine gets the same bits.
+/// Returns `exp(logvar / 2)` for logvar clamped to [-30, 20], with a relative error below 2e-7. It uses additions and
+/// multiplications only, so that all machines compute the same bits.
 #[inline]
 fn exp_half(logvar: f32) -> f32 {
-    /// 1.5 * 2^23: adding and subtracting it rounds to the nearest integer.
+    /// 1.5 * 2^23: adding and then subtracting it rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
-    /// The split of ln 2 into a short and a small part (Cody and Waite).
+    /// ln 2 as the sum of a short and a small number (Cody and Waite).
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = logvar.clamp(-30.0, 20.0) * 0.5;
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let power = shifted - ROUND;
     let rest = (x - power * LN_2_HIGH) - power * LN_2_LOW;
-    // Taylor series of exp on |rest| <= ln(2) / 2; the next term is below 1.2e-7.
+    // Taylor series of exp for |rest| <= ln(2) / 2; the next term is below 1.2e-7.
     let mut sum = 1.0 / 720.0;
     for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         sum = sum * rest + coefficient;
@@ -75,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_latent_of_any_length_follows_the_formula() {
-        // Moments are read in pieces of 256 values.
+        // Moments are converted in chunks of 256 values.
         for length in [1, 127, 128, 129, 256, 700] {
             let means = (0..length).map(|index| index as f32 * 0.5);
             let logvars = (0..length).map(|index| -(index as f32) * 0.125 % 8.0);

@@ -6,6 +6,7 @@ pub mod cache;
 pub(crate) mod dataset;
 mod latent;
 mod loader;
+mod lock;
 mod order;
 mod prefetch;
 pub(crate) mod shuffle;

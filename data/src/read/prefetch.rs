@@ -1,37 +1,37 @@
-//! One reader per node: a thread that fetches the shards of the present and the next window before they are needed.
+//! Prefetching: one thread per node downloads the shards of the current window and the next one.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::read::cache::{lock, warn};
 use crate::error::DataError;
 use crate::read::dataset::Dataset;
+use crate::read::lock::lock;
 use crate::read::shuffle::Shuffle;
 
-/// Pause after a failed fetch; the reader that needs the shard meets the error itself.
-const AFTER_ERROR: Duration = Duration::from_secs(5);
-/// Pause where ranks that lag still hold the space.
-const NO_ROOM: Duration = Duration::from_millis(100);
+/// Pause after a failed download. The reader that needs the shard will encounter the error itself.
+const ERROR_PAUSE: Duration = Duration::from_secs(5);
+/// Pause while slower ranks still use the space.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(100);
 
-/// The thread's handle; dropping it ends the thread after the shard it is busy with.
+/// A handle to the prefetching thread. Dropping it stops the thread after its current download.
 #[derive(Debug)]
-pub struct Prefetcher {
+pub(crate) struct Prefetcher {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    /// The window being read; None ends the thread.
+    /// Number of the window being read; `None` stops the thread.
     window: Mutex<Option<u64>>,
     changed: Condvar,
 }
 
 impl Prefetcher {
-    /// Starts fetching from window number `window` on.
+    /// Starts to prefetch from window number `window`.
     ///
     /// # Errors
-    /// When the system gives no thread.
-    pub fn start(dataset: Arc<Dataset>, shuffle: Shuffle, window: u64) -> Result<Self, DataError> {
+    /// Returns an error if the system cannot start a thread.
+    pub(crate) fn start(dataset: Arc<Dataset>, shuffle: Shuffle, window: u64) -> Result<Self, DataError> {
         let shared = Arc::new(Shared { window: Mutex::new(Some(window)), changed: Condvar::new() });
         let of_thread = shared.clone();
         std::thread::Builder::new()
@@ -41,8 +41,8 @@ impl Prefetcher {
         Ok(Self { shared })
     }
 
-    /// Tells that the reader has come to window number `window`.
-    pub fn enter(&self, window: u64) {
+    /// Moves on to window number `window`.
+    pub(crate) fn enter(&self, window: u64) {
         *lock(&self.shared.window) = Some(window);
         self.shared.changed.notify_all();
     }
@@ -50,7 +50,7 @@ impl Prefetcher {
 
 impl Drop for Prefetcher {
     fn drop(&mut self) {
-        // Not joined: it may be in the middle of a download, which a rank that was told to end must not wait for.
+        // The thread is not joined: a rank that is shutting down must not wait for a download.
         *lock(&self.shared.window) = None;
         self.shared.changed.notify_all();
     }
@@ -66,15 +66,15 @@ fn run(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared) {
             drop(shared.changed.wait_while(guard, unchanged).unwrap_or_else(|poisoned| poisoned.into_inner()));
             continue;
         }
-        let pause = match read_ahead(dataset, shuffle, shared, window) {
+        let pause = match prefetch(dataset, shuffle, shared, window) {
             Ok(true) => {
                 done = Some(window);
                 continue;
             }
-            Ok(false) => NO_ROOM,
+            Ok(false) => NO_ROOM_PAUSE,
             Err(error) => {
-                warn(&format!("reading ahead failed: {error}"));
-                AFTER_ERROR
+                dataset.reporter().warn(&format!("prefetching failed: {error}"));
+                ERROR_PAUSE
             }
         };
         let guard = lock(&shared.window);
@@ -82,15 +82,15 @@ fn run(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared) {
     }
 }
 
-/// Fetches all shards of the window and of the next one, unless the reader has moved on; false where there is no room
-/// now. They stay closed until they are read, so that a rank that lags can have their space.
-fn read_ahead(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared, window: u64) -> Result<bool, DataError> {
+/// Downloads all shards of the window and the next one, until the reader moves on. Returns false if there is no room at
+/// present. The shards remain closed until they are read, so that a slower rank can use their space.
+fn prefetch(dataset: &Dataset, shuffle: &Shuffle, shared: &Shared, window: u64) -> Result<bool, DataError> {
     for number in [window, window + 1] {
         for shard in shuffle.window_at(number).map(|window| window.shards).unwrap_or_default() {
             if *lock(&shared.window) != Some(window) {
                 return Ok(true);
             }
-            if !dataset.fetch_ahead(shard)? {
+            if !dataset.prefetch(shard)? {
                 return Ok(false);
             }
         }

@@ -1,8 +1,8 @@
-//! How an epoch is shuffled: globally, or in windows of shards where the dataset is larger than the cache.
+//! The shuffle of an epoch: global, or in windows of shards if the dataset is larger than the cache.
 //!
-//! Each epoch permutes the shards, cuts the permutation into windows of `window` shards and shuffles the samples of a
-//! window together; a window of 0 is one shuffle of the whole dataset. Everything is a pure function of (seed, epoch),
-//! so every rank of every world sees one sequence, and the shards of the next window are known ahead.
+//! Each epoch permutes the shards, divides the permutation into windows of `window` shards, and shuffles the samples of
+//! each window together; a window of 0 shuffles the whole dataset. The order is a pure function of (seed, epoch), so
+//! that all ranks of any world size see the same sequence, and the shards of the next window are known in advance.
 
 use crate::random::{Purpose, global_order, window_order};
 
@@ -15,21 +15,21 @@ pub struct Shuffle {
     starts: Vec<u64>,
 }
 
-/// Shards whose samples are shuffled together.
+/// A group of shards whose samples are shuffled together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Counted over all epochs.
+    /// Number of the window, counted over all epochs.
     pub number: u64,
-    /// Its epoch.
+    /// Epoch.
     pub epoch: u64,
-    /// Place in the epoch of its first sample.
+    /// Position of its first sample in the epoch.
     pub first: u64,
-    /// The shards, in the order in which they are fetched.
+    /// Shards in the order in which they are fetched.
     pub shards: Vec<usize>,
 }
 
 impl Shuffle {
-    /// The order of shards with `counts` samples each; `window` shards are shuffled together, 0 for all.
+    /// Creates the order of shards with `counts` samples each, of which `window` (0 for all) are shuffled together.
     pub fn new(counts: impl IntoIterator<Item = u64>, seed: u64, window: u64) -> Self {
         let mut starts = vec![0];
         starts.extend(counts.into_iter().scan(0, |end, count| {
@@ -39,7 +39,7 @@ impl Shuffle {
         Self { seed, window: usize::try_from(window).unwrap_or(usize::MAX), starts }
     }
 
-    /// Samples of an epoch.
+    /// Number of samples in an epoch.
     pub fn samples(&self) -> u64 {
         self.starts[self.shards()]
     }
@@ -49,17 +49,17 @@ impl Shuffle {
         self.seed
     }
 
-    /// Shards shuffled together; 0 is one global shuffle.
+    /// Number of shards shuffled together; 0 stands for a global shuffle.
     pub fn window(&self) -> u64 {
         self.window as u64
     }
 
-    /// Windows of an epoch.
+    /// Number of windows in an epoch.
     pub fn windows_per_epoch(&self) -> u64 {
         if self.window == 0 { 1 } else { self.shards().div_ceil(self.window).max(1) as u64 }
     }
 
-    /// The windows of an epoch, in order.
+    /// Returns the windows of an epoch in order.
     pub fn epoch(&self, epoch: u64) -> Vec<Window> {
         let first_number = epoch * self.windows_per_epoch();
         if self.window == 0 {
@@ -77,20 +77,20 @@ impl Shuffle {
         windows
     }
 
-    /// The window of that number.
+    /// Returns the window with this number.
     pub fn window_at(&self, number: u64) -> Option<Window> {
         let (epoch, index) = (number / self.windows_per_epoch(), number % self.windows_per_epoch());
         self.epoch(epoch).into_iter().nth(index as usize)
     }
 
-    /// Number of the window of a place in the global sequence.
-    pub fn window_of(&self, place: u64) -> u64 {
-        let (epoch, index) = (place / self.samples(), place % self.samples());
+    /// Returns the number of the window that contains a position of the global sequence.
+    pub fn window_of(&self, position: u64) -> u64 {
+        let (epoch, index) = (position / self.samples(), position % self.samples());
         let windows = self.epoch(epoch);
         windows[windows.partition_point(|window| window.first <= index) - 1].number
     }
 
-    /// The samples of a window (indices in the dataset) in the order of their places.
+    /// Returns the samples of a window, as indices in the dataset, in shuffled order.
     pub fn order(&self, window: &Window) -> Vec<u32> {
         if self.window == 0 {
             return global_order(self.seed, window.epoch, Purpose::EpochOrder, self.samples() as usize);
@@ -100,8 +100,8 @@ impl Shuffle {
         window_order(self.seed, window.epoch, within, samples.map(|sample| sample as u32).collect())
     }
 
-    /// For each shard the number of the first window from `from` on that needs it, looked up to the end of the next
-    /// epoch.
+    /// Returns for each shard the number of the first window from number `from` that needs it, up to the end of the next
+    /// epoch, and `u64::MAX` if there is none.
     pub fn next_uses(&self, from: u64) -> Vec<u64> {
         let mut uses = vec![u64::MAX; self.shards()];
         let epoch = from / self.windows_per_epoch();
@@ -154,18 +154,18 @@ mod tests {
     }
 
     #[test]
-    fn places_are_in_the_windows_that_epochs_are_made_of() {
+    fn positions_are_in_the_windows_that_epochs_are_made_of() {
         for window in [0, 1, 3, 7] {
             let shuffle = Shuffle::new(COUNTS, 4, window);
-            let mut places = 0;
+            let mut position = 0;
             for (number, window) in (0..3).flat_map(|epoch| shuffle.epoch(epoch)).enumerate() {
                 assert_eq!(window.number, number as u64);
                 for _ in shuffle.order(&window) {
-                    assert_eq!(shuffle.window_of(places), window.number, "place {places}");
-                    places += 1;
+                    assert_eq!(shuffle.window_of(position), window.number, "position {position}");
+                    position += 1;
                 }
             }
-            assert_eq!(places, 3 * 48);
+            assert_eq!(position, 3 * 48);
         }
     }
 
@@ -177,13 +177,13 @@ mod tests {
             shuffle.windows_per_epoch()
         });
         assert_eq!(windows, [1, 7, 3, 1, 1, 1]);
-        // There is always one, if only with nothing in it.
+        // There is always one window, even if it is empty.
         assert_eq!(Shuffle::new([], 4, 3).windows_per_epoch(), 1);
     }
 
     #[test]
     fn the_order_of_shards_never_changes() {
-        // As the numbers in random.rs: ChaCha8 in Python.
+        // Computed with ChaCha8 in Python, like the numbers in random.rs.
         let shards = |window| -> Vec<Vec<usize>> {
             Shuffle::new([10; 5], 1, window).epoch(2).into_iter().map(|window| window.shards).collect()
         };
@@ -218,7 +218,7 @@ mod tests {
                 window.shards.iter().filter(|shard| !used_before(shard)).all(|&shard| uses[shard] == window.number)
             );
         }
-        // In every epoch, and up to the end of the next one.
+        // In any epoch, and up to the end of the next one.
         let of_epoch_4 = shuffle.next_uses(17);
         for (shard, found) in of_epoch_4.into_iter().enumerate() {
             let later = (17..24).find(|&number| shuffle.window_at(number).is_some_and(|w| w.shards.contains(&shard)));

@@ -1,31 +1,29 @@
-//! The VAE that lies beside a dataset's shards: whoever has the latents can decode them.
+//! The VAE stored beside a dataset's shards, which decodes the latents.
 
 use std::path::Path;
 
 use arinar_model::vae::{LoadedVae, load_vae_bytes};
 use arinar_model::weights::WeightsError;
+use arinar_store::StoreError;
 use tch::Device;
 use thiserror::Error;
 
+use crate::format::names::TOKENIZER_NAME;
 use crate::read::dataset::Dataset;
-use arinar_store::{Store, StoreError};
 
-/// Name of the weights in the dataset's folder.
-pub const TOKENIZER_NAME: &str = "vae.safetensors";
-
-/// Why a dataset's VAE cannot be used.
+/// Reason why the VAE of a dataset cannot be used.
 #[derive(Debug, Error)]
 pub enum TokenizerError {
-    /// It cannot be fetched.
+    /// The weights cannot be read from the store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is no VAE.
+    /// The file does not contain the weights of a VAE.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// It is not the one that made the latents.
+    /// The weights are not those that encoded the latents.
     #[error("{url} is not the VAE that encoded this dataset (XXH3 {found}, the manifest says {expected})")]
     Other {
-        /// Where it lies.
+        /// URL of the file.
         url: String,
         /// Hash of the file.
         found: String,
@@ -34,19 +32,11 @@ pub enum TokenizerError {
     },
 }
 
-/// Puts the VAE's weights, a safetensors file, beside the shards; call it before the manifest is written.
-///
-/// # Errors
-/// When the store refuses.
-pub(crate) fn keep(store: &Store, weights: Vec<u8>) -> Result<(), StoreError> {
-    store.put(TOKENIZER_NAME, weights)
-}
-
 impl Dataset {
-    /// The VAE that made the latents.
+    /// Loads the VAE that encoded the latents.
     ///
     /// # Errors
-    /// When it is not there, damaged, or another one.
+    /// Returns an error if the file is missing or damaged, or if it contains another VAE.
     pub fn vae(&self, device: Device) -> Result<LoadedVae, TokenizerError> {
         let url = self.store().url_of(TOKENIZER_NAME);
         let bytes = self.store().get(TOKENIZER_NAME)?;

@@ -1,26 +1,26 @@
-//! The files to convert, as torchvision's DatasetFolder lists them.
+//! The list of files to convert, in the order of torchvision's DatasetFolder.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::ConvertError;
-use crate::commands::dataset_writer::Pictures;
+use super::error::ConvertError;
+use crate::commands::dataset_writer::picture_list::PictureList;
 
-/// The ending of a file of cached latents.
-const ENDING: &str = ".npz";
+/// Suffix of a file of cached latents.
+const SUFFIX: &str = ".npz";
 
-/// All .npz files below class folders, in the order of their names.
+/// All .npz files below class folders, sorted by name.
 #[derive(Debug)]
 pub(super) struct NpzFolder {
     root: PathBuf,
     classes: Vec<String>,
-    /// Name below the root without the ending, which is that of the picture; and its class.
+    /// The name of each file below the root without its suffix, which is the name of the picture, and its class.
     files: Vec<(String, u32)>,
 }
 
 impl NpzFolder {
-    /// Lists the files. A class is a folder directly below `root` that holds one, at whatever depth.
+    /// Lists the files. A class is a folder directly below `root` that contains such a file at any depth.
     pub(super) fn open(root: &Path) -> Result<Self, ConvertError> {
         let mut names = Vec::new();
         walk(root, "", &mut names)?;
@@ -37,18 +37,18 @@ impl NpzFolder {
         Ok(Self { root: root.to_owned(), classes: numbers.into_keys().collect(), files })
     }
 
-    /// The folder given.
+    /// Returns the path of the folder.
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// File of picture `index`.
+    /// Returns the path of the file of picture `index`.
     pub(super) fn path(&self, index: usize) -> PathBuf {
-        self.root.join(format!("{}{ENDING}", self.files[index].0))
+        self.root.join(format!("{}{SUFFIX}", self.files[index].0))
     }
 }
 
-impl Pictures for NpzFolder {
+impl PictureList for NpzFolder {
     fn len(&self) -> usize {
         self.files.len()
     }
@@ -66,8 +66,8 @@ impl Pictures for NpzFolder {
     }
 }
 
-/// Appends the names of all files below `folder`, whose own name below the root is `name`. Links are followed, as the
-/// official loader follows them.
+/// Appends the names of all files below `folder`, whose path relative to the root is `name`. Links are followed, as in
+/// the official loader.
 fn walk(folder: &Path, name: &str, names: &mut Vec<String>) -> Result<(), ConvertError> {
     let failed = |source| ConvertError::Read { path: folder.to_owned(), source };
     for entry in fs::read_dir(folder).map_err(failed)? {
@@ -79,7 +79,7 @@ fn walk(folder: &Path, name: &str, names: &mut Vec<String>) -> Result<(), Conver
         let below = if name.is_empty() { file.clone() } else { format!("{name}/{file}") };
         if entry.path().is_dir() {
             walk(&entry.path(), &below, names)?;
-        } else if let Some(picture) = below.strip_suffix(ENDING) {
+        } else if let Some(picture) = below.strip_suffix(SUFFIX) {
             names.push(picture.to_owned());
         }
     }

@@ -1,4 +1,4 @@
-//! One .npz file of cached latents: a zip archive of two arrays in NumPy's format.
+//! Reading of .npz files of cached latents: zip archives of two arrays in NumPy's format.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -9,38 +9,39 @@ use npyz::{NpyFile, Order};
 use thiserror::Error;
 use zip::ZipArchive;
 
-/// The two views of a picture, in the order of a record.
+/// Names of the arrays with the two views of a picture, in the order of a record.
 const ARRAYS: [&str; 2] = ["moments", "moments_flip"];
-/// Longest header taken; NumPy's own are 128 bytes. The parser descends into it, so it must not be endless.
-const LONGEST_HEADER: usize = 4096;
-/// Longest array taken, in bytes: 64 channels on a grid of 128 are 4 MiB.
-const LONGEST_ARRAY: u64 = 64 << 20;
-/// Log-variances are kept within these, as the VAE's own sampling and `encode` do.
-const LOGVAR: (f32, f32) = (-30.0, 20.0);
+/// Maximum size of a header; NumPy writes 128 bytes. The parser is recursive, so the size must be limited.
+const MAX_HEADER_BYTES: usize = 4096;
+/// Maximum size of an array in bytes. One with 64 channels on a grid of 128 has 4 MiB.
+const MAX_ARRAY_BYTES: u64 = 64 << 20;
+/// Range to which log-variances are clamped, as in the VAE and in `encode`.
+const LOGVAR_RANGE: (f32, f32) = (-30.0, 20.0);
 
-/// Why a file of cached latents cannot be used.
+/// Reason why a file of cached latents cannot be used.
 #[derive(Debug, Error)]
 pub enum NpzError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Read(#[from] io::Error),
-    /// It is no zip archive, a damaged one, or lacks an array.
+    /// The file is not a zip archive, is damaged, or lacks an array.
     #[error("is not a whole .npz file: {0}")]
     Zip(String),
-    /// What is in it is no array of the kind.
+    /// An array has the wrong type or shape.
     #[error("array {array} {what}")]
     Array {
         /// Name of the array.
         array: &'static str,
-        /// What is wrong with it.
+        /// Description of the problem.
         what: String,
     },
 }
 
-/// The moments of one picture and of its mirror image, as f16 little-endian bytes [2C, H, W].
+/// Reads the moments of a picture and of its mirror image as f16 little-endian bytes [2C, H, W].
 ///
 /// # Errors
-/// When the file is damaged, its arrays are not float32 of `shape`, or a value has no half-precision number.
+/// Returns an error if the file is damaged, if its arrays are not float32 of `shape`, or if half precision cannot
+/// represent a value.
 pub fn read_moments(path: &Path, shape: [usize; 3]) -> Result<[Vec<u8>; 2], NpzError> {
     let mut archive = open(path)?;
     let mut halves = |array| -> Result<Vec<u8>, NpzError> {
@@ -53,7 +54,7 @@ pub fn read_moments(path: &Path, shape: [usize; 3]) -> Result<[Vec<u8>; 2], NpzE
     Ok([halves(ARRAYS[0])?, halves(ARRAYS[1])?])
 }
 
-/// Shape of the first array.
+/// Returns the shape of the first array.
 pub(super) fn shape(path: &Path) -> Result<[usize; 3], NpzError> {
     Ok(read_array(&mut open(path)?, ARRAYS[0])?.0)
 }
@@ -70,15 +71,15 @@ fn read_array(
     let entry = archive.by_name(&format!("{array}.npy"));
     let entry = entry.map_err(|error| NpzError::Zip(format!("{array}: {error}")))?;
     let mut bytes = Vec::new();
-    // One byte more than allowed tells a longer one; reading to the end compares the CRC-32.
+    // Read one byte more than allowed, to detect a longer array. Reading to the end verifies the CRC-32.
     entry
-        .take(LONGEST_ARRAY + 1)
+        .take(MAX_ARRAY_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| NpzError::Zip(format!("{array}: {error}")))?;
-    if bytes.len() as u64 > LONGEST_ARRAY {
-        return Err(wrong(format!("has more than {LONGEST_ARRAY} bytes")));
+    if bytes.len() as u64 > MAX_ARRAY_BYTES {
+        return Err(wrong(format!("has more than {MAX_ARRAY_BYTES} bytes")));
     }
-    let data = data_start(&bytes).ok_or_else(|| wrong("has no header of NumPy's".to_owned()))?;
+    let data = data_start(&bytes).ok_or_else(|| wrong("has no NumPy header".to_owned()))?;
     let file = NpyFile::new(&bytes[..]).map_err(|error| wrong(format!("has a damaged header: {error}")))?;
     let dtype = file.dtype().descr();
     if dtype != "'<f4'" || file.order() != Order::C {
@@ -96,7 +97,7 @@ fn read_array(
     Ok((shape, values))
 }
 
-/// Where the data begin, as the first bytes say, if they are those of an .npy file with a header of sane length.
+/// Returns the offset of the data, if the file begins with an .npy header of acceptable length.
 fn data_start(bytes: &[u8]) -> Option<usize> {
     let (length, start) = match bytes.get(..8)? {
         [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _] => {
@@ -106,19 +107,19 @@ fn data_start(bytes: &[u8]) -> Option<usize> {
         _ => return None,
     };
     let length = usize::try_from(length).ok()?;
-    (length <= LONGEST_HEADER && start + length <= bytes.len()).then_some(start + length)
+    (length <= MAX_HEADER_BYTES && start + length <= bytes.len()).then_some(start + length)
 }
 
-/// [2C, H, W] values, means first, to half precision.
+/// Converts [2C, H, W] values, means first, to half precision.
 fn to_halves(values: &[f32], [channels, height, width]: [usize; 3]) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::with_capacity(2 * values.len());
     for (index, &value) in values.iter().enumerate() {
         let is_logvar = index >= values.len() / 2;
-        let half = f16::from_f32(if is_logvar { value.clamp(LOGVAR.0, LOGVAR.1) } else { value });
+        let half = f16::from_f32(if is_logvar { value.clamp(LOGVAR_RANGE.0, LOGVAR_RANGE.1) } else { value });
         if !half.is_finite() {
-            let (channel, place) = (index / (height * width), index % (height * width));
-            let place = [channel % channels.max(1), place / width, place % width];
-            return Err(format!("is {value:e} at {place:?}, which half precision cannot hold"));
+            let (channel, pixel) = (index / (height * width), index % (height * width));
+            let position = [channel % channels.max(1), pixel / width, pixel % width];
+            return Err(format!("is {value:e} at {position:?}, which half precision cannot hold"));
         }
         bytes.extend_from_slice(&half.to_le_bytes());
     }

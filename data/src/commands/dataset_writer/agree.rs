@@ -1,22 +1,22 @@
-//! Ranks come together: either all go on, or all end and rank 0 says why.
+//! Agreement among ranks: either all continue, or all fail and rank 0 reports why.
 
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::EncodeError;
+use super::error::EncodeError;
 use crate::ranks::Ranks;
 
-/// What a rank tells rank 0.
+/// Message of a rank to rank 0.
 #[derive(Serialize, Deserialize)]
 enum Outcome<T> {
     Done(T),
     Failed { message: String, configuration: bool },
 }
 
-/// All ranks come together. If all are well, rank 0 gets everyone's value (the others an empty list); otherwise every
-/// rank gets an error, and rank 0's says which ranks failed and why.
+/// Waits for all ranks. If all of them succeeded, rank 0 receives the values of all ranks, and the others an empty list.
+/// Otherwise every rank receives an error, and that of rank 0 describes which ranks failed and why.
 pub(super) fn agree<T: Serialize + for<'a> Deserialize<'a>>(
     ranks: &Ranks,
     mine: Result<impl Borrow<T>, &EncodeError>,
@@ -46,12 +46,12 @@ pub(super) fn agree<T: Serialize + for<'a> Deserialize<'a>>(
     Err(EncodeError::Ranks { message: failure_text(&failures, ranks.world()), configuration: code == 2 })
 }
 
-/// One line per different failure; ranks are named where not all failed alike.
+/// Formats one line per distinct failure, which names the ranks unless all ranks failed for the same reason.
 fn failure_text(failures: &BTreeSet<(String, bool, usize)>, world: usize) -> String {
     let mut lines = Vec::new();
     for (message, _, rank) in failures {
-        let alike = failures.iter().filter(|(other, ..)| other == message).count();
-        let line = if alike == world { message.clone() } else { format!("rank {rank}: {message}") };
+        let same = failures.iter().filter(|(other, ..)| other == message).count();
+        let line = if same == world { message.clone() } else { format!("rank {rank}: {message}") };
         if !lines.contains(&line) {
             lines.push(line);
         }

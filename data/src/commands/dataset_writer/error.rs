@@ -1,15 +1,15 @@
-//! What can go wrong while a dataset is made.
+//! Errors of writing a dataset.
 
 use arinar_model::weights::WeightsError;
 use thiserror::Error;
 
-use crate::commands::convert::ConvertError;
+use crate::commands::convert::error::ConvertError;
 use crate::error::DataError;
 use crate::pictures::image_source::SourceError;
 use arinar_store::StoreError;
 use arinar_store::lease::LeaseError;
 
-/// Why no dataset could be made.
+/// Reason why a dataset could not be written.
 #[derive(Debug, Error)]
 pub enum EncodeError {
     /// The inputs cannot be listed.
@@ -21,38 +21,38 @@ pub enum EncodeError {
     /// The VAE's weights cannot be loaded.
     #[error(transparent)]
     Vae(#[from] WeightsError),
-    /// The machine's GPUs cannot be used.
+    /// The requested device cannot be used.
     #[error(transparent)]
     Device(#[from] arinar_model::device::DeviceError),
-    /// The store failed.
+    /// The store reported an error.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Somebody else is writing there.
+    /// The lease could not be acquired or was lost.
     #[error(transparent)]
     Lease(#[from] LeaseError),
-    /// The manifest failed.
+    /// The manifest cannot be read or written.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// The files to convert are not what they should be.
+    /// The files to convert cannot be used.
     #[error(transparent)]
     Convert(#[from] ConvertError),
-    /// The picture size does not suit the VAE.
+    /// The picture size is not a multiple of the VAE's stride.
     #[error("--image-size {size} is not a positive multiple of the VAE's stride {stride}; use {suggestion}")]
     ImageSize {
-        /// The size given.
+        /// Size that was given.
         size: u32,
         /// Pixels per latent position.
         stride: i64,
-        /// The nearest size that would do.
+        /// Nearest size that is a multiple.
         suggestion: i64,
     },
-    /// The folder holds a dataset of other pictures or settings.
+    /// The folder contains a dataset with other pictures or settings.
     #[error("{url} already holds a dataset of other pictures or settings; choose another --out or pass --overwrite")]
     OtherDataset {
         /// URL of the folder.
         url: String,
     },
-    /// The folder holds a shard of another unfinished run.
+    /// The folder contains a shard of another unfinished run.
     #[error(
         "{url} was made by an encode run with other pictures or settings; \
          repeat that run's options, choose another --out or pass --overwrite"
@@ -61,27 +61,27 @@ pub enum EncodeError {
         /// URL of the shard.
         url: String,
     },
-    /// A file of something else lies where one of the dataset belongs.
+    /// A foreign file has the name of a file of the dataset.
     #[error("{url} exists and is not {what} that this program has made; move it away or choose another --out")]
     ForeignFile {
         /// URL of the file.
         url: String,
-        /// The only kind of file that may be replaced there.
+        /// Kind of file that may be replaced there.
         what: &'static str,
     },
-    /// The VAE's output cannot be stored.
+    /// The VAE's output cannot be represented in half precision.
     #[error("the VAE gives moments for {name} that are not finite in half precision; check the weights given as --vae")]
     NotFinite {
         /// Name of the picture.
         name: String,
     },
-    /// A shard file cannot be assembled.
+    /// A shard file cannot be serialized.
     #[error("assembling a shard failed: {0}")]
     Shard(#[from] safetensors::SafeTensorError),
-    /// libtorch failed.
+    /// libtorch reported an error.
     #[error("encoding failed: {0}")]
     Tensor(#[from] tch::TchError),
-    /// The picture decoder panicked; its message was printed.
+    /// A thread that decodes pictures panicked.
     #[error("a picture decoder stopped unexpectedly")]
     DecoderPanic,
     /// Some pictures cannot be used.
@@ -90,15 +90,15 @@ pub enum EncodeError {
     /// One or more ranks failed.
     #[error("{message}")]
     Ranks {
-        /// What each of them said.
+        /// Messages of the ranks that failed.
         message: String,
-        /// Whether a changed command line is the cure.
+        /// Whether the remedy is a changed command line.
         configuration: bool,
     },
 }
 
 impl EncodeError {
-    /// Whether a changed command line is the cure (exit code 78) rather than a repair (exit code 1).
+    /// Whether the remedy is a changed command line (exit code 78) rather than a repair (exit code 1).
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Source(_) | Self::Convert(_) | Self::Vae(_) | Self::Device(_) | Self::ImageSize { .. } => true,

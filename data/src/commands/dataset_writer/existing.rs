@@ -1,24 +1,29 @@
-//! Shards that an earlier run left: kept when they are whole and belong to this run.
+//! Shards of an earlier run: they are kept if they are intact and belong to this run.
 
 use std::collections::BTreeMap;
 
-use super::share::{BadPicture, StoredShard};
-use super::{EncodeError, Job, Maker};
-use crate::format::manifest::{ShardFacts, shard_name};
-use crate::format::shard::{ShardLayout, xxh3_hex};
+use super::encoder::RecordEncoder;
+use super::error::EncodeError;
+use super::job::Job;
+use super::open_shard::BadPicture;
+use super::stored_shard::StoredShard;
+use crate::format::facts::ShardFacts;
+use crate::format::hash::xxh3_hex;
+use crate::format::names::shard_name;
+use crate::format::shard::ShardLayout;
 
-/// What was found where a shard belongs.
+/// State of a shard in the store.
 pub(super) enum Existing {
-    /// Nothing.
+    /// The shard does not exist.
     None,
-    /// A shard that can stay.
-    Whole(StoredShard),
-    /// A shard that must be made again, and why.
+    /// The shard can be kept.
+    Intact(StoredShard),
+    /// The shard must be written again for this reason.
     Unusable(String),
 }
 
-impl<M: Maker> Job<M> {
-    /// Looks at shard `shard` in the store and checks every record of it.
+impl<E: RecordEncoder> Job<E> {
+    /// Verifies every record of shard `shard` in the store.
     pub(super) fn existing(&self, shard: usize) -> Result<Existing, EncodeError> {
         let name = shard_name(shard);
         let file = match self.store.get(&name) {
@@ -31,7 +36,7 @@ impl<M: Maker> Job<M> {
         }
         let layout = match ShardLayout::parse(&file, self.shape) {
             Ok(layout) if layout.encode_id() == self.plan.encode_id => layout,
-            Ok(_) if !self.recipe.overwrite => {
+            Ok(_) if !self.settings.overwrite => {
                 return Err(EncodeError::ForeignShard { url: self.store.url_of(&name) });
             }
             Ok(_) => return Ok(Existing::Unusable("it belongs to another encode run".to_owned())),
@@ -40,28 +45,28 @@ impl<M: Maker> Job<M> {
         if let Err(error) = layout.check_records(&file) {
             return Ok(Existing::Unusable(error.to_string()));
         }
-        let bad = match self.left_out(shard, &file, &layout) {
-            Some(bad) if bad.is_empty() || self.recipe.skip_bad => bad,
+        let bad = match self.skipped(shard, &file, &layout) {
+            Some(bad) if bad.is_empty() || self.settings.skip_bad => bad,
             Some(_) => return Ok(Existing::Unusable("pictures were left out of it with --skip-bad".to_owned())),
             None => return Ok(Existing::Unusable("it holds other pictures".to_owned())),
         };
         let facts =
             ShardFacts { name, bytes: file.len() as u64, count: layout.count() as u64, xxh3_128: xxh3_hex(&file) };
-        Ok(Existing::Whole(StoredShard { shard, facts, class_counts: class_counts(&file, &layout), bad }))
+        Ok(Existing::Intact(StoredShard { shard, facts, class_counts: class_counts(&file, &layout), bad }))
     }
 
-    /// Pictures of the plan that the shard does not hold; None when its records are not those of the plan.
-    fn left_out(&self, shard: usize, file: &[u8], layout: &ShardLayout) -> Option<Vec<BadPicture>> {
+    /// Returns the pictures of the plan that the shard does not contain, or `None` if it contains other records.
+    fn skipped(&self, shard: usize, file: &[u8], layout: &ShardLayout) -> Option<Vec<BadPicture>> {
         let mut bad = Vec::new();
         let mut record = 0;
         for &index in self.plan.pictures(shard) {
-            let expected = (i64::from(self.maker.pictures().label(index as usize)), i64::from(index));
+            let expected = (i64::from(self.encoder.pictures().label(index as usize)), i64::from(index));
             if record < layout.count() && layout.facts(file, record) == expected {
                 record += 1;
             } else {
                 bad.push(BadPicture {
                     source_id: index,
-                    name: self.maker.pictures().name(index as usize).to_owned(),
+                    name: self.encoder.pictures().name(index as usize).to_owned(),
                     reason: "could not be used in an earlier run".to_owned(),
                 });
             }

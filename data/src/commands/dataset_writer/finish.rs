@@ -1,22 +1,25 @@
-//! Rank 0 ends the encode run: the manifest, or why there is none, and what to tell the user.
+//! The end of the run on rank 0: writes the manifest and the summary.
 
 use std::collections::BTreeSet;
 
-use super::share::{BadPicture, Share, StoredShard};
-use super::{EncodeError, Job, Maker};
-use crate::format::manifest::{
-    FORMAT_VERSION, ImageFacts, MANIFEST_NAME, Manifest, dataset_id, is_shard_name, shard_name,
-};
-use crate::progress::Progress;
-use crate::read::tokenizer::{self, TOKENIZER_NAME};
+use super::encoder::RecordEncoder;
+use super::error::EncodeError;
+use super::job::Job;
+use super::open_shard::BadPicture;
+use super::share::Share;
+use super::stored_shard::StoredShard;
+use crate::format::facts::ImageFacts;
+use crate::format::manifest::{FORMAT_VERSION, Manifest};
+use crate::format::names::{MANIFEST_NAME, TOKENIZER_NAME, dataset_id, is_shard_name, shard_name};
+use crate::reporter::Progress;
 use crate::text::{bytes_text, duration_text};
 use arinar_store::lease::Lease;
 
-/// Pictures that cannot be used are listed up to this many.
-const BAD_LISTED: usize = 20;
+/// Maximum number of unusable pictures to list.
+const MAX_LISTED: usize = 20;
 
-impl<M: Maker> Job<M> {
-    /// Rank 0: writes the manifest if all shards are there.
+impl<E: RecordEncoder> Job<E> {
+    /// Writes the manifest if all shards are complete, and returns a summary.
     pub(super) fn finish(&self, shares: Vec<Share>, progress: &Progress, lease: &Lease) -> Result<String, EncodeError> {
         let kept: u64 = shares.iter().map(|share| share.kept).sum();
         let mut undone: Vec<BadPicture> = Vec::new();
@@ -35,15 +38,15 @@ impl<M: Maker> Job<M> {
         if manifest.num_samples == 0 {
             let text = format!(
                 "none of the {} pictures can be used, so there is no dataset to make",
-                self.maker.pictures().len()
+                self.encoder.pictures().len()
             );
             return Err(EncodeError::BadPictures(text));
         }
         lease.check()?;
-        let left = if self.recipe.overwrite { self.remove_leftovers()? } else { Vec::new() };
+        let left = if self.settings.overwrite { self.remove_leftovers()? } else { Vec::new() };
         self.store.remove_unfinished(|name| is_shard_name(name) || [MANIFEST_NAME, TOKENIZER_NAME].contains(&name))?;
-        if let Some(weights) = self.maker.tokenizer()? {
-            tokenizer::keep(&self.store, weights)?;
+        if let Some(weights) = self.encoder.tokenizer()? {
+            self.store.put(TOKENIZER_NAME, weights)?;
         }
         lease.check()?;
         manifest.write(&self.store)?;
@@ -54,11 +57,11 @@ impl<M: Maker> Job<M> {
         Ok(text)
     }
 
-    /// Deletes shards of the overwritten dataset that this one has no shard for. Returns the names of files that are
-    /// called like shards and are none.
+    /// Deletes the shards of the overwritten dataset that this dataset does not replace. Returns the names of foreign files
+    /// that are named like shards.
     fn remove_leftovers(&self) -> Result<Vec<String>, EncodeError> {
         let mine: BTreeSet<String> = (0..self.plan.num_shards()).map(shard_name).collect();
-        // Before the manifest, which is what tells that it is the dataset's.
+        // Delete it before the manifest, which proves that it belongs to the dataset.
         if self.earlier.owns_tokenizer(&self.store)? {
             self.store.delete(TOKENIZER_NAME)?;
         }
@@ -79,7 +82,7 @@ impl<M: Maker> Job<M> {
     }
 
     fn manifest(&self, shards: &[StoredShard], skipped: &[BadPicture]) -> Manifest {
-        let mut class_counts = vec![0; self.maker.pictures().classes().len()];
+        let mut class_counts = vec![0; self.encoder.pictures().classes().len()];
         let mut identity = self.plan.encode_id.clone();
         for shard in shards {
             shard.class_counts.iter().for_each(|(&class, count)| class_counts[class as usize] += count);
@@ -89,13 +92,13 @@ impl<M: Maker> Job<M> {
             version: FORMAT_VERSION,
             dataset_id: dataset_id(&identity),
             encode_id: self.plan.encode_id.clone(),
-            seed: self.recipe.seed,
+            seed: self.settings.seed,
             num_samples: shards.iter().map(|shard| shard.facts.count).sum(),
-            num_sources: self.maker.pictures().len() as u64,
-            classes: self.maker.pictures().classes().to_vec(),
+            num_sources: self.encoder.pictures().len() as u64,
+            classes: self.encoder.pictures().classes().to_vec(),
             class_counts,
-            image: ImageFacts { size: self.recipe.image_size },
-            vae: self.recipe.vae.clone(),
+            image: ImageFacts { size: self.settings.image_size },
+            vae: self.settings.vae.clone(),
             skipped: skipped.iter().map(|bad| bad.name.clone()).collect(),
             shards: shards.iter().map(|shard| shard.facts.clone()).collect(),
         }
@@ -103,7 +106,7 @@ impl<M: Maker> Job<M> {
 
     fn bad_pictures_text(&self, mut bad: Vec<BadPicture>, whole_shards: usize) -> String {
         bad.sort_by_key(|bad| bad.source_id);
-        let (shards, total) = (self.plan.num_shards(), self.maker.pictures().len());
+        let (shards, total) = (self.plan.num_shards(), self.encoder.pictures().len());
         format!(
             "{} of {total} pictures cannot be used:\n{}\n\
              no dataset was made; {whole_shards} of {shards} shards are done and will be kept; \
@@ -141,9 +144,9 @@ impl<M: Maker> Job<M> {
 
 fn bad_list(bad: &[BadPicture]) -> String {
     let mut lines: Vec<String> =
-        bad.iter().take(BAD_LISTED).map(|bad| format!("  {}: {}", bad.name, bad.reason)).collect();
-    if bad.len() > BAD_LISTED {
-        lines.push(format!("  and {} more", bad.len() - BAD_LISTED));
+        bad.iter().take(MAX_LISTED).map(|bad| format!("  {}: {}", bad.name, bad.reason)).collect();
+    if bad.len() > MAX_LISTED {
+        lines.push(format!("  and {} more", bad.len() - MAX_LISTED));
     }
     lines.join("\n")
 }

@@ -1,33 +1,34 @@
-//! Which files at `--out` a dataset may replace or delete: those of a dataset that this program has made there.
+//! The files at `--out` that may be replaced or deleted: those of a dataset that this program has written.
 //!
-//! A shard is one if the manifest at `--out` lists it or if its header says which encode run made it; the VAE, if its
-//! hash is the one in that manifest; a manifest, if it has the identity of an encode run. `--overwrite` replaces other
-//! datasets, but no other files.
+//! A shard belongs to a dataset if the manifest at `--out` lists it or if its header contains the identity of an encode
+//! run, the VAE if its hash is in that manifest, and a manifest if it contains the identity of an encode run.
+//! `--overwrite` replaces other datasets, but no foreign files.
 
-use super::EncodeError;
+use super::error::EncodeError;
 use crate::error::DataError;
-use crate::format::manifest::{MANIFEST_NAME, Manifest, is_shard_name};
-use crate::format::shard::{is_shard_header, xxh3_hex};
-use crate::read::tokenizer::TOKENIZER_NAME;
+use crate::format::hash::xxh3_hex;
+use crate::format::manifest::Manifest;
+use crate::format::names::{MANIFEST_NAME, TOKENIZER_NAME, is_shard_name};
+use crate::format::shard::is_shard_header;
 use arinar_store::{Store, StoreError};
 
-/// A key of every manifest, near its beginning: also a damaged one is known by it.
+/// A key of every manifest, by which a damaged one is recognized too.
 const MANIFEST_KEY: &[u8] = b"\"encode_id\"";
-/// A shard's header has six tensors and one key of metadata; no longer one is read.
+/// Maximum size of a shard's header, which has six tensors and one metadata key.
 const LONGEST_HEADER: u64 = 1 << 16;
 
-/// The dataset that an earlier encode run has left at `--out`, if any.
-pub(super) struct Earlier {
-    /// Its manifest, where there is one that can be read.
+/// The dataset of an earlier encode run at `--out`, if any.
+pub(crate) struct EarlierDataset {
+    /// Its manifest, if there is a readable one.
     manifest: Option<Manifest>,
 }
 
-impl Earlier {
-    /// Looks at the manifest at `store`.
+impl EarlierDataset {
+    /// Reads the manifest at `store`.
     ///
     /// # Errors
-    /// A dataset that is not the one of `encode_id` and must not be overwritten, or a `manifest.json` of something
-    /// else.
+    /// Returns an error if another dataset than that of `encode_id` exists and must not be overwritten, or if
+    /// `manifest.json` is a foreign file.
     pub(super) fn find(store: &Store, encode_id: &str, overwrite: bool) -> Result<Self, EncodeError> {
         match Manifest::read(store) {
             Ok(manifest) if overwrite || manifest.encode_id == encode_id => Ok(Self { manifest: Some(manifest) }),
@@ -43,7 +44,7 @@ impl Earlier {
         }
     }
 
-    /// Whether the object `name` at `store` is a shard that this program has made.
+    /// Whether the object `name` at `store` is a shard that this program has written.
     pub(super) fn owns_shard(&self, store: &Store, name: &str) -> Result<bool, StoreError> {
         if !is_shard_name(name) {
             return Ok(false);
@@ -52,8 +53,8 @@ impl Earlier {
         Ok(self.manifest.as_ref().is_some_and(listed) || has_shard_header(store, name)?)
     }
 
-    /// Makes sure that the VAE's weights can be kept at `store` as `weights`: nothing is there, or the same, or the VAE
-    /// of the dataset that is replaced.
+    /// Checks that `weights` can be stored as the VAE at `store`: there is no such file, or it has the same contents, or
+    /// it belongs to the dataset that is replaced.
     pub(super) fn check_tokenizer(&self, store: &Store, weights: &[u8]) -> Result<(), EncodeError> {
         let Some(bytes) = store.size(TOKENIZER_NAME)? else { return Ok(()) };
         let same = |hash: &str| -> Result<bool, StoreError> { Ok(xxh3_hex(&store.get(TOKENIZER_NAME)?) == *hash) };
@@ -63,7 +64,7 @@ impl Earlier {
         Err(EncodeError::ForeignFile { url: store.url_of(TOKENIZER_NAME), what: "the VAE of a dataset" })
     }
 
-    /// Whether the VAE at `store` is the one of the dataset there.
+    /// Whether the VAE at `store` belongs to the dataset there.
     pub(super) fn owns_tokenizer(&self, store: &Store) -> Result<bool, StoreError> {
         let Some(manifest) = &self.manifest else { return Ok(false) };
         match store.get(TOKENIZER_NAME) {

@@ -1,41 +1,43 @@
-//! Which picture goes into which shard: a pure function of the pictures and the settings, so that any rank can make
-//! any shard, and a run that was killed can go on.
+//! The distribution of pictures over shards: a pure function of pictures and settings, so that any rank can write any
+//! shard and an interrupted run can be resumed.
 
 use std::ops::Range;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Pictures, Recipe};
+use super::picture_list::PictureList;
+use super::settings::DatasetSettings;
 use crate::format::manifest::FORMAT_VERSION;
 use crate::format::shard::record_bytes;
 use crate::random::{Purpose, global_order};
 
-/// A small dataset is cut in at least this many shards, so that ranks share the work and a killed run loses little,
-const SHARDS_AT_LEAST: usize = 16;
-/// as long as its shards hold at least this many records.
-const RECORDS_AT_LEAST: usize = 32;
+/// Minimum number of shards, so that ranks share the work and an interrupted run loses little. Shards with fewer than
+/// [`MIN_RECORDS`] records are not split further.
+const MIN_SHARDS: usize = 16;
+/// Minimum number of records in a shard of a small dataset.
+const MIN_RECORDS: usize = 32;
 
-/// The division of all pictures into shards.
+/// Distribution of all pictures over shards.
 #[derive(Debug)]
-pub(crate) struct Plan {
-    /// Identity of pictures and settings.
+pub(crate) struct ShardPlan {
+    /// Identity of the pictures and the settings.
     pub(crate) encode_id: String,
     order: Vec<u32>,
     per_shard: usize,
 }
 
-impl Plan {
-    pub(crate) fn new(pictures: &dyn Pictures, recipe: &Recipe, shape: [usize; 3]) -> Self {
-        let per_shard = records_per_shard(pictures.len(), record_bytes(shape), recipe.shard_bytes);
-        let order = global_order(recipe.seed, 0, Purpose::ShardOrder, pictures.len());
-        Self { encode_id: encode_id(pictures, recipe, per_shard), order, per_shard }
+impl ShardPlan {
+    pub(crate) fn new(pictures: &dyn PictureList, settings: &DatasetSettings, shape: [usize; 3]) -> Self {
+        let per_shard = records_per_shard(pictures.len(), record_bytes(shape), settings.shard_bytes);
+        let order = global_order(settings.seed, 0, Purpose::ShardOrder, pictures.len());
+        Self { encode_id: encode_id(pictures, settings, per_shard), order, per_shard }
     }
 
     pub(crate) fn num_shards(&self) -> usize {
         self.order.len().div_ceil(self.per_shard)
     }
 
-    /// Pictures of a shard, as indices into the sorted list, in the order of its records.
+    /// Returns the pictures of a shard, as indices into the sorted list, in the order of its records.
     pub(crate) fn pictures(&self, shard: usize) -> &[u32] {
         &self.order[range(shard, self.per_shard, self.order.len())]
     }
@@ -45,22 +47,23 @@ fn range(shard: usize, per_shard: usize, total: usize) -> Range<usize> {
     shard * per_shard..((shard + 1) * per_shard).min(total)
 }
 
-/// Records of each shard but the last, which has the rest: as many as `shard_bytes` has room for, spread evenly.
+/// Returns the number of records in each shard except the last, which has the remaining ones: as many as fit into
+/// `shard_bytes`, distributed evenly.
 fn records_per_shard(total: usize, record_bytes: usize, shard_bytes: u64) -> usize {
     let room = (shard_bytes / record_bytes as u64).max(1) as usize;
-    let limit = room.min(total.div_ceil(SHARDS_AT_LEAST).max(RECORDS_AT_LEAST));
+    let limit = room.min(total.div_ceil(MIN_SHARDS).max(MIN_RECORDS));
     total.div_ceil(total.div_ceil(limit))
 }
 
-fn encode_id(pictures: &dyn Pictures, recipe: &Recipe, per_shard: usize) -> String {
+fn encode_id(pictures: &dyn PictureList, settings: &DatasetSettings, per_shard: usize) -> String {
     let mut hash = Xxh3::new();
     let mut add = |text: &str| {
         hash.update(text.as_bytes());
         hash.update(b"\n");
     };
-    add(&format!("format {FORMAT_VERSION}, image size {}, seed {}", recipe.image_size, recipe.seed));
-    add(&format!("{per_shard} records per shard, vae {}, scale {}", recipe.vae.xxh3_128, recipe.vae.scale));
-    recipe.kind.iter().for_each(|kind| add(kind));
+    add(&format!("format {FORMAT_VERSION}, image size {}, seed {}", settings.image_size, settings.seed));
+    add(&format!("{per_shard} records per shard, vae {}, scale {}", settings.vae.xxh3_128, settings.vae.scale));
+    settings.kind.iter().for_each(|kind| add(kind));
     pictures.classes().iter().for_each(|class| add(class));
     for index in 0..pictures.len() {
         add(&format!("{} {}", pictures.label(index), pictures.name(index)));

@@ -1,15 +1,18 @@
-//! Pictures to records: the VAE on batches of decoded pictures.
+//! Encoding of decoded pictures as records, in batches.
 
 use arinar_model::vae::{LoadedVae, Moments, vae_safetensors};
 use image::RgbImage;
 use tch::{Kind, Tensor};
 
-use super::pictures::for_each_batch;
-use super::{EncodeArgs, EncodeError};
-use crate::commands::dataset_writer::{Maker, OpenShard, Pictures};
+use super::args::EncodeArgs;
+use super::decode_ahead::for_each_batch;
+use crate::commands::dataset_writer::encoder::RecordEncoder;
+use crate::commands::dataset_writer::error::EncodeError;
+use crate::commands::dataset_writer::open_shard::OpenShard;
+use crate::commands::dataset_writer::picture_list::PictureList;
 use crate::pictures::image_source::ImageSource;
 
-/// Encodes pictures with a VAE.
+/// A [`RecordEncoder`] that encodes pictures with a VAE.
 pub(super) struct Encoder<'a> {
     pub(super) args: &'a EncodeArgs,
     pub(super) source: ImageSource,
@@ -17,8 +20,8 @@ pub(super) struct Encoder<'a> {
     pub(super) decoders: usize,
 }
 
-impl Maker for Encoder<'_> {
-    fn pictures(&self) -> &dyn Pictures {
+impl RecordEncoder for Encoder<'_> {
+    fn pictures(&self) -> &dyn PictureList {
         &self.source
     }
 
@@ -30,7 +33,7 @@ impl Maker for Encoder<'_> {
         &self,
         pictures: &[u32],
         shard: &mut OpenShard<'_>,
-        handled: &mut dyn FnMut(u64),
+        on_progress: &mut dyn FnMut(u64),
     ) -> Result<(), EncodeError> {
         let (size, batch) = (self.args.image_size, self.args.batch);
         for_each_batch(&self.source, pictures, size, batch, self.decoders, |batch| {
@@ -39,20 +42,20 @@ impl Maker for Encoder<'_> {
             for (index, picture) in batch {
                 match picture {
                     Ok(picture) => good.push((index, picture)),
-                    Err(error) => shard.leave_out(index, error.to_string()),
+                    Err(error) => shard.skip(index, error.to_string()),
                 }
             }
-            if shard.wanted() {
+            if shard.is_wanted() {
                 self.encode_batch(&good, shard)?;
             }
-            handled(count);
+            on_progress(count);
             Ok(())
         })
     }
 }
 
 impl Encoder<'_> {
-    /// Encodes pictures and their mirror images and appends the records.
+    /// Encodes pictures and their mirror images, and appends the records.
     fn encode_batch(&self, pictures: &[(u32, RgbImage)], shard: &mut OpenShard<'_>) -> Result<(), EncodeError> {
         if pictures.is_empty() {
             return Ok(());
@@ -71,7 +74,7 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// Pixels 0..255 to [-1, 1], [B, 3, H, W] on the VAE's device.
+    /// Converts pixels from 0..255 to [-1, 1], [B, 3, H, W] on the VAE's device.
     fn to_tensor(&self, pictures: &[(u32, RgbImage)]) -> Result<Tensor, tch::TchError> {
         let pixels: Vec<u8> = pictures.iter().flat_map(|(_, picture)| picture.as_raw()).copied().collect();
         let size = i64::from(self.args.image_size);
@@ -81,7 +84,7 @@ impl Encoder<'_> {
     }
 }
 
-/// [B, 2C, h, w] f16 as bytes.
+/// Converts moments to [B, 2C, h, w] f16 as bytes.
 fn half_bytes(moments: &Moments) -> Result<Vec<u8>, tch::TchError> {
     let halves = moments.concatenated().f_to_kind(Kind::Half)?.f_to(tch::Device::Cpu)?.f_contiguous()?;
     let mut bytes = vec![0; 2 * halves.numel()];

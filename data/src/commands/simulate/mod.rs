@@ -1,47 +1,47 @@
-//! `arinar-data simulate`: what a training job would fetch, keep and shuffle, from the manifest alone.
+//! `arinar-data simulate`: predicts the downloads, the cache size and the shuffle of a job from the manifest alone.
 
-mod cache;
+mod egress;
 mod quality;
 
 use clap::Args;
 use serde::Serialize;
 
-use crate::commands::encode::parse_bytes;
+use crate::commands::byte_size::parse_bytes;
 use crate::error::DataError;
 use crate::format::manifest::Manifest;
 use crate::read::batch_layout::BatchLayout;
-use crate::read::cache::needed_bytes;
+use crate::read::cache::window::needed_bytes;
 use crate::read::shuffle::Shuffle;
 use crate::text::bytes_text;
 
-pub use cache::egress;
+pub use egress::egress;
 pub use quality::{Quality, quality};
 
-/// Epochs looked at: the first with an empty cache, then some with a full one.
+/// Number of epochs to simulate: the first with an empty cache, the others with a full one.
 const EPOCHS: u64 = 4;
 
 /// Options of `arinar-data simulate`.
 #[derive(Args, Clone, Debug)]
 pub struct SimulateArgs {
-    /// Where the dataset is; only its manifest is read
+    /// Read the manifest of this dataset
     #[arg(long, value_name = "URL")]
     pub data: String,
-    /// Machines; each keeps a cache for all of its ranks
+    /// Simulate this number of machines, each with a cache for all of its ranks
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub nodes: usize,
-    /// Ranks on each machine
+    /// Simulate this number of ranks on each machine
     #[arg(long, default_value_t = 1, value_name = "R")]
     pub ranks_per_node: usize,
-    /// Samples of a step over all ranks
+    /// Use this number of samples per step, over all ranks
     #[arg(long, default_value_t = 256, value_name = "G")]
     pub global_batch: usize,
-    /// Most bytes a machine's cache may hold [default: no limit]
+    /// Limit the size of each machine's cache [default: no limit]
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub cache_limit: Option<u64>,
-    /// Shards shuffled together, 0 for all; several may be given, comma-separated
+    /// Shuffle this number of shards together, 0 for all; separate several values by commas
     #[arg(long, default_value = "0", value_delimiter = ',', value_name = "W")]
     pub window: Vec<u64>,
-    /// Seed of the order
+    /// Seed the order of the samples
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Print the findings as JSON
@@ -49,27 +49,27 @@ pub struct SimulateArgs {
     pub json: bool,
 }
 
-/// What one window would mean.
+/// Prediction for one window size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
-    /// Shards shuffled together; 0 for all.
+    /// Number of shards shuffled together; 0 for all.
     pub window: u64,
-    /// Bytes the cache of a node must hold: the window being read and the next one.
+    /// Bytes that the cache of a node must hold: the current window and the next one.
     pub cache_needed: u64,
-    /// Whether the cache limit allows it; where not, training refuses to start.
+    /// Whether the cache limit allows this window. If not, training refuses to start.
     pub fits: bool,
-    /// Bytes each node fetches in the first epoch, when its cache is empty; null where it does not fit.
+    /// Bytes that each node downloads in the first epoch, with an empty cache; null if the window does not fit.
     pub egress_first_epoch: Option<u64>,
-    /// Bytes each node fetches in a later epoch, on average; null where it does not fit.
+    /// Average bytes that each node downloads in a later epoch; null if the window does not fit.
     pub egress_later_epochs: Option<u64>,
-    /// How well samples are mixed.
+    /// Quality of the shuffle.
     pub quality: Quality,
 }
 
-/// What there is to say of every window asked for, and of the full shuffle to compare with.
+/// Simulates every requested window, and the full shuffle for comparison.
 ///
 /// # Errors
-/// [`DataError::Batch`] when the ranks cannot share the global batch.
+/// Returns [`DataError::Batch`] if the ranks cannot share the global batch evenly.
 pub fn simulate(manifest: &Manifest, args: &SimulateArgs) -> Result<Vec<Finding>, DataError> {
     let world = args.nodes * args.ranks_per_node;
     BatchLayout::new(args.global_batch, 0, world, 1)?;
@@ -96,7 +96,7 @@ fn finding(manifest: &Manifest, args: &SimulateArgs, window: u64) -> Finding {
     }
 }
 
-/// The findings as text.
+/// Formats the findings as text.
 pub fn report(manifest: &Manifest, args: &SimulateArgs, findings: &[Finding]) -> String {
     let bytes: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
     let world = args.nodes * args.ranks_per_node;
@@ -148,6 +148,3 @@ impl Finding {
         lines
     }
 }
-
-#[cfg(test)]
-mod tests;

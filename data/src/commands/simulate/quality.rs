@@ -1,4 +1,4 @@
-//! How well a shuffle mixes: what the batches of an epoch are made of.
+//! Quality of a shuffle: the composition of the batches of an epoch.
 
 use std::collections::BTreeSet;
 
@@ -8,21 +8,21 @@ use crate::format::manifest::Manifest;
 use crate::random::{Purpose, global_order};
 use crate::read::shuffle::Shuffle;
 
-/// Means over the batches of an epoch.
+/// Composition of a batch, as means over the batches of an epoch.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Quality {
-    /// Different shards that a batch's samples come from.
+    /// Number of shards from which the samples of a batch come.
     pub shards_per_batch: f64,
-    /// Share of a batch that comes from the one shard it has most of.
+    /// Largest share of a batch that comes from a single shard.
     pub largest_share: f64,
-    /// Different classes in a batch; null where the manifest does not count them.
+    /// Number of classes in a batch; null if the manifest does not count them.
     pub classes_per_batch: Option<f64>,
-    /// Of the pairs of samples in a batch, the share that was in one window the epoch before too: 1 for a full
-    /// shuffle, whose only window is everything; the smaller, the more a window's samples part.
+    /// Share of the pairs of samples in a batch that were in the same window in the previous epoch. It is 1 for a full
+    /// shuffle, which has one window, and smaller if the samples of a window spread further.
     pub pairs_from_one_window: f64,
 }
 
-/// Looks at the batches of the second epoch, those that are full.
+/// Measures the full batches of the second epoch.
 pub fn quality(manifest: &Manifest, shuffle: &Shuffle, global_batch: usize, seed: u64) -> Quality {
     let shard_of = by_sample(manifest.shards.iter().map(|shard| shard.count));
     let labels = labels(manifest, seed);
@@ -51,12 +51,12 @@ pub fn quality(manifest: &Manifest, shuffle: &Shuffle, global_batch: usize, seed
     }
 }
 
-/// For each sample the number of its group, the groups having these sizes.
+/// Returns the number of the group of each sample, for groups with these sizes.
 fn by_sample(counts: impl Iterator<Item = u64>) -> Vec<u32> {
     (0..).zip(counts).flat_map(|(group, count)| std::iter::repeat_n(group, count as usize)).collect()
 }
 
-/// A label for each sample. Which picture lies where is a random permutation, so any random one stands for it.
+/// Returns a label for each sample. The true assignment is a random permutation, and any other one is equivalent.
 fn labels(manifest: &Manifest, seed: u64) -> Option<Vec<u32>> {
     let counted = manifest.class_counts.iter().try_fold(0u64, |total, &count| total.checked_add(count));
     if counted != Some(manifest.num_samples) {
@@ -67,7 +67,7 @@ fn labels(manifest: &Manifest, seed: u64) -> Option<Vec<u32>> {
     Some(spread.into_iter().map(|place| sorted[place as usize]).collect())
 }
 
-/// For each shard the window of `epoch` that it lies in.
+/// Returns the window of `epoch` that contains each shard.
 fn windows_of_shards(shuffle: &Shuffle, epoch: u64, shards: usize) -> Vec<u32> {
     let mut windows = vec![0; shards];
     for (number, window) in (0..).zip(shuffle.epoch(epoch)) {
@@ -76,7 +76,7 @@ fn windows_of_shards(shuffle: &Shuffle, epoch: u64, shards: usize) -> Vec<u32> {
     windows
 }
 
-/// How often each value comes.
+/// Counts the occurrences of each value.
 fn counts(values: &mut [u32]) -> Vec<usize> {
     values.sort_unstable();
     values.chunk_by(|a, b| a == b).map(<[u32]>::len).collect()

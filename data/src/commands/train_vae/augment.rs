@@ -1,12 +1,12 @@
-//! Random variation of the training pictures: a few thousand pictures are few for an autoencoder.
+//! Random augmentation of the training pictures, because a few thousand pictures are few for an autoencoder.
 
 use tch::{Device, Kind, Tensor};
 
-/// Largest shift in pixels, up, down, left and right.
-const SHIFT: i64 = 3;
+/// Maximum shift in pixels in each direction.
+const MAX_SHIFT: i64 = 3;
 
-/// Half of the pictures are mirrored, half get their colour channels permuted, and half are shifted by up to
-/// [`SHIFT`] pixels with the border repeated. Draws come from libtorch's generator.
+/// Mirrors half of the pictures, permutes the colour channels of half, and shifts half by up to [`MAX_SHIFT`] pixels with
+/// the border repeated. Uses libtorch's generator.
 ///
 /// # Shapes
 /// `images` [B, 3, H, W] -> [B, 3, H, W]
@@ -19,13 +19,13 @@ pub(super) fn augment(images: &Tensor) -> Tensor {
     choose(&shift(&colored, batch, height, width), &colored)
 }
 
-/// Per picture, `one` or `other` with equal chance.
+/// Selects `one` or `other` for each picture with equal probability.
 fn choose(one: &Tensor, other: &Tensor) -> Tensor {
     let coin = Tensor::rand([one.size()[0], 1, 1, 1], (Kind::Float, Device::Cpu)).lt(0.5);
     one.where_self(&coin, other)
 }
 
-/// A random order of the three channels for each picture, [B, 3, 1, 1].
+/// Returns a random permutation of the three channels for each picture, [B, 3, 1, 1].
 fn channel_orders(batch: i64) -> Tensor {
     Tensor::rand([batch, 3], (Kind::Float, Device::Cpu)).argsort(1, false).view([batch, 3, 1, 1])
 }
@@ -36,8 +36,8 @@ fn shift(images: &Tensor, batch: i64, height: i64, width: i64) -> Tensor {
     images.gather(2, &rows, false).gather(3, &columns, false)
 }
 
-/// For each picture the source position of every target position along one side, [B, length].
+/// Returns the source position of every target position along one side for each picture, [B, length].
 fn shifted_positions(batch: i64, length: i64) -> Tensor {
-    let offsets = Tensor::randint_low(-SHIFT, SHIFT + 1, [batch, 1], (Kind::Int64, Device::Cpu));
+    let offsets = Tensor::randint_low(-MAX_SHIFT, MAX_SHIFT + 1, [batch, 1], (Kind::Int64, Device::Cpu));
     (Tensor::arange(length, (Kind::Int64, Device::Cpu)).unsqueeze(0) + offsets).clamp(0, length - 1)
 }

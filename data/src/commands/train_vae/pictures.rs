@@ -1,4 +1,4 @@
-//! All pictures of the training set in memory, split into training and held out.
+//! The pictures in memory, divided into training and held-out pictures.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,14 @@ use tch::{Device, Kind, Tensor};
 use crate::pictures::decode::load_picture;
 use crate::pictures::image_source::ImageSource;
 
-/// Pictures as u8 tensors [N, 3, S, S].
-pub(super) struct Pictures {
+/// Training and held-out pictures as u8 tensors [N, 3, S, S].
+pub(super) struct PictureSplit {
     pub(super) training: Tensor,
     pub(super) held_out: Tensor,
 }
 
-impl Pictures {
-    /// Reads and crops every picture; which ones are held out depends on `seed` alone.
+impl PictureSplit {
+    /// Reads and crops all pictures. The choice of held-out pictures depends on `seed` alone.
     pub(super) fn read(paths: &[PathBuf], size: u32, held_out: usize, seed: u64) -> Result<Self> {
         let source = ImageSource::open(paths)?;
         ensure!(
@@ -38,14 +38,14 @@ impl Pictures {
         })
     }
 
-    /// A random batch in [-1, 1], [B, 3, S, S].
+    /// Returns a random batch with values in [-1, 1], [B, 3, S, S].
     pub(super) fn draw(&self, batch: i64) -> Tensor {
         let chosen = Tensor::randint(self.training.size()[0], [batch], (Kind::Int64, Device::Cpu));
         to_unit(&self.training.index_select(0, &chosen))
     }
 }
 
-/// u8 levels to [-1, 1].
+/// Converts u8 levels to [-1, 1].
 pub(super) fn to_unit(levels: &Tensor) -> Tensor {
     levels.to_kind(Kind::Float) / 127.5 - 1.0
 }

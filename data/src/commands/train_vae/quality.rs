@@ -1,25 +1,25 @@
-//! How well a VAE reconstructs pictures it has not seen.
+//! Reconstruction quality of a VAE on held-out pictures.
 
 use arinar_model::vae::AutoencoderKl;
 use tch::{Kind, Tensor};
 
 use super::pictures::to_unit;
 
-/// Pictures encoded at once.
+/// Number of pictures to encode at once.
 const CHUNK: i64 = 128;
 
-/// Reconstruction through the mean latent, values clamped to the range of pictures.
+/// Quality of the reconstruction from the mean latent, with values clamped to the range of pictures.
 pub(super) struct Quality {
-    /// Mean over pictures of each picture's PSNR, dB.
+    /// Mean of the pictures' PSNR in dB.
     pub(super) mean_psnr: f64,
-    /// PSNR of the mean squared error over all pictures, dB: dominated by the worst pictures.
+    /// PSNR of the mean squared error over all pictures in dB, which the worst pictures dominate.
     pub(super) psnr_of_mean_error: f64,
-    /// KL divergence per latent element, nats.
+    /// KL divergence per latent element in nats.
     pub(super) kl: f64,
 }
 
 impl Quality {
-    /// `levels` u8 [N, 3, S, S].
+    /// Measures the quality on pictures with `levels` u8 [N, 3, S, S].
     pub(super) fn measure(vae: &AutoencoderKl, levels: &Tensor) -> Self {
         tch::no_grad(|| {
             let mut errors = Vec::new();
@@ -42,7 +42,7 @@ impl Quality {
     }
 }
 
-/// Standard deviation of posterior samples over all elements; its inverse is the latent scale.
+/// Returns the standard deviation of posterior samples over all elements. Its inverse is the latent scale.
 pub(super) fn latent_std(vae: &AutoencoderKl, levels: &Tensor) -> f64 {
     tch::no_grad(|| {
         let sample = levels.narrow(0, 0, levels.size()[0].min(8 * CHUNK));

@@ -1,4 +1,4 @@
-//! Getting a shard from the store: one process at a time, into a reserved file, verified before it gets its name.
+//! Downloading a shard: by one process at a time, into reserved space, verified before it gets its final name.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -7,29 +7,31 @@ use std::time::{Duration, Instant};
 
 use super::folder::{self, PART};
 use super::room::{Request, make_room};
-use super::{ATTEMPTS, ShardCache, lock, warn};
+use super::shard_cache::ShardCache;
 use crate::error::DataError;
 use crate::format::manifest::Manifest;
 use crate::format::mapped::{MappedShard, OpenError};
 use arinar_store::Store;
 use arinar_store::plain_file::nofollow;
 
-/// How long other jobs may keep all space of the cache in use.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is looked whether they still do.
-const POLL: Duration = Duration::from_millis(20);
+/// Number of times to download a shard that fails verification.
+pub(super) const ATTEMPTS: usize = 3;
+/// Time to wait for other jobs to release space.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval between two checks of a lock or of the free space.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What to do when everything in the cache is in use.
+/// What to do if every file in the cache is in use.
 #[derive(Clone, Copy)]
 pub(super) enum NoRoom<'a> {
-    /// Leave it: the shard is not needed yet.
+    /// Give up, because the shard is not needed yet.
     GiveUp,
-    /// Let go of what this process holds itself, and wait for others to do so.
+    /// Call the function, which releases the shards that this process holds, and wait for other processes.
     Wait(&'a dyn Fn()),
 }
 
 impl ShardCache {
-    /// Fetches a shard unless another process does so first; false where there is no room and it gave up.
+    /// Downloads a shard unless another process does so first. Returns false if it gave up because there is no room.
     pub(super) fn fetch(
         &self,
         store: &Store,
@@ -42,7 +44,7 @@ impl ShardCache {
         let path = self.path(facts);
         let part = folder::with_suffix(&path, PART);
         let failed = |source| DataError::File { path: part.clone(), source };
-        let Some(file) = self.take_part(&path, &part).map_err(failed)? else { return Ok(true) };
+        let Some(file) = self.lock_part(&path, &part).map_err(failed)? else { return Ok(true) };
         if !self.reserve(&file, &part, manifest, index, no_room)? {
             return std::fs::remove_file(&part).map(|()| false).map_err(failed);
         }
@@ -50,41 +52,40 @@ impl ShardCache {
         loop {
             store.download(&facts.name, facts.bytes, &file)?;
             let same = file.try_clone().map_err(failed)?;
-            match MappedShard::check(same, &part, facts, manifest.moments_shape()) {
+            match MappedShard::open(same, &part, facts, manifest.moments_shape()) {
                 Ok(_) => return std::fs::rename(&part, &path).map(|()| true).map_err(failed),
                 Err(OpenError::Damaged(damage)) if attempt < ATTEMPTS => {
-                    warn(&format!(
-                        "what came of {} is damaged: {damage}; fetching it again",
-                        store.url_of(&facts.name)
-                    ));
+                    let url = store.url_of(&facts.name);
+                    self.reporter.warn(&format!("the download of {url} is damaged: {damage}; fetching it again"));
                 }
                 Err(error) => {
-                    // Best effort: the next one to make room deletes it otherwise.
+                    // Best effort: if this fails, the next process that needs space deletes the file.
                     let _ = std::fs::remove_file(&part);
-                    return Err(error.of_shard(store.url_of(&facts.name)));
+                    return Err(error.into_data_error(store.url_of(&facts.name)));
                 }
             }
             attempt += 1;
         }
     }
 
-    /// The file to download into, locked; None when another process has completed it meanwhile.
-    fn take_part(&self, path: &Path, part: &Path) -> io::Result<Option<File>> {
+    /// Opens and locks the file to download into. Returns `None` if another process has completed the download.
+    fn lock_part(&self, path: &Path, part: &Path) -> io::Result<Option<File>> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
         loop {
             let mut options = File::options();
             let file = nofollow(options.create(true).truncate(false).read(true).write(true)).open(part)?;
-            // Not a blocking lock: after the other's rename this very file is the shard, which stays in use.
+            // Polls instead of blocking: after the other process renames it, this file is the shard, which remains
+            // locked while it is in use.
             let mut locked = try_lock(&file)?;
             while !locked && !path.exists() {
-                std::thread::sleep(POLL);
+                std::thread::sleep(POLL_INTERVAL);
                 locked = try_lock(&file)?;
             }
             let current = locked && folder::same_file(&file, part);
             if path.exists() {
-                // Ours may be a new one, made after the other was renamed.
+                // This file may be a new one, created after the other was renamed.
                 if current {
                     std::fs::remove_file(part)?;
                 }
@@ -96,7 +97,7 @@ impl ShardCache {
         }
     }
 
-    /// Makes room for the file and takes it, waiting a while for others to let go of theirs; false if it gave up.
+    /// Makes room for the file and reserves it, waiting for other processes if necessary. Returns false if it gave up.
     fn reserve(
         &self,
         file: &File,
@@ -107,11 +108,11 @@ impl ShardCache {
     ) -> Result<bool, DataError> {
         let bytes = manifest.shards[index].bytes;
         let failed = |source| DataError::File { path: part.to_path_buf(), source };
-        let began = Instant::now();
+        let started = Instant::now();
         loop {
             let guard = folder::lock_folder(&self.folder).map_err(failed)?;
-            let next_uses = lock(&self.next_uses).clone();
-            // What is fetched ahead must not push out what is needed as soon.
+            let next_uses = self.next_uses();
+            // A prefetched shard must not evict one that is needed no later.
             let keep_until = matches!(no_room, NoRoom::GiveUp).then(|| next_uses[index]);
             let dataset_id = &self.dataset_id;
             let request = Request { dataset_id, manifest, next_uses: &next_uses, part, bytes, keep_until };
@@ -127,11 +128,11 @@ impl ShardCache {
                 NoRoom::GiveUp => return Ok(false),
                 NoRoom::Wait(release) => release(),
             }
-            if began.elapsed() > PATIENCE {
+            if started.elapsed() > ROOM_TIMEOUT {
                 let (folder, limit) = (self.folder.clone(), self.limit.unwrap_or(u64::MAX));
                 return Err(DataError::CacheFull { folder, limit, missing });
             }
-            std::thread::sleep(POLL);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }

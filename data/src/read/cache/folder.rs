@@ -1,4 +1,4 @@
-//! What lies in a cache folder, and whether it is in use.
+//! The files in a cache folder and their locks.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -7,28 +7,28 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::ownership::MARKER;
-use crate::format::manifest::{is_dataset_id, is_shard_name};
+use crate::format::names::{is_dataset_id, is_shard_name};
 use arinar_store::plain_file::nofollow;
 
-/// Ending of a file that is being downloaded.
+/// Suffix of a file that is being downloaded.
 pub(super) const PART: &str = ".part";
-/// Ending of a copy that was damaged.
+/// Suffix of a damaged copy.
 pub(super) const DAMAGED: &str = ".damaged";
 
 /// A file in the cache folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CachedFile {
     pub(super) path: PathBuf,
-    /// Folder it lies in: the dataset's id.
+    /// Name of its folder, which is the id of the dataset.
     pub(super) dataset_id: String,
     pub(super) name: String,
     pub(super) bytes: u64,
     pub(super) modified: SystemTime,
 }
 
-/// The copies of all datasets: plain files named after a shard, in plain folders named after a dataset. Whatever else
-/// somebody keeps in the folder is not listed, and so neither counted nor deleted; links are not followed. A file that
-/// vanishes meanwhile is left out.
+/// Lists the copies of all datasets: regular files with the name of a shard, in regular folders with the name of a
+/// dataset. Other files are not listed, and therefore neither counted nor deleted. Links are not followed, and files
+/// that disappear during the listing are skipped.
 pub(super) fn files(folder: &Path) -> io::Result<Vec<CachedFile>> {
     let mut found = Vec::new();
     for dataset in present(std::fs::read_dir(folder))? {
@@ -48,7 +48,7 @@ pub(super) fn files(folder: &Path) -> io::Result<Vec<CachedFile>> {
     Ok(found)
 }
 
-/// Whether a file of this name is a copy of a shard, an unfinished one, or one that was set aside.
+/// Whether `name` is the name of a complete, partial or damaged copy of a shard.
 fn is_copy(name: &str) -> bool {
     let shard = [PART, DAMAGED].into_iter().find_map(|ending| name.strip_suffix(ending));
     is_shard_name(shard.unwrap_or(name))
@@ -61,14 +61,14 @@ fn present(entries: io::Result<std::fs::ReadDir>) -> io::Result<Vec<std::fs::Dir
     }
 }
 
-/// Waits for the right to make and reserve space in a cache; it lasts as long as the file is open.
+/// Waits for the lock under which space in a cache is freed and reserved. It is held until the file is closed.
 pub(super) fn lock_folder(folder: &Path) -> io::Result<File> {
     let file = nofollow(File::options().write(true)).open(folder.join(MARKER))?;
     file.lock()?;
     Ok(file)
 }
 
-/// Deletes a file unless some process has it open; says whether it is gone.
+/// Deletes a file unless a process has it open. Returns whether the file no longer exists.
 pub(super) fn delete_unused(path: &Path) -> io::Result<bool> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -85,7 +85,7 @@ pub(super) fn delete_unused(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether the open file is the one at `path`, and not one that was renamed or deleted since.
+/// Whether the open file is still the file at `path`, that is, has been neither renamed nor deleted.
 pub(super) fn same_file(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::metadata(path)) {
         (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
@@ -93,7 +93,7 @@ pub(super) fn same_file(file: &File, path: &Path) -> bool {
     }
 }
 
-/// The path with an ending appended to its name.
+/// Appends a suffix to the name of a path.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

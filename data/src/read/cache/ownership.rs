@@ -1,9 +1,9 @@
-//! Which folders are shard caches: those with a marker file at their root.
+//! Recognition of shard caches: folders with a marker file at their root.
 //!
-//! A cache deletes files to make room, so it must never work in a folder that holds anything else. A folder becomes a
-//! cache when it is new or empty; the marker is written before anything else. A folder without the marker that is not
-//! empty is refused, and in a cache only files that have the name of a shard, in a folder that has the name of a
-//! dataset, are ever touched (see [`super::folder::files`]).
+//! A cache deletes files to make room, so it must not use a folder with other contents. A new or empty folder becomes a
+//! cache when the marker is written, before any other file. A folder that has no marker and is not empty is rejected.
+//! Within a cache, only files with the name of a shard in a folder with the name of a dataset are used (see
+//! [`super::folder::files`]).
 
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
 
-/// Name of the marker file. It is also the file that is locked while space is reserved.
+/// Name of the marker file, which is also locked while space is reserved.
 pub(super) const MARKER: &str = "arinar-cache.json";
-/// How the names of markers that are still being written begin.
+/// Prefix of the names of markers that are being written.
 const MARKER_STEM: &str = "arinar-cache.";
-/// Layout of the cache folder that this program uses.
+/// Version of the cache layout that this program uses.
 const FORMAT_VERSION: u32 = 1;
 const PRODUCT: &str = "arinar shard cache";
-/// The folder for recovered files that mkfs makes at the root of a new disk.
+/// Folder for recovered files that mkfs creates at the root of a new disk.
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// Contents of the marker file.
@@ -28,49 +28,50 @@ const LOST_AND_FOUND: &str = "lost+found";
 struct Marker {
     product: String,
     format_version: u32,
-    /// For a person who finds the folder.
+    /// Explanation for people who find the folder.
     about: String,
 }
 
-/// Makes a new or empty folder a cache; does nothing if it is one already. Of several processes one writes the marker.
+/// Turns a new or empty folder into a cache. Does nothing if the folder is a cache already; if several processes call
+/// it at once, one of them writes the marker.
 ///
 /// # Errors
-/// [`DataError::NotACache`] if the folder holds something else, [`DataError::File`] if it cannot be used.
+/// Returns [`DataError::NotACache`] if the folder has other contents, and [`DataError::File`] if it cannot be used.
 pub(crate) fn claim(folder: &Path) -> Result<(), DataError> {
     let failed = |source| DataError::File { path: folder.to_path_buf(), source };
     std::fs::create_dir_all(folder).map_err(failed)?;
     if is_cache(folder)? { Ok(()) } else { write_marker(folder).map_err(failed) }
 }
 
-/// Whether a folder is a cache or can become one, as far as its contents decide it. Nothing is written.
+/// Checks that the contents of a folder allow it to be used as a cache. Nothing is written.
 ///
 /// # Errors
-/// [`DataError::NotACache`] if it holds something else, [`DataError::File`] if it cannot be read.
+/// Returns [`DataError::NotACache`] if the folder has other contents, and [`DataError::File`] if it cannot be read.
 pub fn probe(folder: &Path) -> Result<(), DataError> {
     is_cache(folder).map(drop)
 }
 
-/// Makes sure that a dataset's folder in a cache is no link, which would lead to files that are not the cache's.
+/// Checks that a dataset's folder in a cache is not a link, which could lead to files outside the cache.
 ///
 /// # Errors
-/// [`DataError::NotACache`] if it is one.
+/// Returns [`DataError::NotACache`] if it is a link or a file.
 pub(super) fn check_dataset_folder(folder: &Path, dataset_id: &str) -> Result<(), DataError> {
     match std::fs::symlink_metadata(folder.join(dataset_id)) {
         Ok(facts) if !facts.is_dir() => {
-            let reason = format!("its {dataset_id} is a link or a file, where the folder of a dataset belongs");
+            let reason = format!("its {dataset_id} is a link or a file instead of the folder of a dataset");
             Err(DataError::NotACache { folder: folder.to_path_buf(), reason })
         }
         _ => Ok(()),
     }
 }
 
-/// True for a cache, false for a folder that can become one.
+/// Returns true for a cache and false for a folder that can become one.
 fn is_cache(folder: &Path) -> Result<bool, DataError> {
     if has_marker(folder)? {
         return Ok(true);
     }
     let others = contents(folder).map_err(|source| DataError::File { path: folder.to_path_buf(), source })?;
-    // Another process may have made it a cache since.
+    // Another process may have turned it into a cache in the meantime.
     if others.is_empty() || has_marker(folder)? {
         return Ok(!others.is_empty());
     }
@@ -104,7 +105,7 @@ fn has_marker(folder: &Path) -> Result<bool, DataError> {
     }
 }
 
-/// Names in the folder, without those that do not make it unsuitable for a cache.
+/// Lists the names in the folder, except those that a new cache may contain.
 fn contents(folder: &Path) -> io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -115,13 +116,13 @@ fn contents(folder: &Path) -> io::Result<Vec<String>> {
     Ok(names?.into_iter().filter(|name| name != LOST_AND_FOUND && !name.starts_with(MARKER_STEM)).collect())
 }
 
-/// Caches had no marker at first, but a file `.lock` beside the datasets' folders.
+/// Whether the folder is a cache of an early version, which had a file `.lock` instead of a marker.
 fn looks_like_an_unmarked_cache(folder: &Path, names: &[String]) -> bool {
-    let dataset = |name: &str| crate::format::manifest::is_dataset_id(name) && folder.join(name).is_dir();
+    let dataset = |name: &str| crate::format::names::is_dataset_id(name) && folder.join(name).is_dir();
     names.iter().any(|name| name == ".lock") && names.iter().all(|name| name == ".lock" || dataset(name))
 }
 
-/// The marker appears whole, and never replaces one that another process has written meanwhile.
+/// Writes the marker atomically, without replacing the marker of another process.
 fn write_marker(folder: &Path) -> io::Result<()> {
     let marker = Marker {
         product: PRODUCT.to_owned(),
@@ -129,7 +130,7 @@ fn write_marker(folder: &Path) -> io::Result<()> {
         about: "Copies of dataset shards. They are deleted and fetched again as needed; keep nothing else here."
             .to_owned(),
     };
-    // All users who share the cache read it; the umask says who they are.
+    // Readable by all users who share the cache, as the umask allows.
     let mut file = tempfile::Builder::new()
         .prefix(MARKER_STEM)
         .suffix(".tmp")
@@ -155,7 +156,7 @@ mod tests {
         let error = claim(folder).unwrap_err();
         assert!(matches!(error, DataError::NotACache { .. }) && error.is_configuration(), "{error:?}");
         assert_eq!(probed.to_string(), error.to_string());
-        assert_eq!(names(), before, "something was left in a folder that was refused");
+        assert_eq!(names(), before, "a rejected folder was changed");
         error.to_string()
     }
 
@@ -185,16 +186,16 @@ mod tests {
     fn a_folder_with_other_contents_is_refused() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("thesis.pdf"), "years of work").unwrap();
-        let said = refusal(root.path());
+        let message = refusal(root.path());
         assert!(
-            said.contains("is not empty") && said.contains("data.cache_dir") && !said.contains("delete it"),
-            "{said}"
+            message.contains("is not empty") && message.contains("data.cache_dir") && !message.contains("delete it"),
+            "{message}"
         );
         std::fs::remove_file(root.path().join("thesis.pdf")).unwrap();
         std::fs::write(root.path().join(".lock"), "").unwrap();
         std::fs::create_dir(root.path().join("0123456789abcdef")).unwrap();
-        let said = refusal(root.path());
-        assert!(said.contains("earlier version"), "{said}");
+        let message = refusal(root.path());
+        assert!(message.contains("earlier version"), "{message}");
     }
 
     #[test]
@@ -207,8 +208,8 @@ mod tests {
             (r#"{"product": "arinar shard cache", "format_version": 2, "about": ""}"#, "format version 2"),
         ] {
             std::fs::write(root.path().join(MARKER), marker).unwrap();
-            let said = refusal(root.path());
-            assert!(said.contains(part), "{said}");
+            let message = refusal(root.path());
+            assert!(message.contains(part), "{message}");
         }
     }
 
@@ -222,7 +223,7 @@ mod tests {
                     let folder = &folder;
                     scope.spawn(move || {
                         claim(folder).unwrap();
-                        // The first one may fill the cache before the last one looks.
+                        // The first one may fill the cache before the last one checks it.
                         std::fs::create_dir_all(folder.join(format!("0123456789abcde{thread}"))).unwrap();
                     });
                 }

@@ -1,77 +1,26 @@
-//! How much a cache must hold, and which files go when a new one needs their space.
+//! Eviction: the choice of files to delete when a new one needs their space.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
 use super::folder::{self, CachedFile, DAMAGED, PART};
-use crate::error::DataError;
 use crate::format::manifest::Manifest;
 
-/// Bytes a cache must hold so that each shard is fetched once an epoch: the window being read and the next one, at
-/// worst the largest shards of all. A window of 0 needs the whole dataset.
-pub fn needed_bytes(manifest: &Manifest, window: u64) -> u64 {
-    let sizes = descending_sizes(manifest);
-    match usize::try_from(window.saturating_mul(2)) {
-        Ok(0) | Err(_) => sizes.iter().sum(),
-        Ok(shards) => sizes.iter().take(shards).sum(),
-    }
-}
-
-/// The best shuffle that a cache of `limit` bytes allows: 0 (global) where the whole dataset fits, else the largest
-/// window; None where not even two shards fit.
-pub fn largest_window(manifest: &Manifest, limit: Option<u64>) -> Option<u64> {
-    let sizes = descending_sizes(manifest);
-    let limit = limit.unwrap_or(u64::MAX);
-    if sizes.iter().sum::<u64>() <= limit {
-        return Some(0);
-    }
-    let sums = sizes.iter().scan(0, |sum: &mut u64, &bytes| {
-        *sum += bytes;
-        Some(*sum)
-    });
-    let shards = sums.take_while(|&sum| sum <= limit).count() as u64;
-    (shards >= 2).then_some(shards / 2)
-}
-
-/// Shards to shuffle together under a cache of `limit` bytes: as `wanted` (0 for all), else as many as it allows.
-///
-/// # Errors
-/// [`DataError::CacheLimit`] with the limit that would do.
-pub fn choose_window(manifest: &Manifest, limit: Option<u64>, wanted: Option<u64>) -> Result<u64, DataError> {
-    let too_small = |window| {
-        let needed = needed_bytes(manifest, window);
-        DataError::CacheLimit { limit: limit.unwrap_or(u64::MAX), window, needed }
-    };
-    let fits = |window| limit.is_none_or(|limit| needed_bytes(manifest, window) <= limit);
-    match wanted {
-        None => largest_window(manifest, limit).ok_or_else(|| too_small(1)),
-        Some(window) if fits(window) => Ok(window),
-        Some(window) => Err(too_small(window)),
-    }
-}
-
-fn descending_sizes(manifest: &Manifest) -> Vec<u64> {
-    let mut sizes: Vec<u64> = manifest.shards.iter().map(|shard| shard.bytes).collect();
-    sizes.sort_unstable_by_key(|&bytes| Reverse(bytes));
-    sizes
-}
-
-/// Space that somebody wants.
+/// A request for space for one shard.
 pub(super) struct Request<'a> {
     pub(super) dataset_id: &'a str,
     pub(super) manifest: &'a Manifest,
     pub(super) next_uses: &'a [u64],
-    /// The file that will take it; its present size does not count.
+    /// File for which the space is requested; its current size does not count.
     pub(super) part: &'a Path,
     pub(super) bytes: u64,
-    /// Own copies may go only if they are needed later than this.
+    /// Window up to which copies of this dataset must be kept.
     pub(super) keep_until: Option<u64>,
 }
 
-/// Deletes files until the requested bytes fit below the limit. Returns the bytes that are missing because everything
-/// left is in use. The folder must be locked.
+/// Deletes files until the requested bytes fit within the limit. Returns the number of bytes that are missing because
+/// all remaining files are in use. The folder must be locked.
 pub(super) fn make_room(folder: &Path, limit: u64, request: &Request) -> io::Result<u64> {
     let mut files = folder::files(folder)?;
     files.retain(|file| file.path != request.part);
@@ -88,8 +37,8 @@ pub(super) fn make_room(folder: &Path, limit: u64, request: &Request) -> io::Res
     Ok(missing)
 }
 
-/// Which files go first: what is no copy (left by killed processes, or damaged), then copies of other datasets, the
-/// oldest first, then our own, the one needed farthest in the future first.
+/// Sorts the files by the order of eviction: first partial and damaged copies, then copies of other datasets with the
+/// oldest first, then copies of this dataset with the farthest next use first.
 fn eviction_order(files: Vec<CachedFile>, request: &Request) -> Vec<CachedFile> {
     let next_uses: BTreeMap<&str, u64> = request
         .manifest
@@ -101,10 +50,10 @@ fn eviction_order(files: Vec<CachedFile>, request: &Request) -> Vec<CachedFile> 
     let mut ranked: Vec<_> = files
         .into_iter()
         .filter_map(|file| {
-            let junk = file.name.ends_with(PART) || file.name.ends_with(DAMAGED);
+            let unusable = file.name.ends_with(PART) || file.name.ends_with(DAMAGED);
             let own = (file.dataset_id == request.dataset_id).then(|| next_uses.get(file.name.as_str()).copied());
             let rank = match own {
-                _ if junk => (0, 0, file.modified),
+                _ if unusable => (0, 0, file.modified),
                 None => (1, 0, file.modified),
                 Some(next_use) => {
                     let next_use = next_use.unwrap_or(u64::MAX);

@@ -1,24 +1,24 @@
-//! Pictures decoded ahead of the VAE.
+//! Decoding of pictures ahead of the VAE.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use image::RgbImage;
 
-use super::EncodeError;
+use crate::commands::dataset_writer::error::EncodeError;
 use crate::pictures::decode::{DecodeError, load_picture};
 use crate::pictures::image_source::ImageSource;
 
-/// Batches decoded ahead.
+/// Number of batches to decode ahead.
 const LOOK_AHEAD: usize = 2;
 
-/// A picture of a batch: its index in the sorted list, and its pixels or why there are none.
-pub(crate) type Decoded = (u32, Result<RgbImage, DecodeError>);
+/// A picture of a batch: its index in the sorted list, and its pixels or the reason why it cannot be decoded.
+pub(super) type Decoded = (u32, Result<RgbImage, DecodeError>);
 
-/// Calls `consume` with the pictures `indices` in batches of `batch`, while `decoders` threads decode the next ones.
+/// Calls `consume` with the pictures `indices` in batches of `batch`, while `decoders` threads decode the next batches.
 ///
 /// # Errors
-/// When a picture cannot be read at all, and whatever `consume` returns.
-pub(crate) fn for_each_batch(
+/// Returns an error if a picture cannot be read, or the error of `consume`.
+pub(super) fn for_each_batch(
     source: &ImageSource,
     indices: &[u32],
     size: u32,
@@ -33,7 +33,7 @@ pub(crate) fn for_each_batch(
     })
 }
 
-/// Sends batch after batch until all are sent, one cannot be read, or nobody listens any more.
+/// Sends batches until all have been sent, one cannot be read, or the receiver is dropped.
 fn decode_all(
     source: &ImageSource,
     indices: &[u32],
