@@ -57,7 +57,7 @@ pub fn import(collective: &dyn Collective, url: &str, into: &ImportInto<'_>) -> 
 impl ImportInto<'_> {
     /// Fills the parameters; returns the averages of all of them, laid out like them, if the file has any.
     fn read(&self, url: &str) -> Result<Option<Tensor>, Stop> {
-        let local = LocalCopy::of(url).map_err(|error| match error {
+        let local = LocalCopy::fetch(url).map_err(|error| match error {
             StoreError::Url { .. } | StoreError::Missing { .. } => Stop::configuration(error),
             _ => Stop::failure(error),
         })?;

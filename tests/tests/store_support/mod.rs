@@ -6,8 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use arinar_store::Store;
-use arinar_store::cloud::Environment;
+use arinar_store::{Environment, Store};
 use arinar_tests::s3::S3Server;
 
 /// Bytes that no shift or swap of parts leaves as they are.

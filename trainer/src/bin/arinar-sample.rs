@@ -301,7 +301,7 @@ impl Cli {
 }
 
 fn given_vae(url: &str, device: Device) -> Result<LoadedVae, Stop> {
-    let copy = LocalCopy::of(url).map_err(Stop::configuration)?;
+    let copy = LocalCopy::fetch(url).map_err(Stop::configuration)?;
     let told = |error: &dyn std::fmt::Display| match copy {
         LocalCopy::InPlace(_) => Stop::configuration(error),
         LocalCopy::Fetched(_) => Stop::Configuration(format!("{url}, fetched: {error}")),

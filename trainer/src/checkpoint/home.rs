@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use arinar_store::{Pace, Store, lease::Lease};
+use arinar_store::{RateLimiter, Store, lease::Lease};
 
 use super::{
     CheckpointError, State,
@@ -226,7 +226,7 @@ impl<'a> Home<'a> {
         let publisher = publishes.then(|| Publisher::start(Arc::clone(spool.store()), None)).transpose();
         let publisher = agree(self.collective, publisher.map_err(Stop::failure))?;
         let (url, lease) = (&self.config.run.dir, self.lease.clone());
-        let pace = Arc::new(Pace::new(self.config.checkpoint.upload_rate.map(|rate| rate.0)));
+        let pace = Arc::new(RateLimiter::new(self.config.checkpoint.upload_rate.map(|rate| rate.0)));
         let mirror = Mirror::new(self.role, url, spool.clone(), stock, self.retention, lease, pace);
         let mirror = agree(self.collective, mirror.map_err(Stop::failure))?;
         Ok(Saver::new(self.role, Arc::clone(spool.store()), publisher, Some(mirror)))

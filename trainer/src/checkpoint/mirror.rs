@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use arinar_store::{Pace, lease::Lease};
+use arinar_store::{RateLimiter, lease::Lease};
 
 use super::{
     CheckpointError, FileEntry, Role,
@@ -36,7 +36,7 @@ pub(super) struct Mirror {
     spool: Spool,
     ledger: Ledger,
     uploader: Uploader,
-    pace: Arc<Pace>,
+    pace: Arc<RateLimiter>,
     /// What is not in the store yet.
     waiting: BTreeMap<u64, Waiting>,
     /// The step the uploader works on.
@@ -67,7 +67,7 @@ impl Mirror {
         stock: &Stock,
         retention: Retention,
         lease: Option<Arc<Mutex<Lease>>>,
-        pace: Arc<Pace>,
+        pace: Arc<RateLimiter>,
     ) -> io::Result<Self> {
         let destination = Destination { url: url.to_owned(), retention, lease, pace: Arc::clone(&pace) };
         let uploader = Uploader::start(destination)?;
@@ -156,7 +156,7 @@ impl Mirror {
 
     /// Training has ended: nothing holds the upload back any more.
     pub fn hurry(&self) {
-        self.pace.hurry();
+        self.pace.lift();
     }
 
     /// True when nothing waits.

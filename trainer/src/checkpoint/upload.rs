@@ -12,7 +12,7 @@ use std::{
 };
 
 use arinar_store::{
-    Pace, Store, StoreError,
+    RateLimiter, Store, StoreError,
     lease::{Lease, LeaseError},
 };
 
@@ -37,7 +37,7 @@ pub(super) struct Destination {
     /// On rank 0, what keeps other runs away.
     pub lease: Option<Arc<Mutex<Lease>>>,
     /// How fast files are sent while training goes on.
-    pub pace: Arc<Pace>,
+    pub pace: Arc<RateLimiter>,
 }
 
 /// What the training may ask.
@@ -77,7 +77,7 @@ impl Uploader {
             priority::give_way();
             match Store::open(&destination.url) {
                 Ok(store) => {
-                    let store = store.paced(Arc::clone(&destination.pace));
+                    let store = store.with_rate_limiter(Arc::clone(&destination.pace));
                     Delivery { shared: &its, store, destination }.run();
                 }
                 Err(error) => its.lock().failure = Some(error.into()),
@@ -341,8 +341,13 @@ mod tests {
 
     fn uploader(url: &str) -> Uploader {
         let retention = Retention { keep_last: 1, keep_every_steps: None };
-        Uploader::start(Destination { url: url.to_owned(), retention, lease: None, pace: Arc::new(Pace::new(None)) })
-            .unwrap()
+        Uploader::start(Destination {
+            url: url.to_owned(),
+            retention,
+            lease: None,
+            pace: Arc::new(RateLimiter::new(None)),
+        })
+        .unwrap()
     }
 
     fn wait(until: impl Fn() -> bool) {

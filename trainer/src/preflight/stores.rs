@@ -9,8 +9,7 @@ use arinar_data::{
     read::cache::{choose_window, needed_bytes},
 };
 use arinar_store::{
-    PATIENCE_VARIABLE, Store, StoreError,
-    cloud::Environment,
+    Environment, RETRY_TIMEOUT_VARIABLE, Store, StoreError,
     lease::{Lease, LeaseError},
 };
 use indicatif::DecimalBytes;
@@ -32,7 +31,7 @@ const PATIENCE: &str = "10";
 /// # Errors
 /// A URL or credentials that cannot be used.
 pub fn open(url: &str) -> Result<Store, StoreError> {
-    Store::open_with(url, &Environment::of_process().with_default(PATIENCE_VARIABLE, PATIENCE))
+    Store::open_with(url, &Environment::from_process().with_default(RETRY_TIMEOUT_VARIABLE, PATIENCE))
 }
 
 /// The dataset of a run, as far as it could be read.
@@ -162,7 +161,7 @@ pub fn run_folder(store: &Store) -> Finding {
 /// Whether another job writes there.
 pub fn lease(store: &Store) -> Finding {
     const WHAT: &str = "lease";
-    match Lease::look(store) {
+    match Lease::probe(store) {
         Ok(()) => Finding::ok(WHAT, format!("nobody else writes to {}", store.url())),
         Err(LeaseError::Store(problem)) => Finding::problem(WHAT, problem),
         Err(held) => Finding::problem(WHAT, held),

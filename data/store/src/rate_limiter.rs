@@ -1,4 +1,4 @@
-//! Sending no faster than told, so that what is sent in the background leaves the machine to what matters.
+//! A limit on the rate of uploads, so that uploads in the background leave bandwidth to the training.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,35 +6,35 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// How long it takes at most to notice that nothing holds it back any more.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Maximum delay until a waiting upload notices that the limit has been lifted.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A limit on the bytes that are sent in a second, over all objects that keep this pace.
+/// A limit on the bytes per second of all uploads that share it.
 #[derive(Debug)]
-pub struct Pace {
-    /// 0 for no limit.
+pub struct RateLimiter {
+    /// Limit in bytes per second; 0 for no limit.
     bytes_per_second: AtomicU64,
-    /// When the next part may be sent.
+    /// Time at which the next part may be sent.
     next: Mutex<Option<Instant>>,
 }
 
-impl Pace {
-    /// At most so many bytes a second; None for no limit.
+impl RateLimiter {
+    /// Creates a limiter for this number of bytes per second; `None` for no limit.
     pub fn new(bytes_per_second: Option<u64>) -> Self {
         let bytes_per_second = AtomicU64::new(bytes_per_second.map_or(0, |rate| rate.max(1)));
         Self { bytes_per_second, next: Mutex::new(None) }
     }
 
-    /// Lifts the limit, also for what is waiting.
-    pub fn hurry(&self) {
+    /// Lifts the limit, also for uploads that are waiting.
+    pub fn lift(&self) {
         self.bytes_per_second.store(0, Ordering::Relaxed);
     }
 
-    /// Waits until `bytes` more may be sent.
+    /// Waits until another `bytes` bytes may be sent.
     pub(super) async fn wait(&self, bytes: u64) {
         let start = self.reserve(bytes);
         while self.rate() > 0 && Instant::now() < start {
-            sleep(LOOK_EVERY.min(start - Instant::now())).await;
+            sleep(POLL_INTERVAL.min(start - Instant::now())).await;
         }
     }
 
@@ -64,30 +64,30 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_spread_and_a_hurry_ends_that() {
+    fn parts_are_delayed_until_the_limit_is_lifted() {
         run(async {
-            let pace = Pace::new(Some(1_000_000));
-            let began = Instant::now();
+            let limiter = RateLimiter::new(Some(1_000_000));
+            let started = Instant::now();
             for _ in 0..4 {
-                pace.wait(100_000).await;
+                limiter.wait(100_000).await;
             }
-            // The first goes at once.
-            assert!(began.elapsed() >= Duration::from_millis(290), "{:?}", began.elapsed());
-            pace.wait(3_600_000_000).await;
-            pace.hurry();
-            pace.wait(1).await;
-            assert!(began.elapsed() < Duration::from_secs(60));
+            // The first one is not delayed.
+            assert!(started.elapsed() >= Duration::from_millis(290), "{:?}", started.elapsed());
+            limiter.wait(3_600_000_000).await;
+            limiter.lift();
+            limiter.wait(1).await;
+            assert!(started.elapsed() < Duration::from_secs(60));
         });
     }
 
     #[test]
     fn without_a_limit_nothing_waits() {
         run(async {
-            let pace = Pace::new(None);
-            let began = Instant::now();
-            pace.wait(u64::MAX).await;
-            pace.wait(u64::MAX).await;
-            assert!(began.elapsed() < Duration::from_secs(1));
+            let limiter = RateLimiter::new(None);
+            let started = Instant::now();
+            limiter.wait(u64::MAX).await;
+            limiter.wait(u64::MAX).await;
+            assert!(started.elapsed() < Duration::from_secs(1));
         });
     }
 }
