@@ -149,7 +149,7 @@ pub enum DataError {
     #[error("the loader stopped after an earlier error")]
     Stopped,
     /// libtorch cannot create the tensors of a batch.
-    #[error("making a batch failed: {0}")]
+    #[error("cannot create the tensors of a batch: {0}")]
     Tensor(#[from] tch::TchError),
 }
 

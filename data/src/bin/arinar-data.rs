@@ -32,7 +32,7 @@ const CONFIGURATION: u8 = 78;
 enum Command {
     /// Encode pictures with a VAE as a dataset, sharing the work under mpirun and resuming an interrupted run
     Encode(EncodeArgs),
-    /// Convert a folder of .npz files, the cached latents of the official code, to a dataset, with the ranks of mpirun
+    /// Convert cached latents of the official code (.npz files) to a dataset, sharing the work under mpirun
     Convert(ConvertArgs),
     /// Train a small VAE for pictures other than ImageNet
     TrainVae(TrainVaeArgs),
@@ -78,7 +78,7 @@ struct VerifyArgs {
     /// Use this second copy of the dataset with --repair
     #[arg(long, value_name = "URL", requires = "repair")]
     from: Option<String>,
-    /// Use the shards in this cache folder with --repair [default: the one of training]
+    /// Use the shards in this cache folder with --repair [default: the cache folder of training]
     #[arg(long, value_name = "FOLDER", requires = "repair")]
     cache_dir: Option<PathBuf>,
 }
@@ -183,12 +183,12 @@ fn verify_dataset(args: &VerifyArgs, reporter: &Reporter) -> Result<ExitCode> {
     let copies = Repair { cache_folder: args.cache_dir.as_deref(), from: args.from.as_deref() };
     let found = verify(&args.url, args.deep, args.repair.then_some(copies), reporter)?;
     for (name, location) in &found.repaired {
-        reporter.print(&format!("{name} was damaged and is replaced by {location}"));
+        reporter.print(&format!("{name} was damaged and has been replaced by {location}"));
     }
     for (error, tried) in &found.damaged {
         reporter.note(&match tried.as_str() {
             "" => format!("arinar-data: {error}"),
-            tried => format!("arinar-data: {error}; no copy is whole ({tried})"),
+            tried => format!("arinar-data: {error}; no copy is intact ({tried})"),
         });
     }
     if found.damaged.is_empty() {

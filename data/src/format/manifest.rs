@@ -171,7 +171,7 @@ impl Manifest {
         let scaled = vae.scale.is_finite() && vae.scale > 0.0;
         if !(divides && sane && scaled) {
             return Err(format!(
-                "image size {}, stride {}, {} channels and scale {} do not fit together",
+                "image size {}, stride {}, {} channels and scale {} are inconsistent",
                 self.image.size, vae.stride, vae.channels, vae.scale
             ));
         }

@@ -37,7 +37,7 @@ pub enum ShardError {
         expected: u64,
     },
     /// The header is not a safetensors header.
-    #[error("its header does not parse ({0})")]
+    #[error("its header cannot be parsed ({0})")]
     Header(#[from] SafeTensorError),
     /// A tensor is missing or has the wrong type or shape.
     #[error("tensor {name} is {found}, expected {expected}")]
@@ -72,7 +72,7 @@ pub enum ShardError {
         classes: usize,
     },
     /// All records are intact, but the hash of the file differs.
-    #[error("its XXH3 is {found} instead of {expected}, though every record is sound")]
+    #[error("its XXH3 is {found} instead of {expected}, although every record is intact")]
     Hash {
         /// Hash of the file.
         found: String,

@@ -13,10 +13,10 @@ use super::crop::{CropError, center_crop};
 #[derive(Debug, Error)]
 pub enum DecodeError {
     /// The file is damaged or has an unknown format.
-    #[error("does not decode: {0}")]
+    #[error("cannot be decoded: {0}")]
     Decode(#[from] image::ImageError),
     /// The JPEG file is truncated. The decoder would fill the rest with grey.
-    #[error("is a JPEG file that is cut off")]
+    #[error("is a truncated JPEG file")]
     CutOff,
     /// The picture cannot be cropped.
     #[error(transparent)]

@@ -143,7 +143,7 @@ struct Reader {
     shuffle: Shuffle,
     order: MicroBatches,
     prefetcher: Option<Prefetcher>,
-    /// The window that dataset and prefetcher were last told about.
+    /// The current window, as last reported to dataset and prefetcher.
     window: Option<u64>,
     latent_length: usize,
     scratch: Vec<f32>,

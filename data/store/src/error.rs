@@ -101,7 +101,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The threads that send requests cannot be started.
-    #[error("cannot start the threads that talk to stores: {0}")]
+    #[error("cannot start the threads that send requests to stores: {0}")]
     Runtime(io::Error),
     /// Any other error of the network, the service or the file system.
     #[error("{url}: {source}")]

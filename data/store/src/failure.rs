@@ -106,7 +106,7 @@ impl From<object_store::Error> for Failure {
             | object_store::Error::Precondition { .. }
             | object_store::Error::NotModified { .. } => Kind::Condition,
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => Kind::Denied,
-            // object_store has no error of its own for a denied listing.
+            // object_store reports a denied listing as a generic error.
             _ if matches!(status, 401 | 403) => Kind::Denied,
             _ if status == 416 => Kind::Range,
             _ if (status >= 500 && status != 501) || matches!(status, 408 | 429) => Kind::Temporary,

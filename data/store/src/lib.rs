@@ -1,8 +1,8 @@
 //! Blocking access to folders of object stores, local or in a cloud.
 //!
 //! The crate contains stores ([`Store`]), leases for single writers ([`lease`]), single objects named by their own URL
-//! ([`object`]), and the retries, credentials and rate limits of transfers. It knows nothing of what the objects mean:
-//! datasets are in `arinar-data`, checkpoints in `arinar-trainer`. Begin with [`Store::open`].
+//! ([`object`]), and the retries, credentials and rate limits of transfers. It does not interpret the objects: datasets
+//! are in `arinar-data`, checkpoints in `arinar-checkpoint`. Begin with [`Store::open`].
 //!
 //! Supported URLs are plain paths, file://, s3://, gs://, az:// and the other schemes that the crate object_store has
 //! for these clouds. Credentials and options come from the environment variables and files that each cloud's own tools

@@ -25,7 +25,7 @@ pub enum NpzError {
     #[error("cannot be read: {0}")]
     Read(#[from] io::Error),
     /// The file is not a zip archive, is damaged, or lacks an array.
-    #[error("is not a whole .npz file: {0}")]
+    #[error("is not a complete .npz file: {0}")]
     Zip(String),
     /// An array has the wrong type or shape.
     #[error("array {array} {what}")]
@@ -91,7 +91,7 @@ fn read_array(
     };
     let length = shape.iter().try_fold(4usize, |product, &length| product.checked_mul(length));
     if length != Some(bytes.len() - data) || length == Some(0) {
-        return Err(wrong(format!("has {} bytes of data, not those of {shape:?}", bytes.len() - data)));
+        return Err(wrong(format!("has {} bytes of data, which do not match the shape {shape:?}", bytes.len() - data)));
     }
     let values = file.into_vec().map_err(|error| wrong(format!("cannot be read: {error}")))?;
     Ok((shape, values))

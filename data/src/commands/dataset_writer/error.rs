@@ -76,7 +76,7 @@ pub enum EncodeError {
         name: String,
     },
     /// A shard file cannot be serialized.
-    #[error("assembling a shard failed: {0}")]
+    #[error("cannot serialize a shard: {0}")]
     Shard(#[from] safetensors::SafeTensorError),
     /// libtorch reported an error.
     #[error("encoding failed: {0}")]

@@ -52,7 +52,7 @@ impl<E: RecordEncoder> Job<E> {
         manifest.write(&self.store)?;
         let mut text = self.summary(&manifest, &skipped, kept, progress);
         for name in left {
-            text.push_str(&format!("\n{} is not a shard of this program and stays", self.store.url_of(&name)));
+            text.push_str(&format!("\n{} is not a shard of this program and was kept", self.store.url_of(&name)));
         }
         Ok(text)
     }
@@ -130,7 +130,7 @@ impl<E: RecordEncoder> Job<E> {
             self.store.url(),
         );
         if kept > 0 {
-            text.push_str(&format!("\n{kept} were there from an earlier run"));
+            text.push_str(&format!("\n{kept} were kept from an earlier run"));
         }
         if encoded > 0 {
             text.push_str(&format!("\n{encoded} encoded in {} ({speed:.1}/s)", duration_text(elapsed)));

@@ -42,7 +42,7 @@ impl<E: RecordEncoder> Job<E> {
         Ok(Self { encoder, settings, store, plan, shape, earlier })
     }
 
-    /// Acquires the lease for all ranks, then examines `out` again: another job may have written a dataset meanwhile.
+    /// Acquires the lease for all ranks, then examines `out` again in case another job has written to it.
     pub(super) fn lease(&self) -> Result<Lease, EncodeError> {
         let lease = Lease::acquire(&self.store, "arinar-data, making a dataset")?;
         EarlierDataset::find(&self.store, &self.plan.encode_id, self.settings.overwrite)?;

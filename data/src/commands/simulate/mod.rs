@@ -104,7 +104,7 @@ pub fn report(manifest: &Manifest, args: &SimulateArgs, findings: &[Finding]) ->
     let mut lines = vec![
         format!("dataset  {} samples in {} shards, {}", manifest.num_samples, manifest.shards.len(), bytes_text(bytes)),
         format!(
-            "job      {} nodes x {} ranks, global batch {} ({} a rank), {:.1} steps an epoch, cache {limit} a node",
+            "job      {} nodes x {} ranks, global batch {} ({} per rank), {:.1} steps per epoch, cache {limit} per node",
             args.nodes,
             args.ranks_per_node,
             args.global_batch,
@@ -124,13 +124,15 @@ impl Finding {
             shards => format!("window of {shards} shards"),
         };
         let verdict = if self.fits { "fits" } else { "does not fit, training would refuse to start" };
-        let mut lines = vec![title, format!("  cache need   {} a node: {verdict}", bytes_text(self.cache_needed))];
+        let mut lines = vec![title, format!("  cache need   {} per node: {verdict}", bytes_text(self.cache_needed))];
         for (epoch, fetched) in [("first epoch", self.egress_first_epoch), ("later epochs", self.egress_later_epochs)] {
             let Some(fetched) = fetched else { continue };
             let times = fetched as f64 / dataset.max(1) as f64;
             let all = bytes_text(nodes.saturating_mul(fetched));
-            lines
-                .push(format!("  {epoch:<12} {} a node ({times:.2} x the dataset), {all} in all", bytes_text(fetched)));
+            lines.push(format!(
+                "  {epoch:<12} {} per node ({times:.2} x the dataset), {all} in total",
+                bytes_text(fetched)
+            ));
         }
         let quality = &self.quality;
         lines.push(format!(

@@ -57,7 +57,7 @@ pub struct TrainVaeArgs {
     /// Train on this number of pictures per step
     #[arg(long, default_value_t = 32)]
     batch: i64,
-    /// Set the peak learning rate, with a warm-up over the first 2% of the steps and a cosine decay to 0
+    /// Set the peak learning rate, reached after a warm-up of 2% of the steps and followed by a cosine decay to 0
     #[arg(long, default_value_t = 2e-3)]
     learning_rate: f64,
     /// Weight the KL divergence, in nats per latent element, by this factor
@@ -80,7 +80,7 @@ pub struct TrainVaeArgs {
 /// Trains a VAE, reports its reconstruction of held-out pictures, and writes its weights.
 ///
 /// # Errors
-/// Returns an error if an option is invalid, if the pictures cannot be read, if the loss becomes infinite, or if the
+/// Returns an error if an option is invalid, if the pictures cannot be read, if the loss is not finite, or if the
 /// weights cannot be written.
 pub fn run(args: &TrainVaeArgs, reporter: &Reporter) -> Result<()> {
     let config = args.vae_config()?;
