@@ -1,7 +1,7 @@
 //! Measures the verified records per second from a warm cache on one thread, read in random order into a batch.
 //!
-//! The benchmark writes its own dataset with moments of [64, 16, 16]. A view is then a record of 32 KiB, like the records
-//! that `ops/bench/loaders.py` passes to other loaders. That script runs all loaders and prints their ratios.
+//! The benchmark writes its own dataset with moments of [64, 16, 16]. A view is then a record of 32 KiB, like the
+//! records that `ops/bench/loaders.py` passes to other loaders. That script runs all loaders and prints their ratios.
 //!
 //! Environment variables and their defaults: `RECORDS` (16384), `SECONDS` (10), `FOLDER` (a temporary one).
 

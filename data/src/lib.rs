@@ -1,10 +1,10 @@
 //! Datasets of latents: encoding pictures, storing records in shards, and reading them as batches for training.
 //!
-//! [`commands`] contains the operations of the program `arinar-data`, which encode, convert, verify and simulate datasets.
-//! [`mod@format`] defines shards and manifests, [`pictures`] reads and crops pictures, [`read`] turns a dataset into the
-//! batches of a rank, and [`random`] generates all random numbers of data and training. The crate does not contain the
-//! transfer of objects (`arinar-store`), the VAE (`arinar-model`) or the training loop (`arinar-trainer`). Begin with
-//! [`read::Dataset`] and [`read::Loader`].
+//! [`commands`] contains the operations of the program `arinar-data`, which encode, convert, verify and simulate
+//! datasets. [`mod@format`] defines shards and manifests, [`pictures`] reads and crops pictures, [`read`] turns a
+//! dataset into the batches of a rank, and [`random`] generates all random numbers of data and training. The crate does
+//! not contain the transfer of objects (`arinar-store`), the VAE (`arinar-model`) or the training loop
+//! (`arinar-trainer`). Begin with [`read::Dataset`] and [`read::Loader`].
 //!
 //! ```
 //! # use arinar_data::format::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, ShardWriter, VaeFacts, xxh3_hex};

@@ -1,14 +1,14 @@
-//! Stateless random numbers: every draw is a pure function of (seed, purpose, epoch, sample) or (seed, purpose, step), so
-//! that neither a restart nor the world size changes it.
+//! Stateless random numbers: every draw is a pure function of (seed, purpose, epoch, sample) or (seed, purpose, step),
+//! so that neither a restart nor the world size changes it.
 //!
-//! The generator is ChaCha8, keyed by (seed, purpose, epoch), with the sample as stream number. This file converts its raw
-//! words to numbers, so that an update of a random-number crate cannot change a run.
+//! The generator is ChaCha8, keyed by (seed, purpose, epoch), with the sample as stream number. This file converts its
+//! raw words to numbers, so that an update of a random-number crate cannot change a run.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// Purpose of a draw. Different purposes give independent numbers. The discriminants are part of the data order and must
-/// never change.
+/// Purpose of a draw. Different purposes give independent numbers. The discriminants are part of the data order and
+/// must never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Order of the samples in an epoch.
@@ -220,7 +220,8 @@ mod tests {
         }
     }
 
-    /// Computed like those above. About every second word is rejected for the first bound, and every fourth for the second.
+    /// Computed like those above. About every second word is rejected for the first bound, and every fourth for the
+    /// second.
     #[test]
     fn words_that_would_cause_bias_are_rejected() {
         let draws = |mut generator, bound| -> Vec<u64> { (0..6).map(|_| below(&mut generator, bound)).collect() };

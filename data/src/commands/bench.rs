@@ -34,8 +34,8 @@ impl Measure {
     }
 }
 
-/// Opens the shards in random order, each for the first time in this process: downloads them to the cache if the dataset
-/// has one, maps them, and verifies their XXH3. Stops after `limit`. Returns the shards that were opened.
+/// Opens the shards in random order, each for the first time in this process: downloads them to the cache if the
+/// dataset has one, maps them, and verifies their XXH3. Stops after `limit`. Returns the shards that were opened.
 ///
 /// # Errors
 /// Returns an error for the first shard that is damaged or cannot be downloaded.

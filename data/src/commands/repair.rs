@@ -35,8 +35,8 @@ impl Copies {
         Ok(Self { cache_folder, other })
     }
 
-    /// Replaces a shard in `store` by the first copy that passes `verify`. Returns the location of this copy, or the reason
-    /// why no copy can be used.
+    /// Replaces a shard in `store` by the first copy that passes `verify`. Returns the location of this copy, or the
+    /// reason why no copy can be used.
     ///
     /// # Errors
     /// Returns an error if writing fails. The copy is verified before it is written and after reading it back.

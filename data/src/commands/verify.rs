@@ -32,8 +32,8 @@ pub struct Verification {
     pub damaged: Vec<(DataError, String)>,
 }
 
-/// Verifies size and XXH3 of every shard, and with `deep` also the CRC32C and the label of every record. Continues after
-/// a damaged shard. With `repair`, replaces a damaged shard by an intact copy.
+/// Verifies size and XXH3 of every shard, and with `deep` also the CRC32C and the label of every record. Continues
+/// after a damaged shard. With `repair`, replaces a damaged shard by an intact copy.
 ///
 /// # Errors
 /// Returns an error if there is no dataset, if the store fails, or if the second copy is a different dataset.

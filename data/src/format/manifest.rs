@@ -1,4 +1,5 @@
-//! The manifest describes a dataset. It is written last and is the commit point: without a manifest there is no dataset.
+//! The manifest describes a dataset. It is written last and is the commit point: without a manifest there is no
+//! dataset.
 //!
 //! The file ends with a hash of its contents, which reveals damage. Manifests written by the first version of this
 //! program have no hash and are accepted without one.

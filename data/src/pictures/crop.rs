@@ -35,7 +35,7 @@ pub enum CropError {
 }
 
 /// Scales and crops `picture` to `size` x `size` pixels as ADM does.
-pub fn center_crop(picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
+pub(crate) fn center_crop(picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
     let (width, height) = picture.dimensions();
     if width == 0 || height == 0 || size == 0 {
         return Err(CropError::Empty { width, height, size });
@@ -55,16 +55,16 @@ fn halve_while_large(mut picture: RgbImage, size: u32) -> Result<RgbImage, CropE
     Ok(picture)
 }
 
-/// Returns the dimensions at which the short side equals `size`. Like ADM, multiplies in f64 and rounds half to even, as
-/// Python does.
+/// Returns the dimensions at which the short side equals `size`. Like ADM, multiplies in f64 and rounds half to even,
+/// as Python does.
 fn scaled_to_short_side((width, height): (u32, u32), size: u32) -> (u32, u32) {
     let scale = f64::from(size) / f64::from(width.min(height));
     let scaled = |side: u32| ((f64::from(side) * scale).round_ties_even() as u32).max(size);
     (scaled(width), scaled(height))
 }
 
-/// Resamples like Pillow's `Image.resize`: first all rows, rounded to 8 bits, then all columns. fast_image_resize uses the
-/// opposite order by default, which differs by up to 13 grey levels at hard edges.
+/// Resamples like Pillow's `Image.resize`: first all rows, rounded to 8 bits, then all columns. fast_image_resize uses
+/// the opposite order by default, which differs by up to 13 grey levels at hard edges.
 fn resample(picture: RgbImage, width: u32, height: u32, filter: FilterType) -> Result<RgbImage, CropError> {
     let rows = picture.height();
     resample_one_axis(resample_one_axis(picture, width, rows, filter)?, width, height, filter)

@@ -1,8 +1,8 @@
 //! Decoding of picture files to RGB pixels.
 //!
-//! The format is detected from the contents, not from the name: ImageNet contains a PNG file named .JPEG. Grey, palette,
-//! CMYK and 16-bit pictures are converted to 8-bit RGB, and transparency is composited on white. Orientation tags are
-//! ignored, as in ADM's loader.
+//! The format is detected from the contents, not from the name: ImageNet contains a PNG file named .JPEG. Grey,
+//! palette, CMYK and 16-bit pictures are converted to 8-bit RGB, and transparency is composited on white. Orientation
+//! tags are ignored, as in ADM's loader.
 
 use image::{DynamicImage, RgbImage};
 use thiserror::Error;
@@ -32,8 +32,8 @@ pub fn load_picture(bytes: &[u8], size: u32) -> Result<RgbImage, DecodeError> {
     Ok(center_crop(to_rgb(picture), size)?)
 }
 
-/// Whether the segments of a JPEG file lead to its end marker. In the compressed data after a start of scan, 0xff begins a
-/// marker unless it is followed by 0 (an escaped 0xff) or by a restart marker.
+/// Whether the segments of a JPEG file lead to its end marker. In the compressed data after a start of scan, 0xff
+/// begins a marker unless it is followed by 0 (an escaped 0xff) or by a restart marker.
 fn jpeg_is_whole(bytes: &[u8]) -> bool {
     const END: u8 = 0xd9;
     const START_OF_SCAN: u8 = 0xda;

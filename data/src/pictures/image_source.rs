@@ -1,8 +1,9 @@
 //! Lists of pictures in ImageFolder trees and tar files.
 //!
-//! The class of a picture is the first folder of its path. A picture at the top level of a tar file belongs to the class
-//! named after the file (ImageNet's layout of one tar per class). Pictures and classes are sorted by name, so that the
-//! same input gives the same numbers on every machine. Opening reads only the names; pictures are read one by one.
+//! The class of a picture is the first folder of its path. A picture at the top level of a tar file belongs to the
+//! class named after the file (ImageNet's layout of one tar per class). Pictures and classes are sorted by name, so
+//! that the same input gives the same numbers on every machine. Opening reads only the names; pictures are read one by
+//! one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -183,8 +184,8 @@ fn open_input(path: &Path, input: u32, found: &mut Vec<Found>) -> Result<Input, 
     Ok(Input::Tar { path: path.to_path_buf(), file })
 }
 
-/// Lists `folder` recursively. Links are followed, because ImageNet trees often consist of links; `ancestors` contains the
-/// device and inode of each parent folder to detect cycles.
+/// Lists `folder` recursively. Links are followed, because ImageNet trees often consist of links; `ancestors` contains
+/// the device and inode of each parent folder to detect cycles.
 fn walk(
     folder: &Path,
     prefix: &str,

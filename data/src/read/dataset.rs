@@ -97,8 +97,8 @@ impl Dataset {
     /// cache limit allows.
     ///
     /// # Errors
-    /// Returns [`DataError::CacheLimit`], which names a sufficient limit, or [`DataError::CacheDisk`] if the disk is too
-    /// small.
+    /// Returns [`DataError::CacheLimit`], which names a sufficient limit, or [`DataError::CacheDisk`] if the disk is
+    /// too small.
     pub fn shuffle_window(&self, wanted: Option<u64>) -> Result<u64, DataError> {
         let limit = self.cache.as_ref().and_then(ShardCache::limit);
         let window = choose_window(&self.manifest, limit, wanted)?;

@@ -100,8 +100,8 @@ impl Shuffle {
         window_order(self.seed, window.epoch, within, samples.map(|sample| sample as u32).collect())
     }
 
-    /// Returns for each shard the number of the first window from number `from` that needs it, up to the end of the next
-    /// epoch, and `u64::MAX` if there is none.
+    /// Returns for each shard the number of the first window from number `from` that needs it, up to the end of the
+    /// next epoch, and `u64::MAX` if there is none.
     pub fn next_uses(&self, from: u64) -> Vec<u64> {
         let mut uses = vec![u64::MAX; self.shards()];
         let epoch = from / self.windows_per_epoch();

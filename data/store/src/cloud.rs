@@ -132,8 +132,8 @@ fn check_endpoint(endpoint: &str, environment: &Environment) -> Result<(), Strin
     }
 }
 
-/// Returns the options of the HTTP client. This crate has its own timeouts, which depend on the progress of a request and
-/// not on its duration; see [`crate::retry`].
+/// Returns the options of the HTTP client. This crate has its own timeouts, which depend on the progress of a request
+/// and not on its duration; see [`crate::retry`].
 fn client_options(environment: &Environment, allow_http: &str) -> Result<ClientOptions, String> {
     let mut options = ClientOptions::new()
         .with_connect_timeout(CONNECT_TIMEOUT)

@@ -15,12 +15,12 @@ const SECRET_NAMES: [&str; 5] = ["SECRET", "TOKEN", "_KEY", "PASSWORD", "SAS"];
 ///   (`AWS_SHARED_CREDENTIALS_FILE`, `AWS_CONFIG_FILE`), which are reread when they change; otherwise the roles of a
 ///   container or machine;
 /// - `AWS_REGION`, `AWS_DEFAULT_REGION`, or the profile's `region`;
-/// - `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, or the profile's `endpoint_url`, for other stores with the S3 protocol. The
-///   bucket is then part of the path, or of the host name with `AWS_VIRTUAL_HOSTED_STYLE_REQUEST=true`. `http://` requires
-///   `AWS_ALLOW_HTTP=true`, and a private certificate authority `AWS_CA_BUNDLE`.
+/// - `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, or the profile's `endpoint_url`, for other stores with the S3 protocol.
+///   The bucket is then part of the path, or of the host name with `AWS_VIRTUAL_HOSTED_STYLE_REQUEST=true`. `http://`
+///   requires `AWS_ALLOW_HTTP=true`, and a private certificate authority `AWS_CA_BUNDLE`.
 ///
-/// **gs://** and **az://** use the names of object_store: `GOOGLE_APPLICATION_CREDENTIALS`, `GOOGLE_SERVICE_ACCOUNT` and
-/// others; `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY` or `AZURE_STORAGE_SAS_TOKEN`, and others.
+/// **gs://** and **az://** use the names of object_store: `GOOGLE_APPLICATION_CREDENTIALS`, `GOOGLE_SERVICE_ACCOUNT`
+/// and others; `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY` or `AZURE_STORAGE_SAS_TOKEN`, and others.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
 

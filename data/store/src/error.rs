@@ -124,11 +124,11 @@ impl StoreError {
         matches!(self, Self::Url { .. } | Self::Setup { .. } | Self::NoBucket { .. })
     }
 
-    /// Whether the same call may succeed later: the store is down, overloaded or unreachable, or temporary credentials have
-    /// expired, which may be renewed in the profile file.
+    /// Whether the same call may succeed later: the store is down, overloaded or unreachable, or temporary credentials
+    /// have expired, which may be renewed in the profile file.
     ///
-    /// Such an error is returned only after retries. Denied access, a full disk, and a missing object or one with another
-    /// size are not transient.
+    /// Such an error is returned only after retries. Denied access, a full disk, and a missing object or one with
+    /// another size are not transient.
     pub fn is_transient(&self) -> bool {
         let is_temporary = |kind: io::ErrorKind| {
             use io::ErrorKind::*;

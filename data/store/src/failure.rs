@@ -91,7 +91,8 @@ impl From<object_store::Error> for Failure {
         let http = http_kind(&error);
         let status = answer.as_ref().map_or(0, |answer| answer.status);
         let kind = match &error {
-            // There is no metadata service, or it has no role for this machine. An overloaded service has other statuses.
+            // There is no metadata service, or it has no role for this machine. An overloaded service has other
+            // statuses.
             _ if texts.iter().any(|text| text.contains(INSTANCE_METADATA))
                 && (matches!(http, Some(HttpErrorKind::Connect | HttpErrorKind::Timeout)) || status / 100 == 4)
                 && status != 429 =>
@@ -137,7 +138,8 @@ struct Answer {
 }
 
 impl Answer {
-    /// Parses the text of an error of object_store, because its type is private. A unit test detects changes of the text.
+    /// Parses the text of an error of object_store, because its type is private. A unit test detects changes of the
+    /// text.
     fn parse(text: &str) -> Option<Self> {
         let (status, body) = if let Some((_, rest)) = text.split_once("non-2xx status code: ") {
             let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;

@@ -78,8 +78,8 @@ impl Folder {
         }
     }
 
-    /// Replaces a version of a file. Returns `None` if the file does not have that version. The function locks the folder,
-    /// so that concurrent calls are safe; the kernel releases the lock of a process that dies.
+    /// Replaces a version of a file. Returns `None` if the file does not have that version. The function locks the
+    /// folder, so that concurrent calls are safe; the kernel releases the lock of a process that dies.
     pub(super) async fn put_if(
         &self,
         path: &Path,

@@ -6,8 +6,8 @@
 //!
 //! Supported URLs are plain paths, file://, s3://, gs://, az:// and the other schemes that the crate object_store has
 //! for these clouds. Credentials and options come from the environment variables and files that each cloud's own tools
-//! use (see [`Environment`]), never from the URL. Objects become visible atomically: local files are written under another
-//! name, synced and renamed.
+//! use (see [`Environment`]), never from the URL. Objects become visible atomically: local files are written under
+//! another name, synced and renamed.
 //!
 //! Requests that fail temporarily because of overload, broken connections or stalls are retried with random backoff for
 //! the time in [`RETRY_TIMEOUT_VARIABLE`]. An interrupted download continues where it was interrupted.

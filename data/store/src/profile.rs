@@ -34,8 +34,8 @@ struct Files {
 }
 
 impl Profile {
-    /// Reads the profile that the environment names. Missing files count as empty. A profile that is named explicitly must
-    /// be in one of the files.
+    /// Reads the profile that the environment names. Missing files count as empty. A profile that is named explicitly
+    /// must be in one of the files.
     pub(super) fn read(environment: &Environment) -> Result<Self, String> {
         let named = environment.get("AWS_PROFILE").or(environment.get("AWS_DEFAULT_PROFILE"));
         let name = named.unwrap_or("default").to_owned();
@@ -133,8 +133,8 @@ type Times = [Option<SystemTime>; 2];
 /// Resolution of modification times: some milliseconds on most file systems, up to two seconds on others.
 const TIME_RESOLUTION: Duration = Duration::from_secs(3);
 
-/// Credentials from profile files. The files are reread when they change, so that keys can be renewed while a program is
-/// running.
+/// Credentials from profile files. The files are reread when they change, so that keys can be renewed while a program
+/// is running.
 pub(super) struct FileCredentials {
     name: String,
     files: Files,

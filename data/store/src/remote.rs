@@ -42,8 +42,8 @@ impl Remote {
         Ok(())
     }
 
-    /// Writes the object if the condition of the mode holds, and returns `None` otherwise. An attempt whose answer was lost
-    /// may have succeeded. If the condition fails after such an attempt, the object is compared with `bytes`.
+    /// Writes the object if the condition of the mode holds, and returns `None` otherwise. An attempt whose answer was
+    /// lost may have succeeded. If the condition fails after such an attempt, the object is compared with `bytes`.
     pub(super) async fn put_conditionally(
         &self,
         path: &Path,

@@ -74,7 +74,8 @@ impl Attempts {
     /// failed together do not retry together, and grows with every failure.
     ///
     /// # Errors
-    /// Returns the failure if it is permanent or if the timeout has expired. The text then contains the number of attempts.
+    /// Returns the failure if it is permanent or if the timeout has expired. The text then contains the number of
+    /// attempts.
     pub(super) async fn back_off(&mut self, mut failure: Failure) -> Result<(), Failure> {
         self.failed += 1;
         if failure.kind != Kind::Temporary {

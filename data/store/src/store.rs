@@ -112,9 +112,9 @@ impl Store {
 
     /// Reads an object.
     ///
-    /// All bytes belong to one version of the object, and their number is the size that the store reports. Bits that flip
-    /// in transit are not detected, because stores have no common checksum; callers detect them with known hashes, such as
-    /// those of manifests. The same holds for [`Self::get_range`] and [`Self::download`].
+    /// All bytes belong to one version of the object, and their number is the size that the store reports. Bits that
+    /// flip in transit are not detected, because stores have no common checksum; callers detect them with known hashes,
+    /// such as those of manifests. The same holds for [`Self::get_range`] and [`Self::download`].
     pub fn get(&self, name: &str) -> Result<Bytes, StoreError> {
         Ok(self.read(name)?.0)
     }
@@ -151,8 +151,8 @@ impl Store {
         }
     }
 
-    /// Downloads an object of `bytes` bytes to the beginning of a file, in parallel parts and with little memory. After an
-    /// error, the contents of the file are undefined.
+    /// Downloads an object of `bytes` bytes to the beginning of a file, in parallel parts and with little memory. After
+    /// an error, the contents of the file are undefined.
     ///
     /// # Errors
     /// Returns [`StoreError::Size`] if the object has another size, [`StoreError::Copy`] if the file cannot be written,
@@ -195,8 +195,8 @@ impl Store {
         }
     }
 
-    /// Writes a local file as an object, and replaces an existing one with the same name. A large file is sent in parallel
-    /// parts, of which at most 32 MiB are in memory.
+    /// Writes a local file as an object, and replaces an existing one with the same name. A large file is sent in
+    /// parallel parts, of which at most 32 MiB are in memory.
     pub fn put_file(&self, name: &str, file: &FilePath) -> Result<(), StoreError> {
         let path = self.path(name)?;
         let unreadable = |source| StoreError::File { path: file.to_path_buf(), source };
@@ -239,8 +239,8 @@ impl Store {
     }
 
     /// Replaces the version of an object that [`Self::get_versioned`] returned. Returns false if the object has another
-    /// version or does not exist. If several writers call it at once, one of them succeeds; in a local folder, this does
-    /// not hold for writers that use other functions.
+    /// version or does not exist. If several writers call it at once, one of them succeeds; in a local folder, this
+    /// does not hold for writers that use other functions.
     pub fn put_if(&self, name: &str, bytes: impl Into<Bytes>, version: &Version) -> Result<bool, StoreError> {
         Ok(self.replace(name, bytes.into(), version)?.is_some())
     }
@@ -312,9 +312,9 @@ impl Store {
         }
     }
 
-    /// Removes the temporary files of interrupted writes of objects whose names satisfy `is_ours`, directly in the folder.
-    /// Must not be called while another process writes. Only local folders contain such files: object_store writes to
-    /// `NAME#NUMBER` and renames.
+    /// Removes the temporary files of interrupted writes of objects whose names satisfy `is_ours`, directly in the
+    /// folder. Must not be called while another process writes. Only local folders contain such files: object_store
+    /// writes to `NAME#NUMBER` and renames.
     pub fn remove_unfinished(&self, is_ours: impl Fn(&str) -> bool) -> Result<(), StoreError> {
         let Backend::Folder(folder) = &self.backend else { return Ok(()) };
         folder.remove_unfinished(is_ours).map_err(|source| StoreError::File { path: folder.path.clone(), source })

@@ -1,4 +1,5 @@
-//! Transfer of large objects in parallel parts. Each part is retried separately, and continues where it was interrupted.
+//! Transfer of large objects in parallel parts. Each part is retried separately, and continues where it was
+//! interrupted.
 
 use std::fs::File;
 use std::io;
@@ -145,8 +146,8 @@ impl Remote {
         stream::iter(fetches).buffer_unordered(PARALLEL_DOWNLOADS).try_collect().await
     }
 
-    /// Passes the data of a range to `keep` with their offsets in the object. After a failure, only the missing data are
-    /// requested again.
+    /// Passes the data of a range to `keep` with their offsets in the object. After a failure, only the missing data
+    /// are requested again.
     async fn fetch(
         &self,
         expected: &Expected<'_>,

@@ -15,8 +15,8 @@ enum Outcome<T> {
     Failed { message: String, configuration: bool },
 }
 
-/// Waits for all ranks. If all of them succeeded, rank 0 receives the values of all ranks, and the others an empty list.
-/// Otherwise every rank receives an error, and that of rank 0 describes which ranks failed and why.
+/// Waits for all ranks. If all of them succeeded, rank 0 receives the values of all ranks, and the others an empty
+/// list. Otherwise every rank receives an error, and that of rank 0 describes which ranks failed and why.
 pub(super) fn agree<T: Serialize + for<'a> Deserialize<'a>>(
     ranks: &Ranks,
     mine: Result<impl Borrow<T>, &EncodeError>,

@@ -57,8 +57,8 @@ impl<E: RecordEncoder> Job<E> {
         Ok(text)
     }
 
-    /// Deletes the shards of the overwritten dataset that this dataset does not replace. Returns the names of foreign files
-    /// that are named like shards.
+    /// Deletes the shards of the overwritten dataset that this dataset does not replace. Returns the names of foreign
+    /// files that are named like shards.
     fn remove_leftovers(&self) -> Result<Vec<String>, EncodeError> {
         let mine: BTreeSet<String> = (0..self.plan.num_shards()).map(shard_name).collect();
         // Delete it before the manifest, which proves that it belongs to the dataset.

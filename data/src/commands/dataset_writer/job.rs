@@ -25,8 +25,8 @@ impl<E: RecordEncoder> Job<E> {
     /// Plans the shards and examines the files at `out`.
     ///
     /// # Errors
-    /// Returns an error if `out` contains another dataset or a foreign file with the name of a dataset's file, or if the
-    /// store fails.
+    /// Returns an error if `out` contains another dataset or a foreign file with the name of a dataset's file, or if
+    /// the store fails.
     pub(crate) fn new(
         encoder: E,
         settings: DatasetSettings,

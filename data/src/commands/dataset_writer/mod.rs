@@ -1,7 +1,7 @@
 //! Writing of a dataset whose records come from encoded pictures or converted files.
 //!
-//! Each rank writes every world-size-th shard. Rank 0 collects the results of all ranks and writes the manifest, which
-//! makes the dataset exist. Shards of an interrupted run are verified and kept.
+//! Rank r of w writes the shards r, r + w, r + 2w and so on. Rank 0 collects the results of all ranks and writes the
+//! manifest, which makes the dataset exist. Shards of an interrupted run are verified and kept.
 
 mod agree;
 pub(crate) mod encoder;

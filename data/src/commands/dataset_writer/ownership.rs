@@ -53,8 +53,8 @@ impl EarlierDataset {
         Ok(self.manifest.as_ref().is_some_and(listed) || has_shard_header(store, name)?)
     }
 
-    /// Checks that `weights` can be stored as the VAE at `store`: there is no such file, or it has the same contents, or
-    /// it belongs to the dataset that is replaced.
+    /// Checks that `weights` can be stored as the VAE at `store`: there is no such file, or it has the same contents,
+    /// or it belongs to the dataset that is replaced.
     pub(super) fn check_tokenizer(&self, store: &Store, weights: &[u8]) -> Result<(), EncodeError> {
         let Some(bytes) = store.size(TOKENIZER_NAME)? else { return Ok(()) };
         let same = |hash: &str| -> Result<bool, StoreError> { Ok(xxh3_hex(&store.get(TOKENIZER_NAME)?) == *hash) };

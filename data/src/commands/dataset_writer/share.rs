@@ -1,4 +1,4 @@
-//! The shards that one rank writes: every world-size-th shard.
+//! The shards that one rank writes: rank r of w writes the shards r, r + w, r + 2w and so on.
 
 use std::collections::BTreeMap;
 

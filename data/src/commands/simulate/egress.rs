@@ -2,9 +2,9 @@
 
 use crate::read::shuffle::Shuffle;
 
-/// Returns the bytes that a node downloads in each of `epochs` epochs. `sizes` are the sizes of the shards in bytes. The
-/// cache always holds the shards of the current window and of the next one; of the others, it evicts the shard with the
-/// farthest next use first.
+/// Returns the bytes that a node downloads in each of `epochs` epochs. `sizes` are the sizes of the shards in bytes.
+/// The cache always holds the shards of the current window and of the next one; of the others, it evicts the shard with
+/// the farthest next use first.
 pub fn egress(shuffle: &Shuffle, sizes: &[u64], limit: Option<u64>, epochs: u64) -> Vec<u64> {
     let limit = limit.unwrap_or(u64::MAX);
     let mut cached = vec![false; sizes.len()];
@@ -28,8 +28,8 @@ pub fn egress(shuffle: &Shuffle, sizes: &[u64], limit: Option<u64>, epochs: u64)
     fetched
 }
 
-/// Evicts shards until `excess` bytes are free, or until only those of window `reading` and the next one are left. Returns
-/// the number of bytes freed.
+/// Evicts shards until `excess` bytes are free, or until only those of window `reading` and the next one are left.
+/// Returns the number of bytes freed.
 fn make_room(cached: &mut [bool], sizes: &[u64], next_uses: &[u64], reading: u64, excess: u64) -> u64 {
     let mut freed = 0;
     if excess == 0 {

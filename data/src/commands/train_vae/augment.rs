@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 /// Maximum shift in pixels in each direction.
 const MAX_SHIFT: i64 = 3;
 
-/// Mirrors half of the pictures, permutes the colour channels of half, and shifts half by up to [`MAX_SHIFT`] pixels with
-/// the border repeated. Uses libtorch's generator.
+/// Mirrors half of the pictures, permutes the colour channels of half, and shifts half by up to [`MAX_SHIFT`] pixels
+/// with the border repeated. Uses libtorch's generator.
 ///
 /// # Shapes
 /// `images` [B, 3, H, W] -> [B, 3, H, W]

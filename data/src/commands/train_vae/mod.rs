@@ -1,8 +1,8 @@
 //! `arinar-data train-vae`: trains a small KL autoencoder for pictures other than ImageNet.
 //!
 //! The architecture is that of the paper's tokenizer with fewer channels and levels. The loss is L1 + L2 of the
-//! reconstruction plus a weighted KL divergence. There is no adversarial or perceptual loss, because their networks would
-//! have to be downloaded.
+//! reconstruction plus a weighted KL divergence. There is no adversarial or perceptual loss, because their networks
+//! would have to be downloaded.
 
 mod augment;
 mod pictures;

@@ -5,8 +5,9 @@ use std::cmp::Reverse;
 use crate::error::DataError;
 use crate::format::manifest::Manifest;
 
-/// Returns the bytes that a cache must hold so that each shard is fetched once per epoch: the size of the current window
-/// and the next one, which in the worst case contain the largest shards. A window of 0 requires the whole dataset.
+/// Returns the bytes that a cache must hold so that each shard is fetched once per epoch: the size of the current
+/// window and the next one, which in the worst case contain the largest shards. A window of 0 requires the whole
+/// dataset.
 pub fn needed_bytes(manifest: &Manifest, window: u64) -> u64 {
     let sizes = descending_sizes(manifest);
     match usize::try_from(window.saturating_mul(2)) {

@@ -123,8 +123,8 @@ pub(super) fn holder(store: &Store, time_to_live: Duration) -> Result<Option<Hol
     }
 }
 
-/// Reads the object and its version. Contents other than an expected holder are accepted only if two consecutive answers
-/// are equal, because a bit may have flipped in transit.
+/// Reads the object and its version. Contents other than an expected holder are accepted only if two consecutive
+/// answers are equal, because a bit may have flipped in transit.
 fn read(store: &Store, expected: impl Fn(&Holder) -> bool) -> Result<Option<(Bytes, Version)>, StoreError> {
     let mut found = store.get_versioned(OBJECT_NAME)?;
     for _ in 0..MAX_REREADS {
@@ -162,8 +162,8 @@ struct Renewal {
 }
 
 impl Renewal {
-    /// Renews the lease until it is stopped, then releases it. Returns early if another process has taken over the lease. If
-    /// the store is down, it continues, because the next attempt may succeed.
+    /// Renews the lease until it is stopped, then releases it. Returns early if another process has taken over the
+    /// lease. If the store is down, it continues, because the next attempt may succeed.
     fn run(mut self, stopped: &Receiver<()>, every: Duration) {
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
             if self.renew() == Outcome::Lost {

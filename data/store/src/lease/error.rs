@@ -39,8 +39,8 @@ pub enum LeaseError {
 }
 
 impl LeaseError {
-    /// Whether the same call may succeed later because the store is unreachable. A lease that another process holds is not
-    /// a transient error.
+    /// Whether the same call may succeed later because the store is unreachable. A lease that another process holds is
+    /// not a transient error.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_transient())
     }

@@ -1,9 +1,9 @@
 //! Leases, which ensure that a dataset or run has a single writer.
 //!
 //! In a **folder**, the writer holds a flock lock of the kernel on `writer.lock`, which ends with its process. In a
-//! **cloud**, it creates `writer.json` with a conditional put and renews it continually. Clocks of different machines are
-//! never compared: another process takes over the lease if that object has not changed for [`TIME_TO_LIVE`] by its own
-//! clock, or immediately if the holder was a process of the same machine that has ended.
+//! **cloud**, it creates `writer.json` with a conditional put and renews it continually. Clocks of different machines
+//! are never compared: another process takes over the lease if that object has not changed for [`TIME_TO_LIVE`] by its
+//! own clock, or immediately if the holder was a process of the same machine that has ended.
 //!
 //! A writer that was suspended or disconnected for longer has lost its lease without noticing. Therefore it must call
 //! [`Lease::check`] before each commit, that is, before it writes a manifest.
@@ -35,8 +35,8 @@ enum Kind {
 impl Lease {
     /// Acquires the lease of a store. `purpose` describes the holder in messages, for example "arinar-data encode".
     ///
-    /// Returns immediately in a folder, and in a cloud if no process holds the lease or if the holder is on this machine.
-    /// Otherwise it waits up to [`TIME_TO_LIVE`] to find out whether the holder is alive.
+    /// Returns immediately in a folder, and in a cloud if no process holds the lease or if the holder is on this
+    /// machine. Otherwise it waits up to [`TIME_TO_LIVE`] to find out whether the holder is alive.
     ///
     /// # Errors
     /// Returns [`LeaseError::Held`], which names the holder, if another process holds the lease.
@@ -79,8 +79,8 @@ impl Lease {
     /// Checks that this process still holds the lease. Must be called before each commit.
     ///
     /// # Errors
-    /// Returns [`LeaseError::Lost`] if it does not, and [`LeaseError::Store`] if the store does not answer, in which case
-    /// the lease may still be held.
+    /// Returns [`LeaseError::Lost`] if it does not, and [`LeaseError::Store`] if the store does not answer, in which
+    /// case the lease may still be held.
     pub fn check(&self) -> Result<(), LeaseError> {
         match &self.0 {
             Kind::Folder(lease) => lease.check(),
