@@ -1,24 +1,24 @@
-//! Verified records a second from a warm cache, on one thread: random order, CRC32C, gathered into a batch.
+//! Measures the verified records per second from a warm cache on one thread, read in random order into a batch.
 //!
-//! The dataset is made by the bench itself: moments [64, 16, 16], so that a view is a record of 32 KiB, as
-//! `ops/bench/loaders.py` gives the other loaders. That script runs all of them and prints ratios.
+//! The benchmark writes its own dataset with moments of [64, 16, 16]. A view is then a record of 32 KiB, like the
+//! records that `ops/bench/loaders.py` passes to other loaders. That script runs all loaders and prints their ratios.
 //!
-//! Environment: `RECORDS` (16384), `SECONDS` (10), `FOLDER` (a temporary one).
+//! Environment variables and their defaults: `RECORDS` (16384), `SECONDS` (10), `FOLDER` (a temporary one).
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use arinar_data::bench::{open_shards, read_records};
-use arinar_data::dataset::Dataset;
-use arinar_data::manifest::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, VaeFacts};
-use arinar_data::shard::{ShardWriter, xxh3_hex};
+use arinar_data::Reporter;
+use arinar_data::commands::bench::{open_shards, read_records};
+use arinar_data::format::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, ShardWriter, VaeFacts, xxh3_hex};
+use arinar_data::read::Dataset;
 use arinar_model::vae::VaeConfig;
 use arinar_store::Store;
 
-/// [2C, H, W]
+/// Shape of the moments: [2C, H, W].
 const SHAPE: [usize; 3] = [64, 16, 16];
-/// Records of a shard: 64 MiB of both views.
+/// Number of records in a shard, whose two views have 64 MiB.
 const PER_SHARD: u64 = 1024;
 
 fn main() -> Result<()> {
@@ -30,10 +30,11 @@ fn main() -> Result<()> {
         make(&folder, records)?;
     }
     let dataset = Dataset::open(&url)?;
-    let (opened, _) = open_shards(&dataset, Duration::MAX, true)?;
-    // Once without looking at the clock, so that caches and the clock speed settle.
-    read_records(&dataset, &opened, Duration::from_secs(1), true)?;
-    let measure = read_records(&dataset, &opened, Duration::from_secs(seconds), true)?;
+    let reporter = Reporter::without_progress();
+    let (opened, _) = open_shards(&dataset, Duration::MAX, &reporter)?;
+    // Warm up the caches and let the clock speed settle.
+    read_records(&dataset, &opened, Duration::from_secs(1), &reporter)?;
+    let measure = read_records(&dataset, &opened, Duration::from_secs(seconds), &reporter)?;
     println!(
         "arinar: {:.0} records/s of {} bytes, verified, {:.2} GB/s, one thread, {} records",
         measure.per_second(),
@@ -48,7 +49,7 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).filter(|&value| value > 0).unwrap_or(default)
 }
 
-/// Writes a dataset of records that all differ.
+/// Writes a dataset whose records all differ.
 fn make(folder: &Path, records: u64) -> Result<()> {
     let store = Store::open(&folder.display().to_string())?;
     let mut shards = Vec::new();
@@ -84,7 +85,7 @@ fn make(folder: &Path, records: u64) -> Result<()> {
     Ok(manifest.write(&store)?)
 }
 
-/// 32 KiB that no other record has.
+/// Returns the unique 32 KiB of a view.
 fn bytes_of(number: u64) -> Vec<u8> {
     let word = |index: u64| (number << 20 | index).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
     (0..SHAPE.iter().product::<usize>() as u64 / 4).flat_map(word).collect()

@@ -1,24 +1,24 @@
-//! What can be wrong with a dataset or with how it is read.
+//! Errors of reading a dataset.
 
 use std::io;
 use std::path::PathBuf;
 
+use arinar_store::StoreError;
 use thiserror::Error;
 
-use crate::progress::bytes_text;
-use crate::shard::ShardError;
-use arinar_store::StoreError;
+use crate::format::shard::ShardError;
+use crate::text::bytes_text;
 
-/// An error of reading a dataset; says what to do about it.
+/// An error of reading a dataset. Its message names the remedy.
 #[derive(Debug, Error)]
 pub enum DataError {
-    /// The store failed.
+    /// The store reported an error.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No manifest, so no dataset.
+    /// The folder has no manifest and therefore no dataset.
     #[error(
         "there is no dataset at {url} (no manifest.json); \
-         make one with `arinar-data encode --images PICTURES --vae VAE --out {url}`, or let a killed encode run end"
+         make one with `arinar-data encode --images PICTURES --vae VAE --out {url}`, or finish an interrupted encode run"
     )]
     NoDataset {
         /// URL of the folder.
@@ -29,118 +29,132 @@ pub enum DataError {
     Manifest {
         /// URL of the manifest.
         url: String,
-        /// What is wrong.
+        /// Description of the damage.
         reason: String,
     },
-    /// Written by a newer program.
+    /// The manifest was written by a newer program.
     #[error("{url} has format version {found}, this program reads up to {known}; use a newer arinar")]
     NewerVersion {
         /// URL of the manifest.
         url: String,
-        /// Its version.
+        /// Version of the manifest.
         found: u32,
-        /// The newest known one.
+        /// Newest version that this program reads.
         known: u32,
     },
-    /// A shard is damaged, truncated or gone.
+    /// A shard is damaged, truncated or missing.
     #[error(
         "shard {url} is damaged: {source}; replace it with `arinar-data verify --deep --repair`, or run the same \
-         `arinar-data encode` command again, which makes damaged shards anew and keeps the good ones"
+         `arinar-data encode` command again, which rewrites damaged shards and keeps the intact ones"
     )]
     Shard {
         /// URL of the shard.
         url: String,
-        /// What is wrong in it.
+        /// Description of the damage.
         source: ShardError,
     },
-    /// A copy to repair from is a copy of something else.
+    /// The dataset given as a source for repairs is a different dataset.
     #[error("{url} is dataset {found}, not a copy of dataset {expected}; give --from a copy of the damaged dataset")]
     OtherDataset {
         /// URL of the other dataset.
         url: String,
-        /// Its id.
+        /// Id of the other dataset.
         found: String,
         /// Id of the damaged dataset.
         expected: String,
     },
-    /// A local file or cache folder failed.
+    /// A local file or the cache folder cannot be used.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// Error reported by the system.
         source: io::Error,
     },
-    /// The cache folder holds something else than a cache.
+    /// The cache folder contains other files.
     #[error(
         "{} cannot be the shard cache, which deletes files to make room: {reason}; \
          set data.cache_dir (or --cache-dir) to a new or empty folder",
         folder.display()
     )]
     NotACache {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
-        /// Why it is no cache.
+        /// Reason why the folder was rejected.
         reason: String,
     },
-    /// The cache may not hold what the shuffle needs.
+    /// The cache limit is smaller than the shuffle requires.
     #[error(
         "data.cache_limit of {limit} bytes is too small to shuffle {}: the shards being read and the next ones have \
          {needed} bytes; set data.cache_limit={needed} or more{}",
         shards_text(*window), if *window == 1 { "" } else { ", or a smaller data.shuffle_window" }
     )]
     CacheLimit {
-        /// The limit in bytes.
+        /// Limit in bytes.
         limit: u64,
-        /// Shards shuffled together; 0 for all.
+        /// Number of shards shuffled together; 0 for all.
         window: u64,
-        /// Bytes that would do.
+        /// Bytes that the shuffle requires.
         needed: u64,
     },
     /// The disk is too small for the cache.
     #[error(
         "the disk of the cache {} has room for {room} bytes, but the shuffle needs {needed}; \
-         set data.cache_limit below {room} (the shuffle then goes in windows), or data.cache_dir to another disk",
+         set data.cache_limit below {room} (which shuffles in windows), or data.cache_dir to another disk",
         folder.display()
     )]
     CacheDisk {
-        /// The cache folder.
+        /// Path of the cache folder.
         folder: PathBuf,
-        /// Free bytes, with those that the cache holds already.
+        /// Free bytes plus the bytes that the cache already occupies.
         room: u64,
-        /// Bytes that would do.
+        /// Bytes that the shuffle requires.
         needed: u64,
     },
-    /// Everything in the cache is in use.
+    /// Every shard in the cache is in use.
     #[error(
         "the cache {} is full: its limit is {}, all of it is in use by this and other jobs, and {} more are needed; \
-         raise data.cache_limit, or give this job a data.cache_dir of its own",
+         raise data.cache_limit, or give this job a separate data.cache_dir",
         folder.display(), bytes_text(*limit), bytes_text(*missing)
     )]
     CacheFull {
-        /// The folder.
+        /// Path of the cache folder.
         folder: PathBuf,
-        /// Its limit in bytes.
+        /// Limit in bytes.
         limit: u64,
         /// Bytes that are missing.
         missing: u64,
     },
-    /// The ranks cannot share a global batch.
+    /// The ranks cannot share the global batch evenly.
     #[error("{0}")]
     Batch(String),
-    /// A checkpoint's place in the data is not of this dataset or configuration.
-    #[error("cannot go on where the checkpoint was: {0}")]
+    /// The URL of a synthetic dataset does not end with a number of samples.
+    #[error("data.url: {0:?} is not a number of samples; write synthetic: or synthetic:1000")]
+    SyntheticUrl(String),
+    /// The position in a checkpoint belongs to another dataset or configuration.
+    #[error("cannot resume at the checkpoint's position in the data: {0}")]
     Resume(String),
-    /// The reader thread ended; the error that ended it was returned before.
+    /// The checkpoint belongs to other synthetic data.
+    #[error(
+        "the checkpoint was saved with {saved}, not with {ours}; restore the earlier settings or set run.dir to a new \
+         folder"
+    )]
+    SyntheticResume {
+        /// Data of the checkpoint.
+        saved: String,
+        /// Data of the configuration.
+        ours: String,
+    },
+    /// The reader thread has ended after returning another error.
     #[error("the loader stopped after an earlier error")]
     Stopped,
-    /// Tensors cannot be made.
-    #[error("making a batch failed: {0}")]
+    /// libtorch cannot create the tensors of a batch.
+    #[error("cannot create the tensors of a batch: {0}")]
     Tensor(#[from] tch::TchError),
 }
 
 impl DataError {
-    /// Whether a changed configuration is the cure (exit code 78) rather than a repair (exit code 1).
+    /// Whether the remedy is a changed configuration (exit code 78) rather than a repair (exit code 1).
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::NoDataset { .. }
@@ -150,7 +164,9 @@ impl DataError {
             | Self::CacheLimit { .. }
             | Self::CacheDisk { .. }
             | Self::Batch(_)
-            | Self::Resume(_) => true,
+            | Self::SyntheticUrl(_)
+            | Self::Resume(_)
+            | Self::SyntheticResume { .. } => true,
             Self::Store(error) => error.is_configuration(),
             _ => false,
         }

@@ -1,19 +1,19 @@
-//! Randomness without state: every draw is a pure function of seed, purpose, epoch and sample (or of seed,
-//! purpose and step), so that a restart or another number of ranks changes nothing.
+//! Stateless random numbers: every draw is a pure function of (seed, purpose, epoch, sample) or (seed, purpose, step),
+//! so that neither a restart nor the world size changes it.
 //!
-//! ChaCha8 keyed by (seed, purpose, epoch), its stream number the sample. Numbers are made from raw words by
-//! this file alone, so that an update of a random-number crate cannot change a run.
+//! The generator is ChaCha8, keyed by (seed, purpose, epoch), with the sample as stream number. This file converts its
+//! raw words to numbers, so that an update of a random-number crate cannot change a run.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// What a draw is for. Different purposes give independent numbers. The discriminants are part of the data
-/// order: never renumber them.
+/// Purpose of a draw. Different purposes give independent numbers. The discriminants are part of the data order and
+/// must never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Order of the samples in an epoch.
     EpochOrder = 1,
-    /// Which picture lies in which shard.
+    /// Distribution of the pictures over the shards.
     ShardOrder = 2,
     /// Whether a sample is mirrored.
     Flip = 3,
@@ -23,7 +23,7 @@ pub enum Purpose {
     MaskOrder = 5,
     /// Whether a sample's label is dropped to the null class.
     LabelDrop = 6,
-    /// Share of tokens masked in a step.
+    /// Mask ratio of a step.
     MaskRatio = 7,
     /// Seed of dropout.
     Dropout = 8,
@@ -33,37 +33,37 @@ pub enum Purpose {
     WindowOrder = 10,
 }
 
-/// Draws of one sample in one epoch.
+/// Random numbers of one sample in one epoch.
 #[derive(Clone, Debug)]
 pub struct SampleRandom(ChaCha8Rng);
 
 impl SampleRandom {
-    /// The generator of `sample` (index in the dataset) in `epoch` for `purpose`.
+    /// Creates the generator of `sample`, an index in the dataset, in `epoch` for `purpose`.
     pub fn new(seed: u64, epoch: u64, sample: u64, purpose: Purpose) -> Self {
         Self(keyed(seed, epoch, sample, purpose))
     }
 
-    /// Uniform in [0, 1).
+    /// Returns a uniform number in [0, 1).
     pub fn uniform(&mut self) -> f64 {
         uniform(&mut self.0)
     }
 
-    /// Standard normal.
+    /// Returns a standard normal number.
     pub fn normal(&mut self) -> f32 {
         normal(&mut self.0)
     }
 
-    /// Fills `values` with standard normals: the same numbers as repeated [`SampleRandom::normal`].
+    /// Fills `values` with the numbers that repeated calls of [`SampleRandom::normal`] return.
     pub fn fill_normal(&mut self, values: &mut [f32]) {
         values.fill_with(|| normal(&mut self.0));
     }
 
-    /// True with probability `probability`.
+    /// Returns true with probability `probability`.
     pub fn bernoulli(&mut self, probability: f64) -> bool {
         uniform(&mut self.0) < probability
     }
 
-    /// A random order of 0..length.
+    /// Returns a random permutation of 0..length.
     pub fn permutation(&mut self, length: usize) -> Vec<i64> {
         let mut order: Vec<i64> = (0..length as i64).collect();
         shuffle(&mut self.0, &mut order);
@@ -71,35 +71,35 @@ impl SampleRandom {
     }
 }
 
-/// Draws of one training step, the same on all ranks.
+/// Random numbers of one training step, the same on all ranks.
 #[derive(Clone, Debug)]
 pub struct StepRandom(ChaCha8Rng);
 
 impl StepRandom {
-    /// The generator of `step` for `purpose`.
+    /// Creates the generator of `step` for `purpose`.
     pub fn new(seed: u64, step: u64, purpose: Purpose) -> Self {
         Self(keyed(seed, 0, step, purpose))
     }
 
-    /// Uniform in [0, 1).
+    /// Returns a uniform number in [0, 1).
     pub fn uniform(&mut self) -> f64 {
         uniform(&mut self.0)
     }
 
-    /// 64 random bits, for instance the seed of another generator.
+    /// Returns 64 random bits, for example to seed another generator.
     pub fn bits(&mut self) -> u64 {
         self.0.next_u64()
     }
 }
 
-/// A random order of 0..length keyed by (seed, epoch); `length` below 2^32.
+/// Returns a random permutation of 0..length keyed by (seed, epoch); `length` must be below 2^32.
 pub(crate) fn global_order(seed: u64, epoch: u64, purpose: Purpose, length: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..length as u32).collect();
     shuffle(&mut keyed(seed, epoch, 0, purpose), &mut order);
     order
 }
 
-/// `samples` in a random order keyed by (seed, epoch, window).
+/// Permutes `samples` in an order keyed by (seed, epoch, window).
 pub(crate) fn window_order(seed: u64, epoch: u64, window: u64, mut samples: Vec<u32>) -> Vec<u32> {
     shuffle(&mut keyed(seed, epoch, window, Purpose::WindowOrder), &mut samples);
     samples
@@ -119,7 +119,7 @@ fn uniform(generator: &mut ChaCha8Rng) -> f64 {
     (generator.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// Uniform in 0..bound without bias (Lemire 2019, arXiv 1805.10941).
+/// Returns a uniform number in 0..bound without bias (Lemire 2019, arXiv 1805.10941).
 fn below(generator: &mut ChaCha8Rng, bound: u64) -> u64 {
     let mut product = u128::from(generator.next_u64()) * u128::from(bound);
     if (product as u64) < bound {
@@ -131,19 +131,19 @@ fn below(generator: &mut ChaCha8Rng, bound: u64) -> u64 {
     (product >> 64) as u64
 }
 
-/// Fisher and Yates.
+/// Shuffles by the algorithm of Fisher and Yates.
 fn shuffle<T>(generator: &mut ChaCha8Rng, values: &mut [T]) {
     for last in (1..values.len()).rev() {
         values.swap(last, below(generator, last as u64 + 1) as usize);
     }
 }
 
-/// One word, one normal: no state is left over between draws.
+/// Returns a standard normal number from a single word, so that no state remains between draws.
 fn normal(generator: &mut ChaCha8Rng) -> f32 {
     normal_quantile((f64::from(generator.next_u32()) + 0.5) * (1.0 / (1u64 << 32) as f64)) as f32
 }
 
-/// Inverse of the standard normal distribution function for `p` in (0, 1), about 7 digits: PPND7 of
+/// Returns the inverse of the standard normal distribution function for `p` in (0, 1) to about 7 digits: PPND7 of
 /// Wichura, "Algorithm AS 241", Applied Statistics 37 (1988).
 fn normal_quantile(p: f64) -> f64 {
     let q = p - 0.5;
@@ -188,8 +188,8 @@ mod tests {
         }
     }
 
-    /// Every run that goes on from a checkpoint relies on them. They come from ChaCha8 as it is defined (RFC 8439 with
-    /// eight rounds, a counter and a stream number of 64 bits each), written down once more in Python.
+    /// Every resumed run relies on these numbers. They were computed with an independent implementation of ChaCha8 in
+    /// Python (RFC 8439 with eight rounds, a counter and a stream number of 64 bits each).
     #[test]
     fn the_numbers_never_change() {
         let sample = |purpose| SampleRandom::new(1, 2, 3, purpose);
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(window_order(1, 2, 1, (20..30).collect()), [22, 21, 24, 25, 27, 28, 23, 29, 20, 26]);
     }
 
-    /// As above; the quantiles are those of Python's statistics.NormalDist().
+    /// Computed like those above, with the quantiles of Python's statistics.NormalDist().
     #[test]
     fn the_noise_never_changes_whether_it_is_drawn_at_once_or_not() {
         let known = [-0.3895515, 2.2284634, -1.0017954, 1.3548636, -0.0872111, 0.0372302, 1.682988, -0.4960836];
@@ -220,9 +220,10 @@ mod tests {
         }
     }
 
-    /// As above. Of the first bound's words every second is refused, of the second's every third or so.
+    /// Computed like those above. About every second word is rejected for the first bound, and every fourth for the
+    /// second.
     #[test]
-    fn what_would_be_biased_is_drawn_again() {
+    fn words_that_would_cause_bias_are_rejected() {
         let draws = |mut generator, bound| -> Vec<u64> { (0..6).map(|_| below(&mut generator, bound)).collect() };
         let known = [
             8841191258145854753,

@@ -8,7 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
-use arinar_data::manifest::Manifest;
+use arinar_data::format::Manifest;
 use arinar_tests::s3::{Faults, S3Server};
 use arinar_tests::support::trainer::{Ended, launch, read_curve, trainer};
 

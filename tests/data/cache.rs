@@ -12,13 +12,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arinar_data::cache::{CacheConfig, largest_window, needed_bytes};
-use arinar_data::dataset::Dataset;
-use arinar_data::error::DataError;
-use arinar_data::loader::{Loader, LoaderConfig};
-use arinar_data::manifest::Manifest;
-use arinar_data::shard::View;
-use arinar_data::token::Position;
+use arinar_data::format::{Manifest, View};
+use arinar_data::read::cache::{CacheConfig, largest_window, needed_bytes};
+use arinar_data::read::{BatchSource, Dataset, Loader, LoaderConfig, Position};
+use arinar_data::{DataError, Reporter};
 use arinar_tests::support::data::{DATASET_ID, flip_bit, hand_made, mean_of, text};
 use half::f16;
 
@@ -49,7 +46,7 @@ impl Lab {
 
     fn open(&self, limit: Option<u64>) -> Arc<Dataset> {
         let cache = CacheConfig { folder: Some(self.cache()), limit };
-        Arc::new(Dataset::open_with_cache(text(&self.folder.path().join("store")), cache).unwrap())
+        Arc::new(Dataset::open_with_cache(text(&self.folder.path().join("store")), cache, Reporter::console()).unwrap())
     }
 
     /// Bytes of everything in the cache.
@@ -78,7 +75,7 @@ fn loader(dataset: &Arc<Dataset>, window: u64, start: u64) -> Loader {
         seed: 3,
         global_batch: 8,
         rank: 0,
-        world: 1,
+        world_size: 1,
         micro_batch: 8,
         look_ahead: 1,
         window,

@@ -10,9 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use arinar_data::dataset::Dataset;
-use arinar_data::manifest::Manifest;
-use arinar_data::shard::View;
+use arinar_data::format::{Manifest, View};
+use arinar_data::read::Dataset;
 use arinar_store::Store;
 use arinar_tests::mpi::mpirun;
 use arinar_tests::support::data::{arinar_data, ended, files, program, succeeded, text};
@@ -82,7 +81,7 @@ fn cached_latents_become_a_dataset_with_every_value_in_its_place() {
     let mut seen = Vec::new();
     for sample in 0..5 {
         for view in [View::Original, View::Mirrored] {
-            let check = |record: arinar_data::shard::Record<'_>| {
+            let check = |record: arinar_data::format::Record<'_>| {
                 let picture = record.source_id as usize;
                 assert_eq!(record.label, [0, 0, 1, 1, 2][picture]);
                 let sign = if view == View::Original { 1.0 } else { -1.0 };
@@ -149,14 +148,14 @@ fn every_file_that_cannot_be_used_is_named_with_its_reason() {
     let reasons = [
         "b/large: array moments_flip is 7e4 at [1, 0, 1]",
         "b/nan: array moments is NaN at [31, 1, 1]",
-        "b/lacks: is not a whole .npz file: moments_flip",
+        "b/lacks: is not a complete .npz file: moments_flip",
         "b/shape: array moments is [32, 1, 2], the others are [32, 2, 2]",
         "b/double: array moments holds '<f8'",
         "b/endless: array moments has 64 bytes of data",
         "b/deep: array moments has no header",
         "b/text: is not a whole",
         "b/cut: is not a whole",
-        "b/flipped: is not a whole .npz file: moments",
+        "b/flipped: is not a complete .npz file: moments",
     ];
     let (code, _, stderr) = ended(&convert(&from, &out, &[]));
     assert_eq!(code, 1, "{stderr}");
@@ -207,7 +206,7 @@ fn a_killed_run_goes_on_and_two_ranks_make_the_same() {
     std::fs::remove_file(&pipe).unwrap();
     good(&pipe, LATE as f32 / 16.0);
     let said = succeeded(&convert(&from, &killed, &options));
-    assert!(said.contains("were there from an earlier run"), "{said}");
+    assert!(said.contains("were kept from an earlier run"), "{said}");
     assert!(files(&killed) == files(&whole));
     let two = folder.path().join("two");
     let output = mpirun(2)

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use arinar_data::decode::load_picture;
+use arinar_data::pictures::load_picture;
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/crop").join(name);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use arinar_data::manifest::Manifest;
+use arinar_data::format::Manifest;
 use arinar_model::vae::load_vae;
 use arinar_store::Store;
 use arinar_tests::mpi::mpirun;
@@ -174,7 +174,7 @@ fn a_killed_run_goes_on_where_it_was() {
     run.wait().unwrap();
     assert!(!work.path("killed/manifest.json").exists(), "it ended before it could be killed");
     let said = succeeded(&work.encode("killed", &options));
-    assert!(said.contains("were there from an earlier run"), "{said}");
+    assert!(said.contains("were kept from an earlier run"), "{said}");
     assert_eq!(files(&work.path("killed")), files(&work.path("whole")));
 }
 
@@ -199,7 +199,7 @@ fn running_again_repairs_a_damaged_dataset_and_keeps_the_rest() {
     succeeded(&work.encode("out", &[]));
     assert_eq!(files(&out), whole);
     let said = succeeded(&work.encode("out", &[]));
-    assert!(said.contains("70 were there from an earlier run"), "{said}");
+    assert!(said.contains("70 were kept from an earlier run"), "{said}");
 }
 
 #[test]

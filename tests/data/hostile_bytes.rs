@@ -11,11 +11,9 @@ use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
 use arinar_checkpoint::load_weights;
-use arinar_data::convert::read_moments;
-use arinar_data::dataset::Dataset;
-use arinar_data::loader::ResumeToken;
-use arinar_data::manifest::Manifest;
-use arinar_data::shard::{ShardLayout, View, check_shard};
+use arinar_data::commands::convert::read_moments;
+use arinar_data::format::{Manifest, ShardLayout, View, check_shard};
+use arinar_data::read::{Dataset, ResumeToken};
 use arinar_model::text::one_line;
 use arinar_model::weights::{WeightsError, WeightsFile};
 use arinar_store::Store;

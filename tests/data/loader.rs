@@ -5,17 +5,24 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arinar_data::dataset::Dataset;
-use arinar_data::error::DataError;
-use arinar_data::loader::{Batch, Loader, LoaderConfig, SampleKey};
-use arinar_data::manifest::MANIFEST_NAME;
+use arinar_data::DataError;
+use arinar_data::format::MANIFEST_NAME;
 use arinar_data::random::{Purpose, SampleRandom};
-use arinar_data::token::Position;
+use arinar_data::read::{Batch, BatchSource, Dataset, Loader, LoaderConfig, Position, SampleKey};
 use arinar_tests::support::data::{DATASET_ID, LATENT, MIRRORED, SCALE, flip_bit, hand_made, label_of, mean_of, text};
 use tch::Tensor;
 
 fn config(rank: usize, world: usize, micro_batch: usize) -> LoaderConfig {
-    LoaderConfig { seed: 5, global_batch: 12, rank, world, micro_batch, look_ahead: 2, window: 0, prefetch: true }
+    LoaderConfig {
+        seed: 5,
+        global_batch: 12,
+        rank,
+        world_size: world,
+        micro_batch,
+        look_ahead: 2,
+        window: 0,
+        prefetch: true,
+    }
 }
 
 fn open(folder: &Path) -> Arc<Dataset> {
@@ -97,7 +104,7 @@ fn a_resumed_loader_goes_on_with_the_first_unfinished_global_batch() {
     for handed_out in 0..9 {
         let token = loader.position();
         let json = serde_json::to_string(&token).unwrap();
-        let token: arinar_data::token::ResumeToken = serde_json::from_str(&json).unwrap();
+        let token: arinar_data::read::ResumeToken = serde_json::from_str(&json).unwrap();
         let start = token.check(&dataset.manifest, 5, 12, 0).unwrap();
         let first = handed_out / 3 * 12;
         assert_eq!(start, Position(first as u64));

@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use arinar_data::order::{MicroBatches, Place, Sharing};
-use arinar_data::shuffle::Shuffle;
+use arinar_data::read::{BatchLayout, MicroBatches, ScheduledSample, Shuffle};
 
 const WORLDS: [usize; 4] = [1, 2, 3, 4];
 
@@ -24,20 +23,20 @@ fn global_batches(
     global: usize,
     world: usize,
     batches: usize,
-) -> Vec<Vec<Place>> {
+) -> Vec<Vec<ScheduledSample>> {
     // All ways to cut a rank's part in micro-batches must agree; take the smallest.
     let micro_batch = 1;
     let accumulation = global / world;
     let mut ranks: Vec<_> = (0..world)
         .map(|rank| {
-            let sharing = Sharing { global_batch: global, rank, world, micro_batch };
-            MicroBatches::new(shuffle(samples, seed, window), sharing, 0).unwrap()
+            let layout = BatchLayout::new(global, rank, world, micro_batch).unwrap();
+            MicroBatches::new(shuffle(samples, seed, window), layout, 0)
         })
         .collect();
     (0..batches)
         .map(|_| {
             (0..accumulation)
-                .flat_map(|_| ranks.iter_mut().flat_map(MicroBatches::next_places).collect::<Vec<_>>())
+                .flat_map(|_| ranks.iter_mut().flat_map(MicroBatches::next_samples).collect::<Vec<_>>())
                 .collect()
         })
         .collect()
@@ -58,7 +57,7 @@ fn each_sample_comes_once_per_epoch_and_nothing_is_dropped() {
     for (samples, seed, window) in [(100, 1, 0), (7, 2, 1), (12, 3, 0), (97, 4, 2), (97, 4, 5)] {
         for world in WORLDS {
             let batches = global_batches((samples, seed, window), 12, world, samples);
-            let places: Vec<Place> = batches.into_iter().flatten().collect();
+            let places: Vec<ScheduledSample> = batches.into_iter().flatten().collect();
             for (epoch, places) in places.chunks_exact(samples).enumerate() {
                 assert!(places.iter().all(|place| place.epoch == epoch as u64));
                 let mut seen: Vec<u64> = places.iter().map(|place| place.sample).collect();
@@ -75,12 +74,12 @@ fn micro_batches_cut_a_global_batch_without_changing_it() {
         let mut all = Vec::new();
         let mut ranks: Vec<_> = (0..world)
             .map(|rank| {
-                let sharing = Sharing { global_batch: 24, rank, world, micro_batch };
-                MicroBatches::new(shuffle(50, 8, 2), sharing, 0).unwrap()
+                let layout = BatchLayout::new(24, rank, world, micro_batch).unwrap();
+                MicroBatches::new(shuffle(50, 8, 2), layout, 0)
             })
             .collect();
         for _ in 0..5 * 24 / (world * micro_batch) {
-            ranks.iter_mut().for_each(|rank| all.extend(rank.next_places()));
+            ranks.iter_mut().for_each(|rank| all.extend(rank.next_samples()));
         }
         all
     };

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use arinar_data::manifest::Manifest;
+use arinar_data::format::Manifest;
 use arinar_store::Store;
 use arinar_tests::support::data::{DATASET_ID, arinar_data, ended, files, flip_bit, hand_made, succeeded, text};
 
@@ -55,14 +55,14 @@ fn shards_come_back_from_the_cache_and_from_a_second_copy() {
     assert!(code == 1 && stderr.contains("3 of 4 shards") && stderr.contains("--repair"), "{stderr}");
     let (code, stdout, stderr) = work.verify(&["--repair"]);
     assert!(code == 1 && stderr.contains("1 of 4 shards are damaged"), "{stderr}");
-    assert!(stderr.contains("shard-00003") && stderr.contains("no copy is whole"), "{stderr}");
-    assert_eq!(stdout.matches("was damaged and is replaced").count(), 2, "{stdout}");
+    assert!(stderr.contains("shard-00003") && stderr.contains("no copy is intact"), "{stderr}");
+    assert_eq!(stdout.matches("was damaged and has been replaced").count(), 2, "{stdout}");
     // What could not be repaired is as it was.
     assert_eq!(std::fs::read(shard(&dataset, 3)).unwrap(), b"cut off");
     let copy = work.path("copy");
     let (code, stdout, stderr) = work.verify(&["--repair", "--from", text(&copy)]);
     assert_eq!(code, 0, "{stderr}");
-    assert!(stdout.contains("shard-00003.safetensors was damaged and is replaced by"), "{stdout}");
+    assert!(stdout.contains("shard-00003.safetensors was damaged and has been replaced by"), "{stdout}");
     assert!(stdout.contains("4 shards with 18 records are sound"), "{stdout}");
     assert!(files(&dataset) == whole);
     assert_eq!(succeeded(&arinar_data(&["verify", "--deep", text(&dataset)])).lines().count(), 1);

@@ -6,11 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arinar_data::cache::{CacheConfig, needed_bytes};
-use arinar_data::dataset::Dataset;
-use arinar_data::loader::{Batch, Loader, LoaderConfig};
-use arinar_data::manifest::Manifest;
-use arinar_data::token::Position;
+use arinar_data::Reporter;
+use arinar_data::format::Manifest;
+use arinar_data::read::cache::{CacheConfig, needed_bytes};
+use arinar_data::read::{Batch, BatchSource, Dataset, Loader, LoaderConfig, Position};
 use arinar_tests::s3::{Fault, Faults, S3Server};
 use arinar_tests::support::data::{MIRRORED, SCALE, ended, hand_made, label_of, mean_of};
 use serde::{Deserialize, Serialize};
@@ -57,12 +56,12 @@ fn read(task: &Task) -> Report {
         let mut ranks = Vec::new();
         for rank in 0..task.world {
             let cache = CacheConfig { folder: Some(task.cache.clone()), limit: task.limit };
-            let dataset = Arc::new(Dataset::open_with_cache(&task.url, cache)?);
+            let dataset = Arc::new(Dataset::open_with_cache(&task.url, cache, Reporter::console())?);
             let config = LoaderConfig {
                 seed: 3,
                 global_batch: task.world * task.micro_batch,
                 rank,
-                world: task.world,
+                world_size: task.world,
                 micro_batch: task.micro_batch,
                 look_ahead: 2,
                 window: task.window,
@@ -80,7 +79,7 @@ fn read(task: &Task) -> Report {
             }
             report.memory = report.memory.max(anonymous_memory().saturating_sub(before));
         }
-        Ok::<(), arinar_data::error::DataError>(())
+        Ok::<(), arinar_data::DataError>(())
     })();
     report.error = outcome.err().map(|error| error.to_string());
     report

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use arinar_data::manifest::Manifest;
-use arinar_data::shuffle::Shuffle;
-use arinar_data::simulate::quality;
+use arinar_data::commands::simulate::quality;
+use arinar_data::format::Manifest;
+use arinar_data::read::Shuffle;
 use arinar_store::Store;
 use arinar_tests::support::data::{arinar_data, ended, flip_bit, hand_made, succeeded, text};
 use serde_json::Value;

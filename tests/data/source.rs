@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use arinar_data::source::ImageSource;
+use arinar_data::pictures::ImageSource;
 use arinar_tests::support::data::picture_tree;
 
 fn make_tar(path: &Path, folder: &Path) {
@@ -83,7 +83,7 @@ fn what_cannot_be_used_is_said_in_one_sentence() {
     };
     assert!(message(&[&folder.path().join("nowhere")]).contains("nowhere"));
     assert!(message(&[&tree, &tar]).contains("apes/0001.png comes twice"));
-    assert!(message(&[&tree.join("apes")]).contains("lies in no class folder"));
+    assert!(message(&[&tree.join("apes")]).contains("is not in a class folder"));
     let empty = folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     assert!(message(&[&empty]).contains("no pictures"));

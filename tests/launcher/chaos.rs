@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use arinar_data::manifest::Manifest;
+use arinar_data::format::Manifest;
 use arinar_tests::s3::{BLOCK, Fault, Faults, S3Server};
 use arinar_tests::support::trainer::{Ended, launch, trainer};
 

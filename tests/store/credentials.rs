@@ -5,8 +5,7 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
-use arinar_store::cloud::Environment;
-use arinar_store::{Store, StoreError};
+use arinar_store::{Environment, Store, StoreError};
 use arinar_tests::s3::{ACCESS_KEY_ID, Fault, Faults, REGION, S3Server, SECRET_ACCESS_KEY};
 use arinar_tests::support::data::{ended, program};
 

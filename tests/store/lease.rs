@@ -57,19 +57,19 @@ fn the_second_writer_is_told_who_the_first_is() {
 fn who_only_looks_sees_the_writer_and_changes_nothing() {
     let (_folder, _server, stores) = stores();
     for (store, variables) in stores {
-        Lease::look(&store).unwrap();
+        Lease::probe(&store).unwrap();
         assert!(store.list("").unwrap().is_empty(), "looking makes nothing");
         let child = Holding::start(store.url(), &variables);
         let files = |store: &Store| store.list("").unwrap();
         let before = files(&store);
-        let error = Lease::look(&store).unwrap_err();
+        let error = Lease::probe(&store).unwrap_err();
         assert!(matches!(error, LeaseError::Held { .. }), "{error}");
         assert!(error.to_string().contains(&format!("pid {}", child.0.id())), "{error}");
         child.kill();
-        Lease::look(&store).unwrap();
+        Lease::probe(&store).unwrap();
         assert_eq!(files(&store).len(), before.len(), "what the dead one left stays where it is");
         let lease = Lease::acquire(&store, "next").unwrap();
-        assert!(Lease::look(&store).unwrap_err().to_string().contains("`next`"));
+        assert!(Lease::probe(&store).unwrap_err().to_string().contains("`next`"));
         lease.check().unwrap();
     }
 }
@@ -82,10 +82,10 @@ fn who_looks_at_a_writer_of_another_machine_waits_for_a_sign_of_life() {
     let mut holder = move_elsewhere(store);
     drop(lease);
     let silent = store.get("writer.json").unwrap();
-    Lease::look_for(store, SHORT).unwrap();
+    Lease::probe_for(store, SHORT).unwrap();
     assert_eq!(store.get("writer.json").unwrap(), silent, "nobody takes it over");
     let seen = std::thread::scope(|scope| {
-        let looking = scope.spawn(|| Lease::look_for(store, Duration::from_secs(20)));
+        let looking = scope.spawn(|| Lease::probe_for(store, Duration::from_secs(20)));
         while !looking.is_finished() {
             std::thread::sleep(Duration::from_millis(200));
             holder["counter"] = (holder["counter"].as_u64().unwrap() + 1).into();
@@ -194,7 +194,7 @@ fn a_file_that_is_no_lease_is_left_alone() {
         let name = if store.is_local() { "writer.lock" } else { "writer.json" };
         for text in ["garbage", r#"{"host": "of another program"}"#] {
             store.put(name, text).unwrap();
-            for result in [Lease::look_for(store, SHORT), Lease::acquire_for(store, "first", SHORT).map(drop)] {
+            for result in [Lease::probe_for(store, SHORT), Lease::acquire_for(store, "first", SHORT).map(drop)] {
                 let error = result.unwrap_err();
                 assert!(matches!(error, LeaseError::Foreign { .. }), "{error}");
                 assert!(error.to_string().contains(name) && error.to_string().contains("move it away"), "{error}");
@@ -206,7 +206,7 @@ fn a_file_that_is_no_lease_is_left_alone() {
     let local = &stores[0].0;
     for text in ["", "\0\0\0"] {
         local.put("writer.lock", text).unwrap();
-        Lease::look(local).unwrap();
+        Lease::probe(local).unwrap();
         drop(Lease::acquire(local, "first").unwrap());
     }
     local.put("notes.txt", "of a person").unwrap();

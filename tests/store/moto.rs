@@ -6,9 +6,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 
-use arinar_store::Store;
-use arinar_store::cloud::Environment;
 use arinar_store::lease::Lease;
+use arinar_store::{Environment, Store};
 use arinar_tests::support::data::{ended, picture_tree, program, succeeded, text, tiny_vae};
 use arinar_tests::test_program;
 

@@ -128,7 +128,7 @@ fn encode_takes_the_official_vae_and_keeps_it_beside_the_shards() {
     let arguments =
         ["encode", "--images", text(&images), "--vae", text(&vae), "--out", text(&out), "--image-size", "16"];
     arinar_tests::support::data::succeeded(&arinar_tests::support::data::arinar_data(&arguments));
-    let dataset = arinar_data::dataset::Dataset::open(text(&out)).unwrap();
+    let dataset = arinar_data::read::Dataset::open(text(&out)).unwrap();
     let kept = dataset.vae(Device::Cpu).unwrap();
     assert_eq!(kept.xxh3, load_vae(&vae, Device::Cpu).unwrap().xxh3);
 }

@@ -342,7 +342,7 @@ fn overwriting_deletes_shards_of_the_dataset_alone() {
     symlink(&elsewhere, work.out("shard-90001.safetensors")).unwrap();
     std::fs::write(work.out("shard-00000.safetensors#4"), "left by a killed run").unwrap();
     let said = succeeded(&work.encode(&vae, &["--seed", "2", "--overwrite"]));
-    assert!(said.contains("shard-90000.safetensors is not a shard of this program and stays"), "{said}");
+    assert!(said.contains("shard-90000.safetensors is not a shard of this program and was kept"), "{said}");
     kept.iter().for_each(|name| assert_mine(&work.out(name)));
     assert_mine(&elsewhere);
     assert!(!work.out("shard-00003.safetensors").exists() && !work.out("shard-00000.safetensors#4").exists());

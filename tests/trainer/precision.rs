@@ -7,7 +7,8 @@ use std::{
 };
 
 use arinar_checkpoint::load_weights;
-use arinar_data::{dataset::Dataset, shard::View};
+
+use arinar_data::{format::View, read::Dataset};
 use arinar_model::{Arinar, Precision, config::ModelConfig, mask::Mask, weights};
 use arinar_tests::support::trainer::{Ended, Lab, launch, trainer};
 use arinar_trainer::config::TrainConfig;

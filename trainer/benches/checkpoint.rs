@@ -21,7 +21,7 @@ use arinar_collective::{
     LaunchEnvironment, Single,
     machine::{allocator, memory, priority},
 };
-use arinar_data::loader::ResumeToken;
+use arinar_data::read::ResumeToken;
 use arinar_model::{arinar::Arinar, config::ModelConfig, mask::Mask, weights};
 use arinar_protocol::Seconds;
 use arinar_tests::s3::S3Server;

@@ -6,9 +6,9 @@ use arinar_model::Precision;
 use tch::Device;
 
 use crate::{
+    batch_source::{Data, RankShare},
     config::TrainConfig,
     run_length::RunLength,
-    source::{Data, RankShare},
     startup::version,
 };
 

@@ -52,7 +52,7 @@ pub(crate) fn import(collective: &dyn Collective, url: &str, into: &ImportInto<'
 impl ImportInto<'_> {
     /// Fills the parameters. Returns the averages of all parameters in the same layout, if the file has any.
     fn read(&self, url: &str) -> Result<Option<Tensor>, Stop> {
-        let local = LocalCopy::of(url).map_err(|error| match error {
+        let local = LocalCopy::fetch(url).map_err(|error| match error {
             StoreError::Url { .. } | StoreError::Missing { .. } => Stop::configuration(error),
             _ => Stop::failure(error),
         })?;

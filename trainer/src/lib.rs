@@ -21,6 +21,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod banner;
+mod batch_source;
 pub mod clip;
 pub mod config;
 pub mod ema;
@@ -44,7 +45,6 @@ pub mod sample;
 mod sample_log;
 mod seeds;
 pub mod shutdown;
-mod source;
 mod startup;
 mod step;
 pub mod step_consensus;

@@ -7,12 +7,14 @@ use arinar_checkpoint::{
     Resume, Retention,
 };
 use arinar_collective::{agree, machine::allocator, require_equal};
+use arinar_data::read::BatchSource;
 use arinar_model::arinar::Arinar;
 use arinar_protocol::Seconds;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     banner::Banner,
+    batch_source::{Data, RankShare},
     config::{BatchShare, ConfigError, TrainConfig},
     import::{ImportInto, import},
     logs::{EventUpload, Logs, Progress, UPLOAD_INTERVAL},
@@ -22,7 +24,6 @@ use crate::{
     reporter::Reporter,
     run_length::RunLength,
     sample_log,
-    source::{BatchSource, Data, RankShare},
     step::Worker,
     stop::Stop,
     time_accounting::TimeFile,

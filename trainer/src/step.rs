@@ -3,8 +3,8 @@
 use std::{fs::File, io::Write, sync::Arc};
 
 use arinar_data::{
-    loader::{Batch, SampleKey},
     random::{Purpose, SampleRandom, StepRandom},
+    read::{Batch, BatchSource, SampleKey},
 };
 use arinar_model::{
     arinar::Arinar,
@@ -15,12 +15,7 @@ use arinar_model::{
 use arinar_protocol::Phase;
 use tch::Tensor;
 
-use crate::{
-    seeds,
-    source::{BatchSource, RankShare},
-    stop::Stop,
-    vitals::Vitals,
-};
+use crate::{batch_source::RankShare, seeds, stop::Stop, vitals::Vitals};
 
 /// The outcome of the forward and backward passes of one rank.
 pub(crate) struct Local {

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use arinar_checkpoint::CheckpointError;
 use arinar_collective::{CollectiveError, JobError};
-use arinar_data::error::DataError;
+use arinar_data::DataError;
 use arinar_protocol::exit_code;
 
 /// Any error that can be sent to another thread.

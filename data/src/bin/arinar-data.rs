@@ -1,4 +1,4 @@
-//! `arinar-data`: pictures to datasets of latents, and what one wants to know about them.
+//! `arinar-data`: makes, inspects, verifies and repairs datasets of latents.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,46 +6,43 @@ use std::time::Duration;
 
 use anyhow::Result;
 use arinar_collective::{WorkGroup, launched_rank};
-use arinar_data::bench::{open_shards, read_records};
-use arinar_data::cache::CacheConfig;
-use arinar_data::convert::{self, ConvertArgs};
-use arinar_data::dataset::Dataset;
-use arinar_data::encode::{self, EncodeArgs, EncodeError};
-use arinar_data::error::DataError;
-use arinar_data::inspect;
-use arinar_data::manifest::Manifest;
-use arinar_data::simulate::{self, SimulateArgs};
-use arinar_data::train_vae::{self, TrainVaeArgs};
-use arinar_data::verify::{Repair, verify};
+use arinar_data::commands::EncodeError;
+use arinar_data::commands::bench::{open_shards, read_records};
+use arinar_data::commands::convert::{self, ConvertArgs};
+use arinar_data::commands::encode::{self, EncodeArgs};
+use arinar_data::commands::inspect;
+use arinar_data::commands::simulate::{self, SimulateArgs};
+use arinar_data::commands::train_vae::{self, TrainVaeArgs};
+use arinar_data::commands::verify::{Repair, verify};
+use arinar_data::format::Manifest;
+use arinar_data::read::Dataset;
+use arinar_data::read::cache::CacheConfig;
+use arinar_data::{DataError, Reporter};
+use arinar_protocol::exit_code;
 use arinar_store::{Store, StoreError};
 use clap::{Args, Parser};
 
-/// Something is wrong that other options would not cure.
-const FAILED: u8 = 1;
-/// The command line, or what it points to, must be changed.
-const CONFIGURATION: u8 = 78;
-
-/// Makes and checks ARINAR's datasets.
+/// Make and verify the datasets of ARINAR
 #[derive(Parser)]
 #[command(name = "arinar-data", version, about)]
 enum Command {
-    /// Encode pictures with a VAE into a dataset; under mpirun the ranks share the work, and a killed run goes on
+    /// Encode pictures with a VAE as a dataset, sharing the work under mpirun and resuming an interrupted run
     Encode(EncodeArgs),
-    /// Convert the official code's cached latents, a folder of .npz files, into a dataset; shared and resumed as encode
+    /// Convert cached latents of the official code (.npz files) to a dataset, sharing the work under mpirun
     Convert(ConvertArgs),
-    /// Train a small VAE for pictures that are not ImageNet
+    /// Train a small VAE for pictures other than ImageNet
     TrainVae(TrainVaeArgs),
-    /// Say what a dataset holds
+    /// Summarize a dataset
     Inspect {
-        /// Where the dataset is
+        /// URL or folder of the dataset
         url: String,
         /// Print the manifest as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Check every shard of a dataset; exits 1 when one is damaged and stays so
+    /// Verify every shard of a dataset and exit with code 1 if any remains damaged
     Verify(VerifyArgs),
-    /// Say what a job would fetch, keep in its cache, and how well it would shuffle, from the manifest alone
+    /// Predict the downloads, the cache size and the shuffle quality of a job from the manifest alone
     Simulate(SimulateArgs),
     /// Measure how fast records are read and verified in random order
     Bench(BenchArgs),
@@ -53,144 +50,152 @@ enum Command {
 
 #[derive(Args)]
 struct BenchArgs {
-    /// Where the dataset is
+    /// Read this dataset
     #[arg(long, value_name = "URL")]
     data: String,
-    /// Time for each of the two measures
+    /// Spend this number of seconds on each of the two measurements
     #[arg(long, default_value_t = 10, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
-    /// Folder for copies of a remote dataset's shards [default: a fresh one that is deleted afterwards]
+    /// Cache the shards of a remote dataset in this folder [default: a temporary one]
     #[arg(long, value_name = "FOLDER")]
     cache_dir: Option<PathBuf>,
 }
 
 #[derive(Args)]
 struct VerifyArgs {
-    /// Where the dataset is
+    /// URL or folder of the dataset
     url: String,
-    /// Check every record too
+    /// Verify every record as well
     #[arg(long)]
     deep: bool,
-    /// Replace damaged shards by copies that verify: from the cache folder, else from --from
+    /// Replace damaged shards by intact copies from the cache folder or from --from
     #[arg(long)]
     repair: bool,
-    /// With --repair: a second copy of the dataset
+    /// Use this second copy of the dataset with --repair
     #[arg(long, value_name = "URL", requires = "repair")]
     from: Option<String>,
-    /// With --repair: folder of cached shards [default: the one training uses]
+    /// Use the shards in this cache folder with --repair [default: the cache folder of training]
     #[arg(long, value_name = "FOLDER", requires = "repair")]
     cache_dir: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
+    let reporter = reporter();
     let command = match Command::try_parse() {
         Ok(command) => command,
         Err(error) => {
-            // Help and version come this way too. All ranks get the same command line, so one is enough to say what
-            // is wrong with it; printing fails only when nobody reads.
+            // Help and version are errors of clap too. All ranks have the same command line, so that one message is
+            // enough. Printing fails only if the output is closed.
             if launched_rank().unwrap_or(0) == 0 {
                 let _ = error.print();
             }
-            return if error.use_stderr() { CONFIGURATION.into() } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { exit_code::CONFIGURATION.into() } else { ExitCode::SUCCESS };
         }
     };
-    match run(command) {
+    match run(command, &reporter) {
         Ok(code) => code,
         Err(error) => {
             let message = message(&error);
             if !message.is_empty() {
-                eprintln!("arinar-data: {message}");
+                reporter.note(&format!("arinar-data: {message}"));
             }
-            exit_code(&error).into()
+            exit_code_of(&error).into()
         }
     }
 }
 
-fn run(command: Command) -> Result<ExitCode> {
+fn run(command: Command, reporter: &Reporter) -> Result<ExitCode> {
     match command {
         Command::Encode(args) => {
-            say(&encode::run(&args, &WorkGroup::from_environment()?)?);
+            print_summary(&encode::run(&args, &WorkGroup::from_environment()?, reporter)?, reporter);
         }
-        Command::Convert(args) => say(&convert::run(&args, &WorkGroup::from_environment()?)?),
-        Command::TrainVae(args) => train_vae::run(&args)?,
+        Command::Convert(args) => {
+            print_summary(&convert::run(&args, &WorkGroup::from_environment()?, reporter)?, reporter);
+        }
+        Command::TrainVae(args) => train_vae::run(&args, reporter)?,
         Command::Inspect { url, json } => {
             let store = Store::open(&url)?;
             let manifest = Manifest::read(&store)?;
-            match json {
-                true => println!("{}", serde_json::to_string_pretty(&manifest)?),
-                false => println!("{}", inspect::summary(&manifest, store.url())),
-            }
+            reporter.print(&match json {
+                true => serde_json::to_string_pretty(&manifest)?,
+                false => inspect::summary(&manifest, store.url()),
+            });
         }
-        Command::Verify(args) => return report(&args),
+        Command::Verify(args) => return verify_dataset(&args, reporter),
         Command::Simulate(args) => {
             let manifest = Manifest::read(&Store::open(&args.data)?)?;
             let findings = simulate::simulate(&manifest, &args)?;
-            match args.json {
-                true => println!("{}", serde_json::to_string_pretty(&findings)?),
-                false => println!("{}", simulate::report(&manifest, &args, &findings)),
-            }
+            reporter.print(&match args.json {
+                true => serde_json::to_string_pretty(&findings)?,
+                false => simulate::report(&manifest, &args, &findings),
+            });
         }
-        Command::Bench(args) => measure(&args)?,
+        Command::Bench(args) => measure(&args, reporter)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What rank 0 has to say; the others have nothing.
-fn say(summary: &str) {
+/// Only rank 0 shows progress.
+fn reporter() -> Reporter {
+    if launched_rank().unwrap_or(0) == 0 { Reporter::console() } else { Reporter::without_progress() }
+}
+
+/// Prints the summary of rank 0. Those of the other ranks are empty.
+fn print_summary(summary: &str, reporter: &Reporter) {
     if !summary.is_empty() {
-        println!("{summary}");
+        reporter.print(summary);
     }
 }
 
-fn measure(args: &BenchArgs) -> Result<()> {
+fn measure(args: &BenchArgs, reporter: &Reporter) -> Result<()> {
     let limit = Duration::from_secs(args.seconds);
     let temporary = tempfile::tempdir()?;
     let remote = Store::open(&args.data)?.local_path("").is_none();
     let fresh = remote.then(|| temporary.path().to_path_buf());
     let cache = CacheConfig { folder: args.cache_dir.clone().or(fresh), limit: None };
-    let dataset = Dataset::open_with_cache(&args.data, cache)?;
-    let (opened, cold) = open_shards(&dataset, limit, false)?;
+    let dataset = Dataset::open_with_cache(&args.data, cache, reporter.clone())?;
+    let (opened, cold) = open_shards(&dataset, limit, reporter)?;
     let what = if dataset.is_cached() { "fetched, mapped and verified" } else { "mapped and verified" };
-    println!(
+    reporter.print(&format!(
         "cold: {} of {} shards {what} in {:.1} s: {:.2} shards/s, {:.1} MB/s",
         cold.count,
         dataset.manifest.shards.len(),
         cold.time.as_secs_f64(),
         cold.per_second(),
         cold.bytes_per_second() / 1e6
-    );
-    let warm = read_records(&dataset, &opened, limit, false)?;
-    println!(
+    ));
+    let warm = read_records(&dataset, &opened, limit, reporter)?;
+    reporter.print(&format!(
         "warm: {} records of those shards in random order, verified, in {:.1} s: {:.0} records/s, {:.1} MB/s, one thread",
         warm.count,
         warm.time.as_secs_f64(),
         warm.per_second(),
         warm.bytes_per_second() / 1e6
-    );
+    ));
     Ok(())
 }
 
-fn report(args: &VerifyArgs) -> Result<ExitCode> {
+fn verify_dataset(args: &VerifyArgs, reporter: &Reporter) -> Result<ExitCode> {
     let copies = Repair { cache_folder: args.cache_dir.as_deref(), from: args.from.as_deref() };
-    let found = verify(&args.url, args.deep, args.repair.then_some(copies))?;
-    for (name, place) in &found.repaired {
-        println!("{name} was damaged and is replaced by {place}");
+    let found = verify(&args.url, args.deep, args.repair.then_some(copies), reporter)?;
+    for (name, location) in &found.repaired {
+        reporter.print(&format!("{name} was damaged and has been replaced by {location}"));
     }
     for (error, tried) in &found.damaged {
-        match tried.as_str() {
-            "" => eprintln!("arinar-data: {error}"),
-            tried => eprintln!("arinar-data: {error}; no copy is whole ({tried})"),
-        }
+        reporter.note(&match tried.as_str() {
+            "" => format!("arinar-data: {error}"),
+            tried => format!("arinar-data: {error}; no copy is intact ({tried})"),
+        });
     }
     if found.damaged.is_empty() {
-        println!("{} shards with {} records are sound", found.shards, found.records);
+        reporter.print(&format!("{} shards with {} records are sound", found.shards, found.records));
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("arinar-data: {} of {} shards are damaged", found.damaged.len(), found.shards);
-    Ok(FAILED.into())
+    reporter.note(&format!("arinar-data: {} of {} shards are damaged", found.damaged.len(), found.shards));
+    Ok(exit_code::FAILED.into())
 }
 
-/// The errors of this crate name their cause themselves; others get it from their chain.
+/// Formats an error. The messages of this crate include their causes, those of other crates do not.
 fn message(error: &anyhow::Error) -> String {
     match error.is::<EncodeError>() || error.is::<DataError>() || error.is::<StoreError>() {
         true => error.to_string(),
@@ -198,9 +203,9 @@ fn message(error: &anyhow::Error) -> String {
     }
 }
 
-fn exit_code(error: &anyhow::Error) -> u8 {
+fn exit_code_of(error: &anyhow::Error) -> u8 {
     let encode = error.downcast_ref::<EncodeError>().is_some_and(EncodeError::is_configuration);
     let data = error.downcast_ref::<DataError>().is_some_and(DataError::is_configuration);
     let store = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_configuration);
-    if encode || data || store { CONFIGURATION } else { FAILED }
+    if encode || data || store { exit_code::CONFIGURATION } else { exit_code::FAILED }
 }

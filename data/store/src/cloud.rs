@@ -1,21 +1,5 @@
-//! Where credentials and options of the clouds come from.
-//!
-//! **s3://** as the AWS command line has it, the environment before files:
-//! - `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`; else `AWS_WEB_IDENTITY_TOKEN_FILE` with
-//!   `AWS_ROLE_ARN`; else the profile `AWS_PROFILE` (or `default`) of `~/.aws/credentials` and `~/.aws/config`
-//!   (`AWS_SHARED_CREDENTIALS_FILE`, `AWS_CONFIG_FILE`), which are read again when they change; else the roles of a
-//!   container or machine;
-//! - `AWS_REGION`, `AWS_DEFAULT_REGION`, or the profile's `region`;
-//! - `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, or the profile's `endpoint_url`, for stores that speak S3. Buckets are
-//!   then part of the path (`AWS_VIRTUAL_HOSTED_STYLE_REQUEST=true`: of the host's name). `http://` needs
-//!   `AWS_ALLOW_HTTP=true`, and a private certificate authority `AWS_CA_BUNDLE`.
-//!
-//! **gs://** and **az://** by object_store's names: `GOOGLE_APPLICATION_CREDENTIALS`, `GOOGLE_SERVICE_ACCOUNT` and
-//! others; `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY` or `AZURE_STORAGE_SAS_TOKEN` and others.
+//! Opening of stores in clouds.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,118 +10,29 @@ use object_store::path::Path;
 use object_store::{Certificate, ClientOptions, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
+use crate::environment::Environment;
 use crate::error::StoreError;
 use crate::profile::{FileCredentials, Profile};
+use crate::redact::redacted;
 use crate::remote::Remote;
-use crate::retry::{PATIENCE_VARIABLE, Patience};
+use crate::retry::{RETRY_TIMEOUT_VARIABLE, RetryPolicy};
 use crate::secrets::Secrets;
 
-const CONNECT: Duration = Duration::from_secs(5);
-/// Parts of names of variables whose values must never be shown.
-const SECRET_NAMES: [&str; 5] = ["SECRET", "TOKEN", "_KEY", "PASSWORD", "SAS"];
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Environment variables.
-#[derive(Clone, Default)]
-pub struct Environment(BTreeMap<String, String>);
-
-impl std::fmt::Debug for Environment {
-    /// Names alone: values can be secrets.
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
-impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
-    fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
-        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
-    }
-}
-
-impl Environment {
-    /// The variables of this process that are text.
-    pub fn of_process() -> Self {
-        std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect()
-    }
-
-    /// The same, and `name` with that value where it is not set.
-    pub fn with_default(mut self, name: &str, value: &str) -> Self {
-        self.0.entry(name.to_owned()).or_insert_with(|| value.to_owned());
-        self
-    }
-
-    /// The value of a variable that is set to something.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
-    }
-
-    /// The first of these variables that is set to something.
-    fn first(&self, names: &[&str]) -> Option<&str> {
-        names.iter().find_map(|name| self.get(name))
-    }
-
-    fn is_true(&self, name: &str) -> bool {
-        self.get(name)
-            .is_some_and(|value| ["1", "true", "on", "yes", "y"].contains(&value.to_ascii_lowercase().as_str()))
-    }
-
-    /// A file whose name may begin with `~/`.
-    pub(super) fn file(&self, variable: &str, default: &str) -> Option<PathBuf> {
-        let name = self.get(variable).unwrap_or(default);
-        match name.strip_prefix("~/") {
-            Some(below) => Some(PathBuf::from(self.get("HOME")?).join(below)),
-            None => Some(PathBuf::from(name)),
-        }
-    }
-
-    /// The variables of a cloud, as object_store's keys.
-    fn options<K: FromStr>(&self, prefix: &str) -> impl Iterator<Item = (K, &str)> {
-        let named = self.0.iter().filter(move |(name, value)| name.starts_with(prefix) && !value.is_empty());
-        named.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value.as_str())))
-    }
-
-    fn secrets(&self) -> Vec<String> {
-        let secret = |name: &str| SECRET_NAMES.iter().any(|part| name.contains(part)) && name != "AWS_ACCESS_KEY_ID";
-        let clouds = ["AWS_", "AZURE_", "GOOGLE_"];
-        let named =
-            self.0.iter().filter(|(name, _)| clouds.iter().any(|cloud| name.starts_with(cloud)) && secret(name));
-        // Short values are words such as "true", not secrets.
-        named.map(|(_, value)| value.clone()).filter(|value| value.len() >= 8).collect()
-    }
-}
-
-/// A URL as it may be shown: without what could be credentials.
-pub fn redacted(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (rest, query) = match rest.find(['?', '#']) {
-        Some(at) => (&rest[..at], "?[redacted]"),
-        None => (rest, ""),
-    };
-    let authority = rest.split('/').next().unwrap_or_default();
-    // A secret may hold slashes, and then the @ lies behind what looks like the path.
-    let rest = match rest.rsplit_once('@') {
-        _ if scheme.starts_with("abfs") && !authority.contains(':') => rest.to_owned(),
-        Some((_, behind)) if authority.contains([':', '@']) => format!("[redacted]@{behind}"),
-        None if authority.contains(':') => format!("[redacted]{}", &rest[authority.len()..]),
-        _ => rest.to_owned(),
-    };
-    format!("{scheme}://{rest}{query}")
-}
-
-/// Opens a store in a cloud; sends nothing yet.
+/// Opens a store in a cloud without sending a request.
 pub(super) fn open(url: &str, environment: &Environment) -> Result<Remote, StoreError> {
     let shown = redacted(url);
     let unusable = |source: String| StoreError::Url { url: shown.clone(), source: source.into() };
     let setup = |reason: String| StoreError::Setup { url: shown.clone(), reason };
     if shown != url {
-        let reason = "it holds credentials or a query; give credentials in environment variables or profile files";
+        let reason = "it contains credentials or a query; give credentials in environment variables or profile files";
         return Err(unusable(reason.to_owned()));
     }
     let parsed = Url::parse(url).map_err(|error| unusable(error.to_string()))?;
     let (scheme, prefix) =
-        ObjectStoreScheme::parse(&parsed).map_err(|_| unusable("no such kind of store".to_owned()))?;
-    let patience = Patience::parse(environment.get(PATIENCE_VARIABLE)).map_err(setup)?;
+        ObjectStoreScheme::parse(&parsed).map_err(|_| unusable("unknown kind of store".to_owned()))?;
+    let retry = RetryPolicy::parse(environment.get(RETRY_TIMEOUT_VARIABLE)).map_err(setup)?;
     let secrets = Arc::new(Secrets::default());
     secrets.add(environment.secrets());
     let refused = |error: object_store::Error| setup(secrets.redact(&error.to_string()));
@@ -170,10 +65,10 @@ pub(super) fn open(url: &str, environment: &Environment) -> Result<Remote, Store
             let store = Arc::new(builder.with_retry(no_retries()).build().map_err(refused)?);
             (store.clone() as _, store as _)
         }
-        _ => return Err(unusable("no such kind of store".to_owned())),
+        _ => return Err(unusable("unknown kind of store".to_owned())),
     };
     let prefix = Path::parse(prefix).map_err(|error| unusable(error.to_string()))?;
-    Ok(Remote { objects, parts, prefix, patience, secrets })
+    Ok(Remote { objects, parts, prefix, retry, secrets })
 }
 
 fn amazon(
@@ -224,23 +119,24 @@ fn check_endpoint(endpoint: &str, environment: &Environment) -> Result<(), Strin
     };
     if !parsed.username().is_empty() || parsed.password().is_some() {
         return Err(
-            "the endpoint URL holds credentials; give them in environment variables or profile files".to_owned()
+            "the endpoint URL contains credentials; give them in environment variables or profile files".to_owned()
         );
     }
     match parsed.scheme() {
         "https" => Ok(()),
         "http" if environment.is_true("AWS_ALLOW_HTTP") => Ok(()),
         "http" => Err(format!(
-            "the endpoint {endpoint} would send everything in the clear; set AWS_ALLOW_HTTP=true if that is all right"
+            "the endpoint {endpoint} would send everything unencrypted; set AWS_ALLOW_HTTP=true to allow it"
         )),
         other => Err(format!("the endpoint {endpoint} begins with {other}://; use https:// or http://")),
     }
 }
 
-/// Time-outs are this crate's business, by progress and not by the length of a request; see [`crate::retry`].
+/// Returns the options of the HTTP client. This crate has its own timeouts, which depend on the progress of a request
+/// and not on its duration; see [`crate::retry`].
 fn client_options(environment: &Environment, allow_http: &str) -> Result<ClientOptions, String> {
     let mut options = ClientOptions::new()
-        .with_connect_timeout(CONNECT)
+        .with_connect_timeout(CONNECT_TIMEOUT)
         .with_timeout_disabled()
         .with_allow_http(environment.is_true(allow_http));
     if let Some(bundle) = environment.file("AWS_CA_BUNDLE", "").filter(|file| !file.as_os_str().is_empty()) {
@@ -253,7 +149,7 @@ fn client_options(environment: &Environment, allow_http: &str) -> Result<ClientO
     Ok(options)
 }
 
-/// object_store's own retries are off: one policy for all, see [`crate::retry`].
+/// Disables the retries of object_store, because this crate has its own; see [`crate::retry`].
 fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, ..RetryConfig::default() }
 }
@@ -276,9 +172,6 @@ mod tests {
         ] {
             let error = open(url, &Environment::default()).map(|_| ()).expect_err(url).to_string();
             assert!(!error.contains("S3CR") && error.contains("credentials"), "{url}: {error}");
-        }
-        for harmless in ["s3://bucket/a@b", "abfss://container@account.dfs.core.windows.net/x", "/a/b@c", "gs://b/x"] {
-            assert_eq!(redacted(harmless), harmless);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What can go wrong with a store, in one line each that names the object and the cure.
+//! Errors of stores. Each message is one line that names the object and the remedy.
 
 use std::error::Error as StdError;
 use std::io;
@@ -8,107 +8,107 @@ use thiserror::Error;
 
 pub(super) type Source = Box<dyn StdError + Send + Sync>;
 
-/// What went wrong with a store; carries the URL of the object, never a secret.
+/// An error of a store. It contains the URL of the object, but no secrets.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// The URL is not one of a known store.
+    /// The URL does not name a known kind of store.
     #[error("{url} is not a usable store URL ({source}); use a path, file://, s3://, gs:// or az://")]
     Url {
-        /// The URL given, without credentials.
+        /// URL without credentials.
         url: String,
-        /// What is wrong with it.
+        /// Description of the problem.
         source: Source,
     },
-    /// Credentials or options of the cloud, in environment variables or files, are not usable.
+    /// The credentials or options of the cloud, in environment variables or files, cannot be used.
     #[error("cannot use {url}: {reason}")]
     Setup {
-        /// The store.
+        /// URL of the store.
         url: String,
-        /// What is wrong, and the cure.
+        /// Description of the problem and the remedy.
         reason: String,
     },
-    /// No such object.
+    /// The object does not exist.
     #[error("{url} does not exist")]
     Missing {
-        /// The object.
+        /// URL of the object.
         url: String,
     },
-    /// No such bucket or container.
+    /// The bucket or container does not exist.
     #[error("the bucket of {url} does not exist; create it, or correct the URL or the region")]
     NoBucket {
-        /// The object.
+        /// URL of the object.
         url: String,
     },
-    /// No space left, or a quota used up.
+    /// There is no space left, or a quota is exhausted.
     #[error("no space left while writing {url} ({source}); free some space and start again")]
     Full {
-        /// The object.
+        /// URL of the object.
         url: String,
-        /// What the system said.
+        /// Error reported by the system.
         source: io::Error,
     },
-    /// The store refuses.
+    /// The store denies access.
     #[error("access to {url} is denied ({source}); check credentials and permissions")]
     Denied {
-        /// The object.
+        /// URL of the object.
         url: String,
-        /// What the store said.
+        /// Error reported by the store.
         source: Source,
     },
-    /// Temporary credentials have ended.
+    /// The temporary credentials have expired.
     #[error(
         "the credentials for {url} have expired ({source}); renew them in the profile file, \
-         which is read again, or start again with new variables"
+         which is reread, or restart with new environment variables"
     )]
     Expired {
-        /// The object.
+        /// URL of the object.
         url: String,
-        /// What the store said.
+        /// Error reported by the store.
         source: Source,
     },
-    /// The store does not answer, or fails in a way that passes, and went on so while it was tried again.
+    /// The store does not answer or fails temporarily, and all retries have failed.
     #[error("{url} cannot be reached: {reason}")]
     Unavailable {
-        /// The object.
+        /// URL of the object.
         url: String,
-        /// What the last attempt came to, and how many there were.
+        /// Failure of the last attempt, and the number of attempts.
         reason: String,
     },
-    /// An object is not as large as the reader knows it to be.
+    /// The size of an object differs from the expected size.
     #[error("{url} has {found} bytes and should have {expected}; it was replaced or is damaged")]
     Size {
-        /// The object.
+        /// URL of the object.
         url: String,
-        /// Bytes expected.
+        /// Expected size in bytes.
         expected: u64,
-        /// Bytes there.
+        /// Actual size in bytes.
         found: u64,
     },
     /// The local copy of an object cannot be written.
     #[error("cannot write the local copy of {url}: {source}")]
     Copy {
-        /// The object.
+        /// URL of the object.
         url: String,
-        /// What the system said.
+        /// Error reported by the system.
         source: io::Error,
     },
     /// A local file or folder cannot be used.
     #[error("cannot use {}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// Error reported by the system.
         source: io::Error,
     },
-    /// The threads that talk to stores cannot be started.
-    #[error("cannot start the threads that talk to stores: {0}")]
+    /// The threads that send requests cannot be started.
+    #[error("cannot start the threads that send requests to stores: {0}")]
     Runtime(io::Error),
-    /// Anything else: network, service, file system.
+    /// Any other error of the network, the service or the file system.
     #[error("{url}: {source}")]
     Other {
-        /// The object.
+        /// URL of the object.
         url: String,
-        /// What the store said.
+        /// Error reported by the store.
         source: Source,
     },
 }
@@ -119,18 +119,18 @@ impl StoreError {
         matches!(self, Self::Missing { .. })
     }
 
-    /// Whether a changed command line, configuration or environment is the cure (exit code 78).
+    /// Whether the remedy is a changed command line, configuration or environment (exit code 78).
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Url { .. } | Self::Setup { .. } | Self::NoBucket { .. })
     }
 
-    /// Whether the same call may succeed later with nothing changed here: the store is down, overloaded or out of
-    /// reach, or temporary credentials have expired (somebody may renew them in the profile file, which is read again).
+    /// Whether the same call may succeed later: the store is down, overloaded or unreachable, or temporary credentials
+    /// have expired, which may be renewed in the profile file.
     ///
-    /// The store has already tried again for a while before it says so. Refused access, a full disk, and an object that
-    /// is missing or of another size are not transient.
+    /// Such an error is returned only after retries. Denied access, a full disk, and a missing object or one with
+    /// another size are not transient.
     pub fn is_transient(&self) -> bool {
-        let passing = |kind: io::ErrorKind| {
+        let is_temporary = |kind: io::ErrorKind| {
             use io::ErrorKind::*;
             matches!(
                 kind,
@@ -149,14 +149,14 @@ impl StoreError {
         };
         match self {
             Self::Unavailable { .. } | Self::Expired { .. } => true,
-            // Network file systems fail in ways that pass, too.
-            Self::File { source, .. } => passing(source.kind()),
-            Self::Other { source, .. } => io_cause(source.as_ref()).is_some_and(|cause| passing(cause.kind())),
+            // Network file systems fail temporarily, too.
+            Self::File { source, .. } => is_temporary(source.kind()),
+            Self::Other { source, .. } => io_cause(source.as_ref()).is_some_and(|cause| is_temporary(cause.kind())),
             _ => false,
         }
     }
 
-    /// An error of a local file system.
+    /// Converts an error of a local file system.
     pub(super) fn of_folder(url: String, source: object_store::Error) -> Self {
         if let object_store::Error::NotFound { .. } = source {
             return Self::Missing { url };
@@ -172,7 +172,7 @@ impl StoreError {
     }
 }
 
-/// The input/output error behind an error, if there is one.
+/// Returns the I/O error among the causes of an error, if there is one.
 fn io_cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a io::Error> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_apart() {
+    fn a_full_disk_is_recognized() {
         let cause = io::Error::from(io::ErrorKind::StorageFull);
         let source = object_store::Error::Generic { store: "test", source: Box::new(cause) };
         let error = StoreError::of_folder("/somewhere/x".to_owned(), source);

@@ -1,4 +1,4 @@
-//! What one failed request to a cloud means: the status and the code in its body, or how the connection broke.
+//! Classification of failed requests by the status, the code in the body, or the failure of the connection.
 
 use std::error::Error as StdError;
 
@@ -6,11 +6,11 @@ use object_store::client::{HttpError, HttpErrorKind};
 
 use crate::error::StoreError;
 
-/// Codes of S3, STS and Azure for credentials that were good once.
+/// Codes of S3, STS and Azure for expired credentials.
 const EXPIRED: [&str; 5] =
     ["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidAuthenticationInfo"];
-/// Codes that come with a status which is not that of a passing failure.
-const PASSING: [&str; 6] = [
+/// Codes of temporary failures whose status does not indicate a temporary failure.
+const TEMPORARY: [&str; 6] = [
     "SlowDown",
     "InternalError",
     "RequestTimeout",
@@ -18,52 +18,52 @@ const PASSING: [&str; 6] = [
     "OperationAborted",
     "ConditionalRequestConflict",
 ];
-/// Where a machine of Amazon's gets credentials from; object_store asks there when it has none.
+/// Address of the metadata service of AWS machines, from which object_store requests credentials if it has none.
 const INSTANCE_METADATA: &str = "169.254.169.254";
-/// Longest text of a service that is shown.
-const SHOWN_CHARACTERS: usize = 240;
+/// Maximum length of a text of a service in messages.
+const MAX_CHARACTERS: usize = 240;
 
-/// What kind of failure it was.
+/// Kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// No such object.
+    /// The object does not exist.
     Missing,
-    /// No such bucket.
+    /// The bucket does not exist.
     NoBucket,
     /// The condition of a conditional request does not hold.
     Condition,
-    /// The range lies beyond the end.
+    /// The requested range begins after the end of the object.
     Range,
-    /// Refused.
+    /// Access is denied.
     Denied,
-    /// Refused, and new credentials are the cure.
+    /// Access is denied because the credentials have expired.
     Expired,
-    /// There are no credentials at all.
+    /// There are no credentials.
     NoCredentials,
-    /// Worth trying again: overload, failure of the service, a broken connection, too long a wait.
-    Passing,
-    /// Anything else that trying again does not cure.
-    Lasting,
+    /// A retry may succeed: overload, an error of the service, a broken connection, or a timeout.
+    Temporary,
+    /// Any other failure, for which retries are useless.
+    Permanent,
 }
 
-/// One failed request.
+/// A failed request.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub(super) kind: Kind,
-    /// One line, from the service or the system.
+    /// Description by the service or the system, on one line.
     pub(super) text: String,
 }
 
 impl Failure {
-    pub(super) fn passing(text: impl Into<String>) -> Self {
-        Self { kind: Kind::Passing, text: text.into() }
+    pub(super) fn temporary(text: impl Into<String>) -> Self {
+        Self { kind: Kind::Temporary, text: text.into() }
     }
 
-    pub(super) fn lasting(text: impl Into<String>) -> Self {
-        Self { kind: Kind::Lasting, text: text.into() }
+    pub(super) fn permanent(text: impl Into<String>) -> Self {
+        Self { kind: Kind::Permanent, text: text.into() }
     }
 
-    /// The error of the operation that ended so. The text must be free of secrets by now.
+    /// Converts to the error of the operation on `url`. Secrets must have been removed from the text.
     pub(super) fn into_error(self, url: String) -> StoreError {
         let Self { kind, text } = self;
         match kind {
@@ -77,8 +77,8 @@ impl Failure {
                          a profile in ~/.aws/credentials"
                     .to_owned(),
             },
-            Kind::Passing => StoreError::Unavailable { url, reason: text },
-            Kind::Condition | Kind::Range | Kind::Lasting => StoreError::Other { url, source: text.into() },
+            Kind::Temporary => StoreError::Unavailable { url, reason: text },
+            Kind::Condition | Kind::Range | Kind::Permanent => StoreError::Other { url, source: text.into() },
         }
     }
 }
@@ -91,7 +91,8 @@ impl From<object_store::Error> for Failure {
         let http = http_kind(&error);
         let status = answer.as_ref().map_or(0, |answer| answer.status);
         let kind = match &error {
-            // Nobody is there, or has a role for this machine; an overloaded service would answer otherwise.
+            // There is no metadata service, or it has no role for this machine. An overloaded service has other
+            // statuses.
             _ if texts.iter().any(|text| text.contains(INSTANCE_METADATA))
                 && (matches!(http, Some(HttpErrorKind::Connect | HttpErrorKind::Timeout)) || status / 100 == 4)
                 && status != 429 =>
@@ -99,37 +100,37 @@ impl From<object_store::Error> for Failure {
                 Kind::NoCredentials
             }
             _ if EXPIRED.contains(&code) => Kind::Expired,
-            _ if PASSING.contains(&code) => Kind::Passing,
+            _ if TEMPORARY.contains(&code) => Kind::Temporary,
             _ if matches!(code, "NoSuchBucket" | "ContainerNotFound") => Kind::NoBucket,
             object_store::Error::NotFound { .. } => Kind::Missing,
             object_store::Error::AlreadyExists { .. }
             | object_store::Error::Precondition { .. }
             | object_store::Error::NotModified { .. } => Kind::Condition,
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => Kind::Denied,
-            // A refused listing comes as any other failure.
+            // object_store reports a denied listing as a generic error.
             _ if matches!(status, 401 | 403) => Kind::Denied,
             _ if status == 416 => Kind::Range,
-            _ if (status >= 500 && status != 501) || matches!(status, 408 | 429) => Kind::Passing,
-            _ if status != 0 => Kind::Lasting,
-            // A body that ends early or a connection that breaks is of one of these kinds, or of none that is known.
-            _ if http.is_some() => Kind::Passing,
-            // object_store could not read an answer that it must understand, as one that was cut short.
-            _ if texts.iter().any(|text| text.contains("Got invalid")) => Kind::Passing,
-            _ => Kind::Lasting,
+            _ if (status >= 500 && status != 501) || matches!(status, 408 | 429) => Kind::Temporary,
+            _ if status != 0 => Kind::Permanent,
+            // A truncated body or a broken connection has one of these kinds.
+            _ if http.is_some() => Kind::Temporary,
+            // object_store could not parse an answer, for example because it was truncated.
+            _ if texts.iter().any(|text| text.contains("Got invalid")) => Kind::Temporary,
+            _ => Kind::Permanent,
         };
-        let deepest = texts.last().cloned().unwrap_or_default();
+        let innermost = texts.last().cloned().unwrap_or_default();
         let text = match (answer, http) {
             (Some(answer), _) => answer.text(),
-            (None, Some(HttpErrorKind::Connect)) => format!("no connection: {deepest}"),
-            (None, Some(HttpErrorKind::Timeout)) => format!("no answer in time: {deepest}"),
-            (None, Some(_)) => format!("the connection broke: {deepest}"),
-            (None, None) => deepest,
+            (None, Some(HttpErrorKind::Connect)) => format!("no connection: {innermost}"),
+            (None, Some(HttpErrorKind::Timeout)) => format!("no answer in time: {innermost}"),
+            (None, Some(_)) => format!("the connection broke: {innermost}"),
+            (None, None) => innermost,
         };
         Self { kind, text: one_line(&text) }
     }
 }
 
-/// What a service answered.
+/// Answer of a service.
 struct Answer {
     status: u16,
     code: String,
@@ -137,7 +138,8 @@ struct Answer {
 }
 
 impl Answer {
-    /// From the words of object_store, whose type for it is private; a unit test sees to it that these stay so.
+    /// Parses the text of an error of object_store, because its type is private. A unit test detects changes of the
+    /// text.
     fn parse(text: &str) -> Option<Self> {
         let (status, body) = if let Some((_, rest)) = text.split_once("non-2xx status code: ") {
             let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
@@ -152,7 +154,7 @@ impl Answer {
         Some(Self { status, code: tag("Code").unwrap_or_default(), message: tag("Message").unwrap_or_default() })
     }
 
-    /// Only code and message: the rest of the body can hold the token that was sent.
+    /// Formats the status, the code and the message. The rest of the body may contain the token that was sent.
     fn text(&self) -> String {
         let mut text = format!("the store answers {}", self.status);
         for part in [&self.code, &self.message] {
@@ -165,7 +167,7 @@ impl Answer {
     }
 }
 
-/// The texts of an error and of its causes, from the outermost to the deepest.
+/// Returns the texts of an error and of its causes, from the outermost to the innermost.
 fn chain(error: &object_store::Error) -> Vec<String> {
     let mut texts = vec![error.to_string()];
     let mut cause = error.source();
@@ -189,8 +191,8 @@ fn http_kind(error: &object_store::Error) -> Option<HttpErrorKind> {
 
 fn one_line(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let Some((end, _)) = text.char_indices().nth(SHOWN_CHARACTERS) else { return text };
-    // Whole words only: of a secret that was cut, a part would be left for all to see.
+    let Some((end, _)) = text.char_indices().nth(MAX_CHARACTERS) else { return text };
+    // Cut between words, because part of a secret would not be recognized and removed.
     let end = if text[end..].starts_with(' ') { end } else { text[..end].rfind(' ').unwrap_or(0) };
     format!("{}...", &text[..end])
 }
@@ -200,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_known_by_its_code_and_shows_nothing_else() {
+    fn an_answer_is_classified_by_its_code_and_shows_nothing_else() {
         let body = "<Error><Code>ExpiredToken</Code><Message>The token\n has expired.</Message><Token-0>S3CR3T</Token-0></Error>";
         let text = format!("Server returned non-2xx status code: 400 Bad Request: {body}");
         let failure = Failure::from(object_store::Error::Generic { store: "S3", source: text.into() });
@@ -218,16 +220,16 @@ mod tests {
     }
 
     #[test]
-    fn a_status_decides_where_there_is_no_code() {
+    fn an_answer_without_a_code_is_classified_by_its_status() {
         let kind = |status: &str| {
             let text = format!("Server returned non-2xx status code: {status}: ");
             Failure::from(object_store::Error::Generic { store: "S3", source: text.into() }).kind
         };
-        assert_eq!(kind("503 Service Unavailable"), Kind::Passing);
-        assert_eq!(kind("429 Too Many Requests"), Kind::Passing);
+        assert_eq!(kind("503 Service Unavailable"), Kind::Temporary);
+        assert_eq!(kind("429 Too Many Requests"), Kind::Temporary);
         assert_eq!(kind("416 Range Not Satisfiable"), Kind::Range);
         assert_eq!(kind("403 Forbidden"), Kind::Denied);
-        assert_eq!(kind("400 Bad Request"), Kind::Lasting);
-        assert_eq!(kind("501 Not Implemented"), Kind::Lasting);
+        assert_eq!(kind("400 Bad Request"), Kind::Permanent);
+        assert_eq!(kind("501 Not Implemented"), Kind::Permanent);
     }
 }

@@ -1,4 +1,4 @@
-//! A store in the local file system: single files, written under another name, synced and renamed.
+//! Stores in the local file system. Files are written under another name, synced and renamed.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -12,13 +12,13 @@ use object_store::{
     Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion, WriteMultipart,
 };
 
-use crate::Version;
 use crate::error::Source;
+use crate::version::Version;
 
-/// A file is copied into the store in pieces of this size.
-const PIECE_BYTES: usize = 4 << 20;
+/// Size of the chunks in which a file is copied into the store.
+const CHUNK_BYTES: usize = 4 << 20;
 
-/// A local folder.
+/// A store in a local folder.
 pub(super) struct Folder {
     pub(super) path: PathBuf,
     pub(super) prefix: Path,
@@ -53,8 +53,8 @@ impl Folder {
     /// Copies a file into the store.
     pub(super) async fn put_file(&self, path: &Path, file: &File) -> Result<(), PutFileError> {
         let upload = self.objects.put_multipart(path).await?;
-        let mut writer = WriteMultipart::new_with_chunk_size(upload, PIECE_BYTES);
-        let mut buffer = vec![0; PIECE_BYTES];
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, CHUNK_BYTES);
+        let mut buffer = vec![0; CHUNK_BYTES];
         let mut reader = file;
         loop {
             let read = io::Read::read(&mut reader, &mut buffer).map_err(PutFileError::Read)?;
@@ -68,7 +68,7 @@ impl Folder {
         Ok(())
     }
 
-    /// None if there is a file of that name.
+    /// Creates a file. Returns `None` if it exists.
     pub(super) async fn put_new(&self, path: &Path, bytes: Bytes) -> object_store::Result<Option<Version>> {
         let options = PutOptions::from(PutMode::Create);
         match self.objects.put_opts(path, PutPayload::from(bytes), options).await {
@@ -78,8 +78,8 @@ impl Folder {
         }
     }
 
-    /// None if the file is not of that version. Safe against other calls of this function; the folder is locked
-    /// meanwhile, which the kernel undoes for a process that dies.
+    /// Replaces a version of a file. Returns `None` if the file does not have that version. The function locks the
+    /// folder, so that concurrent calls are safe; the kernel releases the lock of a process that dies.
     pub(super) async fn put_if(
         &self,
         path: &Path,
@@ -114,7 +114,7 @@ impl Folder {
         self.objects.delete(path).await
     }
 
-    /// Copies a file of the store into another file, from its start; returns its size.
+    /// Copies a file of the store to the beginning of another file. Returns its size.
     pub(super) fn copy_to(&self, name: &str, mut target: &File) -> Result<u64, CopyError> {
         let mut source = File::open(self.path.join(name)).map_err(CopyError::Read)?;
         target.rewind().map_err(CopyError::Write)?;
@@ -122,12 +122,12 @@ impl Folder {
     }
 
     /// See [`crate::Store::remove_unfinished`].
-    pub(super) fn remove_unfinished(&self, ours: impl Fn(&str) -> bool) -> io::Result<()> {
+    pub(super) fn remove_unfinished(&self, is_ours: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
             let name = entry.file_name();
             let object = name.to_str().and_then(unfinished_of);
-            if object.is_some_and(&ours) && entry.file_type()?.is_file() {
+            if object.is_some_and(&is_ours) && entry.file_type()?.is_file() {
                 std::fs::remove_file(entry.path())?;
             }
         }
@@ -135,19 +135,20 @@ impl Folder {
     }
 }
 
-/// The object of which a file of this name in a local folder is an unfinished one; `None` for other files.
+/// Returns the name of the object if `name` is the name of its temporary file in a local folder, and `None` for other
+/// files.
 pub fn unfinished_of(name: &str) -> Option<&str> {
     let (object, number) = name.rsplit_once('#')?;
     number.parse::<u64>().is_ok().then_some(object)
 }
 
-/// Which side of a copy failed.
+/// Side of a copy that failed.
 pub(super) enum CopyError {
     Read(io::Error),
     Write(io::Error),
 }
 
-/// Which side of a copy into the store failed.
+/// Side of a copy into the store that failed.
 pub(super) enum PutFileError {
     Read(io::Error),
     Write(Error),
@@ -159,7 +160,7 @@ impl From<Error> for PutFileError {
     }
 }
 
-/// The absolute folder behind a plain path or a file:// URL; None for other URLs.
+/// Returns the absolute path of a plain path or a file:// URL, and `None` for other URLs.
 pub(super) fn local_folder(url: &str) -> Result<Option<PathBuf>, Source> {
     let path = match url.split_once("://") {
         Some(("file", _)) => {

@@ -1,19 +1,20 @@
-//! One object by its own URL: a file that a user names on a command line, wherever it lies.
+//! Single objects named by their own URL, such as files on a command line.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::{Store, StoreError};
+use crate::error::StoreError;
+use crate::store::Store;
 
-/// Bytes fetched at a time.
-const PIECE: u64 = 64 << 20;
+/// Number of bytes to download at a time.
+const CHUNK: u64 = 64 << 20;
 
-/// Splits the URL of an object into the store of its folder and its name there.
+/// Splits the URL of an object into the store of its folder and its name.
 ///
 /// # Errors
-/// [`StoreError::Url`] when it names no object or no known store.
+/// Returns [`StoreError::Url`] if the URL names a folder or an unknown kind of store.
 pub fn open_object(url: &str) -> Result<(Store, String), StoreError> {
     let (folder, name) = match url.rsplit_once('/') {
         Some(("", name)) => ("/", name),
@@ -26,21 +27,21 @@ pub fn open_object(url: &str) -> Result<(Store, String), StoreError> {
     Ok((Store::open(folder)?, name.to_owned()))
 }
 
-/// An object as a file of this machine.
+/// An object as a local file.
 #[derive(Debug)]
 pub enum LocalCopy {
-    /// It is one already.
+    /// The object is a local file.
     InPlace(PathBuf),
-    /// It was fetched; deleted when this is dropped.
+    /// A downloaded copy, which is deleted on drop.
     Fetched(NamedTempFile),
 }
 
 impl LocalCopy {
-    /// Fetches the object at `url` unless it lies on this machine, a piece at a time.
+    /// Downloads the object at `url` to the temporary folder unless it is a local file.
     ///
     /// # Errors
-    /// The store's, or [`StoreError::File`] when the temporary folder has no room.
-    pub fn of(url: &str) -> Result<Self, StoreError> {
+    /// Returns an error of the store, or [`StoreError::File`] if the temporary folder has no room.
+    pub fn fetch(url: &str) -> Result<Self, StoreError> {
         let (store, name) = open_object(url)?;
         if let Some(path) = store.local_path(&name) {
             return Ok(Self::InPlace(path));
@@ -49,15 +50,15 @@ impl LocalCopy {
         let folder = std::env::temp_dir();
         let failed = |source: io::Error| StoreError::File { path: folder.clone(), source };
         let mut file = NamedTempFile::new_in(&folder).map_err(failed)?;
-        for offset in (0..bytes).step_by(PIECE as usize) {
-            let piece = store.get_range(&name, offset, PIECE.min(bytes - offset))?;
-            file.write_all(&piece).map_err(failed)?;
+        for offset in (0..bytes).step_by(CHUNK as usize) {
+            let chunk = store.get_range(&name, offset, CHUNK.min(bytes - offset))?;
+            file.write_all(&chunk).map_err(failed)?;
         }
         file.flush().map_err(failed)?;
         Ok(Self::Fetched(file))
     }
 
-    /// Where it lies.
+    /// Path of the local file.
     pub fn path(&self) -> &Path {
         match self {
             Self::InPlace(path) => path,

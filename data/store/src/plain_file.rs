@@ -1,10 +1,9 @@
-//! Opening files without following a link that lies in their place: what is written through a link may be somebody
-//! else's file.
+//! Opening of files without following symbolic links: writing through a link could change a file of another program.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 
-/// Makes `open` fail where the last part of the path is a symbolic link.
+/// Makes `open` fail if the last component of the path is a symbolic link.
 ///
 /// ```
 /// # use std::fs::OpenOptions;

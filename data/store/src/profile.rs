@@ -1,4 +1,4 @@
-//! The profile files of the AWS command line: `~/.aws/credentials` and `~/.aws/config`.
+//! Profiles in the files of the AWS command line, `~/.aws/credentials` and `~/.aws/config`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,17 @@ use configparser::ini::{Ini, IniDefault};
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
 
-use crate::cloud::Environment;
+use crate::environment::Environment;
 use crate::secrets::Secrets;
 
-/// Settings of a profile that only Amazon's own tools can turn into credentials.
+/// Settings of a profile from which only the AWS tools can obtain credentials.
 const FOREIGN: [&str; 6] =
     ["sso_session", "sso_start_url", "role_arn", "credential_process", "web_identity_token_file", "login_session"];
 
-/// The settings of each section of a file.
+/// Settings of each section of a file.
 type Sections = BTreeMap<String, BTreeMap<String, String>>;
 
-/// One profile, from both files together.
+/// A profile with the settings of both files.
 pub(super) struct Profile {
     name: String,
     files: Files,
@@ -34,8 +34,8 @@ struct Files {
 }
 
 impl Profile {
-    /// Reads the profile that the environment names. Files that do not exist are empty; a profile that is named and in
-    /// neither of them is an error.
+    /// Reads the profile that the environment names. Missing files count as empty. A profile that is named explicitly
+    /// must be in one of the files.
     pub(super) fn read(environment: &Environment) -> Result<Self, String> {
         let named = environment.get("AWS_PROFILE").or(environment.get("AWS_DEFAULT_PROFILE"));
         let name = named.unwrap_or("default").to_owned();
@@ -68,7 +68,7 @@ fn secrets_of(settings: &BTreeMap<String, String>) -> impl Iterator<Item = Strin
 }
 
 impl Files {
-    /// The settings of a profile; those of the credentials file count more. None if it is in neither file.
+    /// Returns the settings of a profile, or `None` if it is in neither file. The credentials file takes precedence.
     fn read(&self, profile: &str) -> Result<Option<BTreeMap<String, String>>, String> {
         let in_config = match profile {
             "default" => vec!["default".to_owned(), "profile default".to_owned()],
@@ -86,11 +86,11 @@ impl Files {
         Ok(found)
     }
 
-    /// When they were changed; `None` if that is so short ago that another change might have the same time.
+    /// Returns the modification times, or `None` if they are so recent that another change could have the same time.
     fn modified(&self) -> Option<Times> {
         let times =
             [&self.credentials, &self.config].map(|file| std::fs::metadata(file.as_ref()?).ok()?.modified().ok());
-        let is_old = |time: &SystemTime| time.elapsed().is_ok_and(|age| age > SAME_TIME);
+        let is_old = |time: &SystemTime| time.elapsed().is_ok_and(|age| age > TIME_RESOLUTION);
         times.iter().flatten().all(is_old).then_some(times)
     }
 
@@ -100,7 +100,7 @@ impl Files {
     }
 }
 
-/// The settings by section, or None if there is no such file. The message never quotes the file.
+/// Parses a file, or returns `None` if it does not exist. Messages never quote the file.
 fn parse(file: &Path) -> Result<Option<Sections>, String> {
     let text = match std::fs::read_to_string(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -110,10 +110,10 @@ fn parse(file: &Path) -> Result<Option<Sections>, String> {
     syntax.default_section = String::new();
     syntax.delimiters = vec!['='];
     syntax.case_sensitive = true;
-    syntax.multiline = true; // indented lines are details of the setting above, which must not pass for settings
+    syntax.multiline = true; // indented lines are nested settings, not settings of the profile
     syntax.enable_inline_comments = false;
     let sections = Ini::new_from_defaults(syntax).read(text);
-    let sections = sections.map_err(|_| format!("{} has a bracket without its partner", file.display()))?;
+    let sections = sections.map_err(|_| format!("{} has an unmatched bracket", file.display()))?;
     if sections.get("").is_some_and(|settings| !settings.is_empty()) {
         return Err(format!("{} has settings before its first [section]", file.display()));
     }
@@ -121,25 +121,25 @@ fn parse(file: &Path) -> Result<Option<Sections>, String> {
         let settings = settings.into_iter().map(|(name, value)| Some((name.to_ascii_lowercase(), value?)));
         match settings.collect::<Option<_>>() {
             Some(settings) => Ok((section, settings)),
-            None => Err(format!("{}: in [{section}] there is a line without `=`", file.display())),
+            None => Err(format!("{}: a line in [{section}] has no `=`", file.display())),
         }
     });
     whole.collect::<Result<_, _>>().map(Some)
 }
 
-/// Of the credentials and the configuration, where they are.
+/// Modification times of the credentials file and the configuration file, if they exist.
 type Times = [Option<SystemTime>; 2];
 
-/// Clocks of file systems stand still for some milliseconds, on others for up to two seconds.
-const SAME_TIME: Duration = Duration::from_secs(3);
+/// Resolution of modification times: some milliseconds on most file systems, up to two seconds on others.
+const TIME_RESOLUTION: Duration = Duration::from_secs(3);
 
-/// Keys of a profile file. The files are read again when they change, so that keys can be renewed under a running
-/// program.
+/// Credentials from profile files. The files are reread when they change, so that keys can be renewed while a program
+/// is running.
 pub(super) struct FileCredentials {
     name: String,
     files: Files,
     known: Mutex<(Option<Times>, Arc<AwsCredential>)>,
-    /// Told of every key, before it is used.
+    /// Receives every key before it is used.
     secrets: Arc<Secrets>,
 }
 
@@ -150,17 +150,17 @@ impl std::fmt::Debug for FileCredentials {
 }
 
 impl FileCredentials {
-    /// None if the profile has nothing to do with credentials.
+    /// Returns `None` if the profile contains no credentials.
     pub(super) fn new(profile: Profile, secrets: Arc<Secrets>) -> Result<Option<Self>, String> {
         let Profile { name, files, settings } = profile;
         if let Some(setting) = FOREIGN.into_iter().find(|setting| settings.contains_key(*setting)) {
             return Err(format!(
-                "the profile {name} gets its credentials by {setting}, which only Amazon's tools can do; run: \
+                "the profile {name} gets its credentials from {setting}, which only the AWS tools support; run: \
                  eval \"$(aws configure export-credentials --profile {name} --format env)\""
             ));
         }
         let Some(credential) = credential(&name, &settings)? else { return Ok(None) };
-        // The files may have changed since the settings were read.
+        // No times yet: the files may have changed since the settings were read.
         Ok(Some(Self { name, files, known: Mutex::new((None, Arc::new(credential))), secrets }))
     }
 
@@ -168,7 +168,7 @@ impl FileCredentials {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let modified = self.files.modified();
         if modified.is_none() || modified != known.0 {
-            // A file that is being written may be half there; the keys that were good go on until it is whole.
+            // A file that is being written may be incomplete; until it is complete, the previous keys remain in use.
             let settings = self.files.read(&self.name).ok().flatten().unwrap_or_default();
             if let Ok(Some(credential)) = credential(&self.name, &settings) {
                 self.secrets.add(secrets_of(&settings));
@@ -195,6 +195,8 @@ fn credential(profile: &str, settings: &BTreeMap<String, String>) -> Result<Opti
             Ok(Some(AwsCredential { key_id, secret_key, token: get("aws_session_token") }))
         }
         (None, None) => Ok(None),
-        _ => Err(format!("the profile {profile} has one of aws_access_key_id and aws_secret_access_key; give both")),
+        _ => {
+            Err(format!("the profile {profile} has only one of aws_access_key_id and aws_secret_access_key; set both"))
+        }
     }
 }

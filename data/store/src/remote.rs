@@ -1,4 +1,4 @@
-//! A store in a cloud: single requests, each tried again where that may help.
+//! Stores in clouds: single requests, which are retried after temporary failures.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,49 +10,49 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 use tokio::time::timeout;
 
-use crate::Version;
 use crate::failure::{Failure, Kind};
-use crate::retry::{Attempts, Patience, retrying, within};
+use crate::retry::{Attempts, RetryPolicy, retrying, within};
 use crate::secrets::Secrets;
+use crate::version::Version;
 
-/// Longest that giving up an upload in parts may take: whoever waits has an error to hear of.
-const ABORT: Duration = Duration::from_secs(5);
+/// Timeout for aborting a multipart upload, after which the caller receives the original error.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A folder in a cloud.
+/// A store in a cloud.
 pub(super) struct Remote {
     pub(super) objects: Arc<dyn ObjectStore>,
-    /// The same store; uploads in parts are the business of another trait.
+    /// The same store, through the trait for multipart uploads.
     pub(super) parts: Arc<dyn MultipartStore>,
     pub(super) prefix: Path,
-    pub(super) patience: Patience,
-    /// Keys and tokens, which are removed from every message.
+    pub(super) retry: RetryPolicy,
+    /// Keys and tokens to remove from messages.
     pub(super) secrets: Arc<Secrets>,
 }
 
 impl Remote {
-    /// A message without secrets, whatever a service may echo.
-    pub(super) fn scrubbed(&self, mut failure: Failure) -> Failure {
+    /// Removes secrets from a failure, because a service may return them.
+    pub(super) fn redacted(&self, mut failure: Failure) -> Failure {
         failure.text = self.secrets.redact(&failure.text);
         failure
     }
 
     pub(super) async fn put_whole(&self, path: &Path, bytes: Bytes) -> Result<(), Failure> {
-        let limit = self.patience.upload(bytes.len());
-        retrying(self.patience, limit, async || self.objects.put(path, PutPayload::from(bytes.clone())).await).await?;
+        let limit = self.retry.upload_timeout(bytes.len());
+        retrying(self.retry, limit, async || self.objects.put(path, PutPayload::from(bytes.clone())).await).await?;
         Ok(())
     }
 
-    /// Writes the object if the mode's condition holds; None if it does not. An attempt whose answer got lost may have
-    /// succeeded: a condition that fails after it is believed only if the object is not what was to be written.
+    /// Writes the object if the condition of the mode holds, and returns `None` otherwise. An attempt whose answer was
+    /// lost may have succeeded. If the condition fails after such an attempt, the object is compared with `bytes`.
     pub(super) async fn put_conditionally(
         &self,
         path: &Path,
         bytes: Bytes,
         mode: PutMode,
     ) -> Result<Option<Version>, Failure> {
-        let limit = self.patience.upload(bytes.len());
-        let mut attempts = Attempts::new(self.patience);
-        let mut doubtful = false;
+        let limit = self.retry.upload_timeout(bytes.len());
+        let mut attempts = Attempts::new(self.retry);
+        let mut uncertain = false;
         loop {
             let options = PutOptions::from(mode.clone());
             let payload = PutPayload::from(bytes.clone());
@@ -61,7 +61,7 @@ impl Remote {
                 Err(failure) => failure,
             };
             match failure.kind {
-                Kind::Condition if !doubtful => return Ok(None),
+                Kind::Condition if !uncertain => return Ok(None),
                 Kind::Condition => {
                     return match self.get_small(path).await {
                         Ok((found, version)) => Ok((found == bytes).then_some(version)),
@@ -70,8 +70,8 @@ impl Remote {
                     };
                 }
                 _ => {
-                    attempts.again(failure).await?;
-                    doubtful = true;
+                    attempts.back_off(failure).await?;
+                    uncertain = true;
                 }
             }
         }
@@ -82,10 +82,10 @@ impl Remote {
         Ok((bytes.into(), Version(UpdateVersion { e_tag: meta.e_tag, version: meta.version })))
     }
 
-    /// Lists all below `path`. A listing that breaks goes on after the last name that came.
+    /// Lists all objects below `path`. An interrupted listing continues after the last name received.
     pub(super) async fn list(&self, path: &Path) -> Result<Vec<ObjectMeta>, Failure> {
         let mut found: Vec<ObjectMeta> = Vec::new();
-        let mut attempts = Attempts::new(self.patience);
+        let mut attempts = Attempts::new(self.retry);
         loop {
             let mut listing = match found.last() {
                 None => self.objects.list(Some(path)),
@@ -93,36 +93,36 @@ impl Remote {
             };
             let before = found.len();
             let failure = loop {
-                match timeout(self.patience.stall(), listing.next()).await {
+                match timeout(self.retry.stall_timeout(), listing.next()).await {
                     Ok(Some(Ok(object))) => found.push(object),
                     Ok(None) => return Ok(found),
                     Ok(Some(Err(error))) => break Failure::from(error),
-                    Err(_) => break Failure::passing("the listing stalled"),
+                    Err(_) => break Failure::temporary("the listing stalled"),
                 }
             };
             if found.len() > before {
-                attempts.progress();
+                attempts.reset();
             }
-            attempts.again(failure).await?;
+            attempts.back_off(failure).await?;
         }
     }
 
     pub(super) async fn size(&self, path: &Path) -> Result<u64, Failure> {
-        let head = retrying(self.patience, self.patience.stall(), async || self.objects.head(path).await).await;
+        let head = retrying(self.retry, self.retry.stall_timeout(), async || self.objects.head(path).await).await;
         match head {
             Ok(object) => Ok(object.size),
-            // The answer to HEAD has no body, so it cannot say why access is denied; the answer to GET does.
+            // An answer to HEAD has no body and cannot say why access is denied, unlike an answer to GET.
             Err(failure) if failure.kind == Kind::Denied => Ok(self.first_part(path).await?.0.size),
             Err(failure) => Err(failure),
         }
     }
 
     pub(super) async fn delete(&self, path: &Path) -> Result<(), Failure> {
-        retrying(self.patience, self.patience.stall(), async || self.objects.delete(path).await).await
+        retrying(self.retry, self.retry.stall_timeout(), async || self.objects.delete(path).await).await
     }
 
-    /// Gives up an upload in parts, so that nobody pays for its remains; as good as it goes.
+    /// Aborts a multipart upload, so that its parts do not incur costs. Errors are ignored.
     pub(super) async fn abort(&self, path: &Path, id: &String) {
-        let _ = timeout(ABORT, self.parts.abort_multipart(path, id)).await;
+        let _ = timeout(ABORT_TIMEOUT, self.parts.abort_multipart(path, id)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! How long a store is given, and when it is asked again.
+//! Timeouts and retries of requests.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -8,110 +8,113 @@ use tokio::time::{sleep, timeout};
 
 use crate::failure::{Failure, Kind};
 
-/// Seconds for which a failing operation is tried again before it ends in an error (default 60). A request that makes
-/// no progress for a quarter of it (at most 15 s) counts as failed.
-pub const PATIENCE_VARIABLE: &str = "ARINAR_STORE_PATIENCE";
+/// Name of the environment variable with the number of seconds for which a failing operation is retried (default 60). A
+/// request without progress for a quarter of this time, at most 15 s, counts as failed.
+pub const RETRY_TIMEOUT_VARIABLE: &str = "ARINAR_STORE_PATIENCE";
 
-const DEFAULT_PATIENCE: f64 = 60.0;
-const LONGEST_STALL: Duration = Duration::from_secs(15);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// An upload that is slower than this counts as stalled.
-const SLOWEST_UPLOAD: f64 = 100e3;
-/// No operation is tried oftener without progress, however patient.
-const MOST_ATTEMPTS: u32 = 50;
+const DEFAULT_TIMEOUT_SECS: f64 = 60.0;
+const MAX_STALL: Duration = Duration::from_secs(15);
+const BASE_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Bytes per second below which an upload counts as stalled.
+const MIN_UPLOAD_RATE: f64 = 100e3;
+/// Maximum number of attempts without progress.
+const MAX_ATTEMPTS: u32 = 50;
 
-/// How long a store is given.
+/// Timeouts of operations and requests.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    total: Duration,
+pub(super) struct RetryPolicy {
+    timeout: Duration,
 }
 
-impl Patience {
-    /// From the value of [`PATIENCE_VARIABLE`].
+impl RetryPolicy {
+    /// Parses the value of [`RETRY_TIMEOUT_VARIABLE`].
     pub(super) fn parse(value: Option<&str>) -> Result<Self, String> {
         let seconds = match value.map(str::trim) {
-            None | Some("") => DEFAULT_PATIENCE,
+            None | Some("") => DEFAULT_TIMEOUT_SECS,
             Some(text) => text.parse().ok().filter(|seconds| (0.1..=86_400.0).contains(seconds)).ok_or_else(|| {
-                format!("{PATIENCE_VARIABLE}={text} is not a number of seconds from 0.1 to 86400; correct or unset it")
+                format!(
+                    "{RETRY_TIMEOUT_VARIABLE}={text} is not a number of seconds from 0.1 to 86400; correct or unset it"
+                )
             })?,
         };
-        Ok(Self { total: Duration::from_secs_f64(seconds) })
+        Ok(Self { timeout: Duration::from_secs_f64(seconds) })
     }
 
-    /// The longest wait for the next sign of life of a request.
-    pub(super) fn stall(&self) -> Duration {
-        (self.total / 4).min(LONGEST_STALL)
+    /// Maximum time that a request may take without progress.
+    pub(super) fn stall_timeout(&self) -> Duration {
+        (self.timeout / 4).min(MAX_STALL)
     }
 
-    /// The longest that sending so many bytes may take.
-    pub(super) fn upload(&self, bytes: usize) -> Duration {
-        self.stall() + Duration::from_secs_f64(bytes as f64 / SLOWEST_UPLOAD)
+    /// Maximum time that an upload of `bytes` bytes may take.
+    pub(super) fn upload_timeout(&self, bytes: usize) -> Duration {
+        self.stall_timeout() + Duration::from_secs_f64(bytes as f64 / MIN_UPLOAD_RATE)
     }
 }
 
-/// The attempts at one operation.
+/// The attempts of one operation.
 pub(super) struct Attempts {
-    patience: Patience,
+    policy: RetryPolicy,
     since: Instant,
     failed: u32,
 }
 
 impl Attempts {
-    pub(super) fn new(patience: Patience) -> Self {
-        Self { patience, since: Instant::now(), failed: 0 }
+    pub(super) fn new(policy: RetryPolicy) -> Self {
+        Self { policy, since: Instant::now(), failed: 0 }
     }
 
-    /// Something was achieved: patience begins anew.
-    pub(super) fn progress(&mut self) {
+    /// Restarts the timeout and the backoff after progress.
+    pub(super) fn reset(&mut self) {
         self.since = Instant::now();
         self.failed = 0;
     }
 
-    /// After a failed attempt: waits for a random time that grows with every failure, so that clients which failed
-    /// together do not come back together, and returns if the next attempt is due.
+    /// Waits after a failed attempt and returns when the next attempt is due. The delay is random, so that clients that
+    /// failed together do not retry together, and grows with every failure.
     ///
     /// # Errors
-    /// The failure, if trying again does not cure it or patience has ended; it then says how often it was tried.
-    pub(super) async fn again(&mut self, mut failure: Failure) -> Result<(), Failure> {
+    /// Returns the failure if it is permanent or if the timeout has expired. The text then contains the number of
+    /// attempts.
+    pub(super) async fn back_off(&mut self, mut failure: Failure) -> Result<(), Failure> {
         self.failed += 1;
-        if failure.kind != Kind::Passing {
+        if failure.kind != Kind::Temporary {
             return Err(failure);
         }
-        let longest = FIRST_PAUSE.saturating_mul(1 << self.failed.min(16)).min(LONGEST_PAUSE);
-        let pause = rand::rng().random_range(Duration::ZERO..=longest);
-        if self.failed >= MOST_ATTEMPTS || self.since.elapsed() + pause > self.patience.total {
+        let limit = BASE_BACKOFF.saturating_mul(1 << self.failed.min(16)).min(MAX_BACKOFF);
+        let delay = rand::rng().random_range(Duration::ZERO..=limit);
+        if self.failed >= MAX_ATTEMPTS || self.since.elapsed() + delay > self.policy.timeout {
             let seconds = self.since.elapsed().as_secs_f64();
             failure.text = format!("{} ({} attempts in {seconds:.1} s; try again later)", failure.text, self.failed);
             return Err(failure);
         }
-        sleep(pause).await;
+        sleep(delay).await;
         Ok(())
     }
 }
 
-/// An attempt that takes longer has failed.
+/// Runs an attempt, which fails if it takes longer than `limit`.
 pub(super) async fn within<T>(
     limit: Duration,
     attempt: impl Future<Output = object_store::Result<T>>,
 ) -> Result<T, Failure> {
     match timeout(limit, attempt).await {
         Ok(result) => result.map_err(Failure::from),
-        Err(_) => Err(Failure::passing(format!("no answer for {:.1} s", limit.as_secs_f64()))),
+        Err(_) => Err(Failure::temporary(format!("no answer for {:.1} s", limit.as_secs_f64()))),
     }
 }
 
-/// Makes requests until one succeeds or the failure is final; each may take as long as `limit`.
+/// Repeats a request until it succeeds or its failure is final. Each attempt may take as long as `limit`.
 pub(super) async fn retrying<T>(
-    patience: Patience,
+    policy: RetryPolicy,
     limit: Duration,
     mut request: impl AsyncFnMut() -> object_store::Result<T>,
 ) -> Result<T, Failure> {
-    let mut attempts = Attempts::new(patience);
+    let mut attempts = Attempts::new(policy);
     loop {
         match within(limit, request()).await {
             Ok(value) => return Ok(value),
-            Err(failure) => attempts.again(failure).await?,
+            Err(failure) => attempts.back_off(failure).await?,
         }
     }
 }
@@ -121,12 +124,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patience_is_a_number_of_seconds() {
-        assert_eq!(Patience::parse(None).expect("default").stall(), Duration::from_secs(15));
-        assert_eq!(Patience::parse(Some("2")).expect("two").stall(), Duration::from_millis(500));
+    fn the_timeout_is_a_number_of_seconds() {
+        assert_eq!(RetryPolicy::parse(None).expect("default").stall_timeout(), Duration::from_secs(15));
+        assert_eq!(RetryPolicy::parse(Some("2")).expect("two").stall_timeout(), Duration::from_millis(500));
         for wrong in ["soon", "-1", "0", "1e9", "NaN"] {
-            let error = Patience::parse(Some(wrong)).expect_err(wrong);
-            assert!(error.contains(PATIENCE_VARIABLE) && error.contains(wrong), "{error}");
+            let error = RetryPolicy::parse(Some(wrong)).expect_err(wrong);
+            assert!(error.contains(RETRY_TIMEOUT_VARIABLE) && error.contains(wrong), "{error}");
         }
     }
 }

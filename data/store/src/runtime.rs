@@ -1,4 +1,4 @@
-//! The threads that talk to stores: one set for all stores of the process.
+//! The threads that send requests, shared by all stores of the process.
 
 use std::io;
 use std::sync::OnceLock;
@@ -9,18 +9,18 @@ use crate::error::StoreError;
 
 const WORKER_THREADS: usize = 2;
 
-/// The runtime, made when first needed. Callers block on it from threads of their own.
+/// Returns the runtime, which is created on first use. Callers block on it from their own threads.
 pub(super) fn runtime() -> Result<&'static Runtime, StoreError> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
-    let made: io::Result<Runtime> = tokio::runtime::Builder::new_multi_thread()
+    let created: io::Result<Runtime> = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .thread_name("store")
         .enable_all()
         .build();
-    let made = made.map_err(StoreError::Runtime)?;
-    // Where two threads get here at once, one of the two goes away unused.
-    Ok(RUNTIME.get_or_init(|| made))
+    let created = created.map_err(StoreError::Runtime)?;
+    // If two threads arrive at the same time, one of the two runtimes is dropped unused.
+    Ok(RUNTIME.get_or_init(|| created))
 }

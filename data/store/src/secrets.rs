@@ -1,13 +1,13 @@
-//! Secret keys and tokens, which no message may show.
+//! Secret keys and tokens, which messages must not contain.
 
 use std::sync::{Mutex, PoisonError};
 
-/// The secrets that a store has been given so far. Not `Debug`, on purpose.
+/// All secrets that a store has used so far. Deliberately not `Debug`.
 #[derive(Default)]
 pub(super) struct Secrets(Mutex<Vec<String>>);
 
 impl Secrets {
-    /// Adds secrets. Earlier ones stay: a service may still echo a key that has been replaced.
+    /// Adds secrets. Earlier ones are kept, because a service may still return a key that has been replaced.
     pub(super) fn add(&self, secrets: impl IntoIterator<Item = String>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for secret in secrets {
@@ -15,7 +15,7 @@ impl Secrets {
                 known.push(secret);
             }
         }
-        // The longest first, because one may contain another.
+        // Replace the longest first, because one may contain another.
         known.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     }
 

@@ -5,8 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use arinar_data::manifest::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, VaeFacts};
-use arinar_data::shard::{ShardWriter, xxh3_hex};
+use arinar_data::format::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, ShardWriter, VaeFacts, xxh3_hex};
 use arinar_model::vae::{AutoencoderKl, VaeConfig, save_vae};
 use arinar_store::Store;
 use half::f16;

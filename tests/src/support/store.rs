@@ -7,8 +7,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::s3::S3Server;
-use arinar_store::Store;
-use arinar_store::cloud::Environment;
+use arinar_store::{Environment, Store};
 
 /// Bytes that no shift or swap of parts leaves as they are.
 pub fn pattern(length: usize) -> Vec<u8> {

@@ -10,10 +10,8 @@ use std::{
 
 use crate::mpi::mpirun;
 use crate::reference::training::{Tensors, Trained};
-use arinar_data::{
-    manifest::{ImageFacts, Manifest, ShardFacts, VaeFacts},
-    shard::{ShardWriter, xxh3_hex},
-};
+
+use arinar_data::format::{ImageFacts, Manifest, ShardFacts, ShardWriter, VaeFacts, xxh3_hex};
 use arinar_model::vae::VaeConfig;
 use arinar_store::Store;
 use tch::{Kind, Tensor};

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use arinar_collective::{Collective, LaunchEnvironment, Reduction, agree};
-use arinar_store::{Pace, Store, lease::Lease};
+use arinar_store::{RateLimiter, Store, lease::Lease};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -240,7 +240,7 @@ impl<'a> RunStore<'a> {
             url: self.options.run_url.clone(),
             retention: self.options.retention,
             lease: self.lease.clone(),
-            pace: Arc::new(Pace::new(self.options.upload_rate)),
+            pace: Arc::new(RateLimiter::new(self.options.upload_rate)),
         };
         let uploads = UploadQueue::start(self.launch, spool.clone(), inventory, self.options.retention, destination);
         let uploads = agree(self.collective, uploads.map_err(CheckpointError::SpawnThread))?;

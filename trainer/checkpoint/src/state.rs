@@ -1,6 +1,6 @@
 //! The contents of `state.json`.
 
-use arinar_data::token::ResumeToken;
+use arinar_data::read::ResumeToken;
 use arinar_protocol::Seconds;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

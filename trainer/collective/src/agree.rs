@@ -19,7 +19,9 @@ pub trait JobError: From<CollectiveError> {
 impl JobError for CollectiveError {
     fn exit_code(&self) -> u8 {
         match self {
-            CollectiveError::Unavailable(_) | CollectiveError::SharedGpu { .. } | CollectiveError::Mismatch { .. } => exit_code::CONFIGURATION,
+            CollectiveError::Unavailable(_) | CollectiveError::SharedGpu { .. } | CollectiveError::Mismatch { .. } => {
+                exit_code::CONFIGURATION
+            }
             CollectiveError::OtherRank { exit_code, .. } => *exit_code,
             _ => exit_code::FAILED,
         }

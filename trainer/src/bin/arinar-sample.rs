@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use arinar_checkpoint::{LoadedRun, load_ema};
 use arinar_collective::device::DeviceChoice;
 use arinar_collective::machine::allocator;
-use arinar_data::dataset::Dataset;
+use arinar_data::read::Dataset;
 use arinar_model::schedule::GuidanceSchedule;
 use arinar_model::vae::{LoadedVae, load_vae};
 use arinar_model::{Arinar, Precision, SampleOptions, weights};
@@ -301,7 +301,7 @@ impl Cli {
 }
 
 fn given_vae(url: &str, device: Device) -> Result<LoadedVae, Stop> {
-    let copy = LocalCopy::of(url).map_err(Stop::configuration)?;
+    let copy = LocalCopy::fetch(url).map_err(Stop::configuration)?;
     let told = |error: &dyn std::fmt::Display| match copy {
         LocalCopy::InPlace(_) => Stop::configuration(error.to_string()),
         LocalCopy::Fetched(_) => Stop::configuration(format!("{url}, fetched: {error}")),

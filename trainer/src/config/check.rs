@@ -1,6 +1,6 @@
 //! Checks of the values of a configuration, individually and together.
 
-use super::{ConfigError, EvalConfig, TrainConfig};
+use super::{BatchShare, ConfigError, EvalConfig, TrainConfig};
 
 impl TrainConfig {
     /// Checks what the types do not, and returns the first problem as an error.
@@ -45,31 +45,9 @@ impl TrainConfig {
     /// # Errors
     /// A global batch the ranks cannot share evenly; the message names the nearest that they can.
     pub fn share_batch(&self, ranks: usize, full_world: usize) -> Result<BatchShare, ConfigError> {
-        let global = self.batch.global;
-        if !global.is_multiple_of(ranks) {
-            let above = global.next_multiple_of(ranks);
-            let below = above - ranks;
-            let cure = if below == 0 { above.to_string() } else { format!("{below} or {above}") };
-            return Err(ConfigError::Value {
-                key: "batch.global",
-                message: format!("global batch {global} is not divisible by {ranks} ranks; use {cure}"),
-            });
-        }
-        let per_rank = global / ranks;
-        let most = self.batch.micro.unwrap_or(global.div_ceil(full_world.max(ranks))).min(per_rank);
-        // The largest divisor of a rank's share that is not above the wish.
-        let micro = (1..=most).rev().find(|size| per_rank.is_multiple_of(*size)).unwrap_or(1);
-        Ok(BatchShare { micro, accumulation: per_rank / micro })
+        BatchShare::choose(self.batch.global, ranks, full_world, self.batch.micro)
+            .map_err(|error| ConfigError::Value { key: "batch.global", message: error.to_string() })
     }
-}
-
-/// One rank's part of a global batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchShare {
-    /// Samples taken through the model at once.
-    pub micro: usize,
-    /// Micro-batches per step.
-    pub accumulation: usize,
 }
 
 fn positive(key: &'static str, value: f64) -> Result<(), ConfigError> {

@@ -17,7 +17,7 @@ use arinar_model::{
 use serde::{Deserialize, Serialize};
 
 pub use arinar_checkpoint::Resume;
-pub use check::BatchShare;
+pub use arinar_data::read::BatchShare;
 pub use error::ConfigError;
 pub use load::{find, load, parse, read};
 pub use values::{ByteSize, Every, LogFormat, NonFinite, Timeout};

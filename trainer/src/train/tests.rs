@@ -11,7 +11,7 @@ use tch::{Device, Tensor};
 use arinar_collective::{Collective, CollectiveError, LaunchEnvironment, Single};
 
 use super::*;
-use crate::{Startup, Vitals, config, config::BatchShare, preemption::Preemption, source::Data};
+use crate::{Startup, Vitals, batch_source::Data, config, config::BatchShare, preemption::Preemption};
 
 const SAMPLES: u64 = 1000;
 

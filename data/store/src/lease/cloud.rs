@@ -1,4 +1,4 @@
-//! The lease of a folder in a cloud: an object that its holder keeps changing.
+//! Leases of stores in clouds: an object that its holder renews continually.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -6,28 +6,31 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Holder, LeaseError};
-use crate::{Store, StoreError, Version};
+use super::error::LeaseError;
+use super::holder::Holder;
+use crate::error::StoreError;
+use crate::store::Store;
+use crate::version::Version;
 
 const OBJECT_NAME: &str = "writer.json";
-/// Giving the lease back may take so long; after that it is left to its time to live.
-const FAREWELL: Duration = Duration::from_secs(5);
-/// Renewals in a time to live.
+/// Timeout for releasing the lease, after which it is left to expire.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Number of renewals per time to live.
 const RENEWALS: u32 = 3;
-/// Looks at the object in a time to live, for who waits.
-const LOOKS: u32 = 30;
-/// So often an answer that differs from the one before is asked for again.
-const DOUBTS: usize = 5;
-/// The object can change under whoever wants it; so often it begins anew.
-const TRIES: usize = 100;
+/// Number of times per time to live that a waiting process reads the object.
+const POLLS: u32 = 30;
+/// Maximum number of repeated reads if consecutive answers differ.
+const MAX_REREADS: usize = 5;
+/// Maximum number of attempts. The object may change while it is being acquired.
+const MAX_ATTEMPTS: usize = 100;
 
 #[derive(Debug)]
 pub(super) struct CloudLease {
     store: Store,
     me: Holder,
-    /// Dropped to end the thread that renews.
+    /// Dropped to stop the renewal thread.
     stop: Option<Sender<()>>,
-    /// Disconnected when that thread has given the lease back.
+    /// Disconnected when that thread has released the lease.
     ended: Receiver<()>,
 }
 
@@ -46,13 +49,13 @@ impl CloudLease {
     }
 
     pub(super) fn check(&self) -> Result<(), LeaseError> {
-        let found = look(&self.store, |holder| holder.is_same(&self.me))?;
+        let found = read(&self.store, |holder| holder.is_same(&self.me))?;
         let holder = found.as_ref().map(|(text, _)| Holder::parse(text));
         let taker = match holder {
             Some(Some(holder)) if holder.is_same(&self.me) => return Ok(()),
             Some(Some(holder)) => holder.to_string(),
-            Some(None) => format!("something that left no readable {OBJECT_NAME}"),
-            None => format!("nobody: {OBJECT_NAME} was removed"),
+            Some(None) => format!("an unknown process ({OBJECT_NAME} is unreadable)"),
+            None => format!("an unknown process ({OBJECT_NAME} was removed)"),
         };
         Err(LeaseError::Lost { url: self.store.url().to_owned(), taker })
     }
@@ -61,70 +64,70 @@ impl CloudLease {
 impl Drop for CloudLease {
     fn drop(&mut self) {
         self.stop = None;
-        let _ = self.ended.recv_timeout(FAREWELL);
+        let _ = self.ended.recv_timeout(RELEASE_TIMEOUT);
     }
 }
 
-/// Gets the lease for `me`, from a holder that is dead or silent if need be.
+/// Acquires the lease for `me`. Takes it over from a holder that is dead or has stopped renewing it.
 fn take(store: &Store, me: &Holder, time_to_live: Duration) -> Result<Version, LeaseError> {
     let text = Bytes::from(me.text());
     let mut seen: Option<(Version, Instant)> = None;
-    let mut tries = 0;
+    let mut attempts = 0;
     loop {
-        let Some((found, version)) = look(store, |_| false)? else {
+        let Some((found, version)) = read(store, |_| false)? else {
             if let Some(version) = store.create(OBJECT_NAME, text.clone())? {
                 return Ok(version);
             }
-            tries = next(store, tries)?;
+            attempts = next_attempt(store, attempts)?;
             continue;
         };
         let Some(holder) = Holder::parse(&found) else { return Err(foreign(store)) };
         let held = |holder| LeaseError::Held { url: store.url().to_owned(), holder: Box::new(holder) };
         let dead = holder.is_dead_here();
-        let silent = seen.as_ref().is_some_and(|(last, since)| *last == version && since.elapsed() >= time_to_live);
-        if dead || silent {
+        let expired = seen.as_ref().is_some_and(|(last, since)| *last == version && since.elapsed() >= time_to_live);
+        if dead || expired {
             if let Some(version) = store.replace(OBJECT_NAME, text.clone(), &version)? {
                 return Ok(version);
             }
-            tries = next(store, tries)?;
+            attempts = next_attempt(store, attempts)?;
             continue;
         }
-        // In the second case it was renewed while we looked.
+        // In the second case, it was renewed in the meantime.
         if holder.is_here() || seen.as_ref().is_some_and(|(last, _)| *last != version) {
             return Err(held(holder));
         }
         if seen.as_ref().is_none_or(|(last, _)| *last != version) {
             seen = Some((version, Instant::now()));
         }
-        thread::sleep(time_to_live / LOOKS);
+        thread::sleep(time_to_live / POLLS);
     }
 }
 
-/// Who holds the lease and is not known to be dead or silent.
+/// Returns the holder of the lease, unless it is dead or has stopped renewing it.
 pub(super) fn holder(store: &Store, time_to_live: Duration) -> Result<Option<Holder>, LeaseError> {
     let mut seen: Option<(Version, Instant)> = None;
     loop {
-        let Some((found, version)) = look(store, |_| false)? else { return Ok(None) };
+        let Some((found, version)) = read(store, |_| false)? else { return Ok(None) };
         let Some(holder) = Holder::parse(&found) else { return Err(foreign(store)) };
         if holder.is_here() {
             return Ok(Some(holder).filter(|holder| !holder.is_dead_here()));
         }
         match &seen {
             None => seen = Some((version, Instant::now())),
-            // It was renewed while we looked.
+            // It was renewed in the meantime.
             Some((last, _)) if *last != version => return Ok(Some(holder)),
             Some((_, since)) if since.elapsed() >= time_to_live => return Ok(None),
             Some(_) => {}
         }
-        thread::sleep(time_to_live / LOOKS);
+        thread::sleep(time_to_live / POLLS);
     }
 }
 
-/// What the object says, and its version. Anything but the holder who is expected is believed when two answers in a row
-/// are the same: a bit of one may have flipped on its way.
-fn look(store: &Store, expected: impl Fn(&Holder) -> bool) -> Result<Option<(Bytes, Version)>, StoreError> {
+/// Reads the object and its version. Contents other than an expected holder are accepted only if two consecutive
+/// answers are equal, because a bit may have flipped in transit.
+fn read(store: &Store, expected: impl Fn(&Holder) -> bool) -> Result<Option<(Bytes, Version)>, StoreError> {
     let mut found = store.get_versioned(OBJECT_NAME)?;
-    for _ in 0..DOUBTS {
+    for _ in 0..MAX_REREADS {
         let holder = found.as_ref().and_then(|(text, _)| Holder::parse(text));
         if holder.as_ref().is_some_and(&expected) {
             break;
@@ -138,20 +141,20 @@ fn look(store: &Store, expected: impl Fn(&Holder) -> bool) -> Result<Option<(Byt
     Ok(found)
 }
 
-/// The object is no lease, and stays as it is.
+/// Error for an object that is not a lease. The object is preserved.
 fn foreign(store: &Store) -> LeaseError {
     LeaseError::Foreign { url: store.url_of(OBJECT_NAME) }
 }
 
-fn next(store: &Store, tries: usize) -> Result<usize, LeaseError> {
-    if tries < TRIES {
-        return Ok(tries + 1);
+fn next_attempt(store: &Store, attempts: usize) -> Result<usize, LeaseError> {
+    if attempts < MAX_ATTEMPTS {
+        return Ok(attempts + 1);
     }
     let url = store.url_of(OBJECT_NAME);
-    Err(StoreError::Unavailable { url, reason: "many writers fight for it; try again".to_owned() }.into())
+    Err(StoreError::Unavailable { url, reason: "many writers compete for it; try again".to_owned() }.into())
 }
 
-/// What the thread that renews knows.
+/// State of the renewal thread.
 struct Renewal {
     store: Store,
     me: Holder,
@@ -159,15 +162,15 @@ struct Renewal {
 }
 
 impl Renewal {
-    /// Renews until it is told to stop, then gives the lease back; ends early when somebody else has taken it. A store
-    /// that is down ends nothing: the next attempt may succeed.
+    /// Renews the lease until it is stopped, then releases it. Returns early if another process has taken over the
+    /// lease. If the store is down, it continues, because the next attempt may succeed.
     fn run(mut self, stopped: &Receiver<()>, every: Duration) {
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
             if self.renew() == Outcome::Lost {
                 return;
             }
         }
-        // Nobody takes over a lease that has just been renewed, so what is deleted is ours.
+        // No process takes over a lease that has just been renewed, so that the deleted object is this lease.
         if self.renew() == Outcome::Renewed {
             let _ = self.store.delete(OBJECT_NAME);
         }
@@ -181,8 +184,8 @@ impl Renewal {
                 self.version = version;
                 Outcome::Renewed
             }
-            // An earlier renewal whose answer got lost looks the same, so who is it?
-            Ok(None) => match look(&self.store, |holder| holder.is_same(&self.me)) {
+            // The version also differs after a renewal whose answer was lost, so compare the holder.
+            Ok(None) => match read(&self.store, |holder| holder.is_same(&self.me)) {
                 Ok(Some((text, version))) => match Holder::parse(&text) {
                     Some(holder) if holder.is_same(&self.me) => {
                         self.me = holder;

@@ -1,25 +1,26 @@
-//! The lease of a local folder: a lock of the kernel on a file that says who holds it.
+//! Leases of local folders: kernel locks on a file that names the holder.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{Holder, LeaseError};
-use crate::StoreError;
+use super::error::LeaseError;
+use super::holder::Holder;
+use crate::error::StoreError;
 use crate::plain_file::nofollow;
 
 const LOCK_NAME: &str = "writer.lock";
-/// No lease has so many bytes.
-const LONGEST: u64 = 1 << 16;
-/// The file can vanish between opening and locking it when its holder ends; then it is opened again.
-const TRIES: usize = 100;
+/// Maximum size of a lease in bytes.
+const MAX_BYTES: u64 = 1 << 16;
+/// Maximum number of attempts. The file may disappear between opening and locking it because its holder ends.
+const MAX_ATTEMPTS: usize = 100;
 
 #[derive(Debug)]
 pub(super) struct FolderLease {
     url: String,
     path: PathBuf,
-    /// Locked as long as it is open.
+    /// Locked while it is open.
     file: File,
 }
 
@@ -28,7 +29,7 @@ impl FolderLease {
         let path = folder.join(LOCK_NAME);
         let failed = |source| LeaseError::from(StoreError::File { path: path.clone(), source });
         std::fs::create_dir_all(folder).map_err(failed)?;
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let mut options = File::options();
             let options = options.read(true).write(true).create(true).truncate(false);
             let mut file = nofollow(options).open(&path).map_err(failed)?;
@@ -36,7 +37,7 @@ impl FolderLease {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => match read_holder(&mut file) {
                     Some(holder) => return Err(LeaseError::Held { url: url.to_owned(), holder: Box::new(holder) }),
-                    // Its holder has not written yet, or is about to delete it.
+                    // The holder has not written the file yet, or is about to delete it.
                     None => {
                         std::thread::sleep(std::time::Duration::from_millis(20));
                         continue;
@@ -53,22 +54,23 @@ impl FolderLease {
             file.set_len(0).and_then(|()| file.write_all(&me.text())).map_err(failed)?;
             return Ok(Self { url: url.to_owned(), path, file });
         }
-        Err(failed(io::Error::other("somebody else keeps it locked and does not say who it is; try again")))
+        Err(failed(io::Error::other("another process holds the lock without identifying itself; try again")))
     }
 
-    /// The kernel keeps the lock; only somebody who deleted the file can have let another writer in.
+    /// The kernel holds the lock. Another writer can acquire it only after the file was deleted.
     pub(super) fn check(&self) -> Result<(), LeaseError> {
         if is_at(&self.file, &self.path) {
             return Ok(());
         }
         let taker = File::open(&self.path).ok().and_then(|mut file| read_holder(&mut file));
-        let taker = taker.map_or_else(|| format!("nobody: {} was removed", self.path.display()), |it| it.to_string());
+        let taker = taker
+            .map_or_else(|| format!("an unknown process ({} was removed)", self.path.display()), |it| it.to_string());
         Err(LeaseError::Lost { url: self.url.clone(), taker })
     }
 }
 
 impl Drop for FolderLease {
-    /// Removes the file while it is locked, so that none is left in the folder; closing it then undoes the lock.
+    /// Removes the file while it is locked. Closing the file then releases the lock.
     fn drop(&mut self) {
         if is_at(&self.file, &self.path) {
             let _ = std::fs::remove_file(&self.path);
@@ -76,7 +78,7 @@ impl Drop for FolderLease {
     }
 }
 
-/// Who holds the lease of a folder.
+/// Returns the holder of the lease of a folder.
 pub(super) fn holder(folder: &Path) -> Result<Option<Holder>, LeaseError> {
     let path = folder.join(LOCK_NAME);
     let failed = |source| LeaseError::from(StoreError::File { path: path.clone(), source });
@@ -90,31 +92,31 @@ pub(super) fn holder(folder: &Path) -> Result<Option<Holder>, LeaseError> {
         return Err(LeaseError::Foreign { url: path.display().to_string() });
     }
     match read_holder(&mut file) {
-        // As long as it lives it keeps the lock: there is no need to try, which whoever wants it just now could feel.
+        // A live holder has the lock. Trying to lock the file could disturb a process that is acquiring it.
         Some(holder) if holder.is_here() => Ok(Some(holder).filter(|holder| !holder.is_dead_here())),
         holder => match file.try_lock_shared() {
             Ok(()) => Ok(None),
             Err(TryLockError::WouldBlock) if holder.is_some() => Ok(holder),
             Err(TryLockError::WouldBlock) => {
-                Err(failed(io::Error::other("somebody keeps it locked and does not say who it is")))
+                Err(failed(io::Error::other("another process holds the lock without identifying itself")))
             }
             Err(TryLockError::Error(error)) => Err(failed(error)),
         },
     }
 }
 
-/// Whether the file is a lease, or empty because its holder was killed before it wrote. A file of somebody else that
-/// happens to have its name must not be lost.
+/// Whether the file is a lease, or empty because its holder was killed before writing it. A foreign file with the same
+/// name must be preserved.
 fn is_lease(file: &mut File) -> io::Result<bool> {
     let mut text = Vec::new();
     file.rewind()?;
-    file.take(LONGEST).read_to_end(&mut text)?;
+    file.take(MAX_BYTES).read_to_end(&mut text)?;
     file.rewind()?;
-    // A crashed machine may leave zeros.
+    // A crash of the machine may leave zeros.
     Ok(text.iter().all(|&byte| byte == 0) || Holder::parse(&text).is_some())
 }
 
-/// Whether the open file is the one at the path.
+/// Whether the open file is the file at the path.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::metadata(path)) {
         (Ok(mine), Ok(there)) => (mine.dev(), mine.ino()) == (there.dev(), there.ino()),

@@ -1,4 +1,4 @@
-//! Who holds a lease, and whether that process lives.
+//! The holder of a lease: a process, which may have ended.
 
 use std::fmt;
 use std::fs;
@@ -9,23 +9,23 @@ use serde::{Deserialize, Serialize};
 /// A process that holds a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Name of the machine.
+    /// Host name.
     pub host: String,
-    /// Process id there.
+    /// Process id on that host.
     pub pid: u32,
-    /// What it does, in the words of its program.
+    /// Description of what it does.
     pub purpose: String,
-    /// Seconds since 1970 by its clock; to be shown, never compared.
+    /// Start of the lease in seconds since 1970 by its own clock, for messages only.
     pub since: u64,
-    /// Which running of which kernel it belongs to.
+    /// Identifies one boot of one machine.
     boot_id: String,
-    /// What its process id is counted in: a container has its own, and what lives in it cannot be seen from others.
+    /// Namespace of the process id. Processes in the namespace of another container are not visible.
     pid_namespace: String,
-    /// When the process started, in ticks since the kernel did: a process id comes back, with another time.
+    /// Start of the process in ticks since boot, which distinguishes processes with the same id.
     process_start: u64,
-    /// Tells this lease from all others.
+    /// Distinguishes this lease from all others.
     nonce: String,
-    /// Grows with every renewal, so that each has another content.
+    /// Number of renewals, which makes the contents of each one different.
     counter: u64,
 }
 
@@ -45,12 +45,12 @@ impl Holder {
         }
     }
 
-    /// The same lease, one renewal later.
+    /// Returns the same lease with one more renewal.
     pub(super) fn renewed(&self) -> Self {
         Self { counter: self.counter + 1, ..self.clone() }
     }
 
-    /// Whether both are one lease.
+    /// Whether both describe the same lease.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.nonce == other.nonce
     }
@@ -60,11 +60,11 @@ impl Holder {
     }
 
     pub(super) fn text(&self) -> Vec<u8> {
-        // Strings and numbers cannot fail to be written.
+        // Serialization of strings and numbers cannot fail.
         serde_json::to_vec_pretty(self).unwrap_or_default()
     }
 
-    /// Whether it is, or was, among the processes that this one can see.
+    /// Whether the holder is or was a process that is visible from here.
     pub(super) fn is_here(&self) -> bool {
         !self.boot_id.is_empty()
             && self.boot_id == line("/proc/sys/kernel/random/boot_id")
@@ -72,13 +72,13 @@ impl Holder {
             && self.pid_namespace == pid_namespace()
     }
 
-    /// Whether it was a process of this machine and has ended; false when nobody here can know.
+    /// Whether the holder was a visible process and has ended. Returns false if this cannot be known.
     pub(super) fn is_dead_here(&self) -> bool {
         self.is_here() && process_start(self.pid) != Some(self.process_start)
     }
 
-    /// For a message: how a person ends it.
-    pub(super) fn how_to_end(&self) -> String {
+    /// Returns the command that ends the holder, for messages.
+    pub(super) fn kill_hint(&self) -> String {
         if self.is_here() { format!(" (kill {})", self.pid) } else { String::new() }
     }
 }
@@ -99,10 +99,10 @@ fn pid_namespace() -> String {
     fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default()
 }
 
-/// When a process started; None if there is none, or only what a parent has not yet buried.
+/// Returns the start time of a process, or `None` if it does not exist or is a zombie.
 fn process_start(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in brackets, may hold anything; the state comes behind it, and 19 fields further the start.
+    // The name is in brackets and may contain anything. It is followed by the state and, 19 fields later, the start.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
     if matches!(state, "Z" | "X" | "x") {
@@ -125,7 +125,7 @@ mod tests {
         assert!(dead.is_dead_here());
         // The same number, but another process.
         assert!(Holder { process_start: me.process_start + 1, ..me.clone() }.is_dead_here());
-        // Elsewhere nobody knows.
+        // The state of a process on another machine is unknown.
         assert!(!Holder { boot_id: "other".to_owned(), ..dead.clone() }.is_dead_here());
         assert!(!Holder { pid_namespace: "pid:[1]".to_owned(), ..dead }.is_dead_here());
     }

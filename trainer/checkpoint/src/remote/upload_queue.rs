@@ -8,7 +8,7 @@ use std::{
 };
 
 use arinar_collective::LaunchEnvironment;
-use arinar_store::Pace;
+use arinar_store::RateLimiter;
 
 use crate::{
     error::CheckpointError,
@@ -31,7 +31,7 @@ pub(crate) struct UploadQueue {
     spool: Spool,
     order: UploadOrder,
     uploader: Uploader,
-    pace: Arc<Pace>,
+    pace: Arc<RateLimiter>,
     /// Checkpoints that are not in the store yet.
     waiting: BTreeMap<u64, WaitingJob>,
     /// The step that the uploader works on.
@@ -150,7 +150,7 @@ impl UploadQueue {
 
     /// Lifts the limit of the upload rate, because training has ended.
     pub fn lift_rate_limit(&self) {
-        self.pace.hurry();
+        self.pace.lift();
     }
 
     /// Returns true if nothing is waiting.

@@ -13,7 +13,7 @@ use std::{
 
 use arinar_collective::machine::priority::lower_thread_priority;
 use arinar_store::{
-    Pace, Store, StoreError,
+    RateLimiter, Store, StoreError,
     lease::{Lease, LeaseError},
 };
 
@@ -44,7 +44,7 @@ pub(crate) struct Destination {
     /// The lease of the run, held by rank 0.
     pub lease: Option<Arc<Mutex<Lease>>>,
     /// The rate limit while training continues.
-    pub pace: Arc<Pace>,
+    pub pace: Arc<RateLimiter>,
 }
 
 /// State shared by the training thread and the uploader.
@@ -84,7 +84,7 @@ impl Uploader {
             lower_thread_priority();
             match Store::open(&destination.url) {
                 Ok(store) => {
-                    let store = store.paced(Arc::clone(&destination.pace));
+                    let store = store.with_rate_limiter(Arc::clone(&destination.pace));
                     Worker { shared: &thread_shared, store, destination }.run();
                 }
                 Err(error) => thread_shared.lock().failure = Some(error.into()),
@@ -348,8 +348,13 @@ mod tests {
 
     fn uploader(url: &str) -> Uploader {
         let retention = Retention { keep_last: 1, keep_every_steps: None };
-        Uploader::start(Destination { url: url.to_owned(), retention, lease: None, pace: Arc::new(Pace::new(None)) })
-            .unwrap()
+        Uploader::start(Destination {
+            url: url.to_owned(),
+            retention,
+            lease: None,
+            pace: Arc::new(RateLimiter::new(None)),
+        })
+        .unwrap()
     }
 
     fn wait(until: impl Fn() -> bool) {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use arinar_collective::device::DeviceChoice;
-use arinar_data::dataset::default_cache;
+use arinar_data::read::cache::default_cache;
 use arinar_store::Store;
 use indicatif::DecimalBytes;
 use serde::{Deserialize, Serialize};
@@ -330,7 +330,7 @@ impl Look<'_> {
         let path = config.data.cache_dir.as_ref().map_or_else(default_cache, PathBuf::from);
         let Window { bytes, .. } = window.unwrap_or_default();
         let purpose = window.map_or("shards", |window| window.described());
-        if let Err(problem) = arinar_data::cache::probe(&path) {
+        if let Err(problem) = arinar_data::read::cache::probe(&path) {
             return Some(Finding::problem("data.cache_dir", problem));
         }
         Some(Place { key: "data.cache_dir", path, needed: bytes, purpose }.look())

@@ -3,14 +3,16 @@
 use std::time::Instant;
 
 use arinar_data::{
-    cache::{choose_window, needed_bytes},
-    error::DataError,
-    manifest::Manifest,
-    verify::verify_smallest,
+    DataError,
+    commands::verify::verify_smallest,
+    format::Manifest,
+    read::{
+        cache::{choose_window, needed_bytes},
+        synthetic_samples,
+    },
 };
 use arinar_store::{
-    PATIENCE_VARIABLE, Store, StoreError,
-    cloud::Environment,
+    Environment, RETRY_TIMEOUT_VARIABLE, Store, StoreError,
     lease::{Lease, LeaseError},
 };
 use indicatif::DecimalBytes;
@@ -19,10 +21,7 @@ use super::{
     finding::Finding,
     places::{nearest_folder, try_writing},
 };
-use crate::{
-    config::TrainConfig,
-    source::{misfits, synthetic_samples},
-};
+use crate::{batch_source::mismatches, config::TrainConfig};
 
 /// Seconds for which a store that fails is asked again, unless the user has said otherwise: whoever checks waits.
 const PATIENCE: &str = "10";
@@ -32,7 +31,7 @@ const PATIENCE: &str = "10";
 /// # Errors
 /// A URL or credentials that cannot be used.
 pub fn open(url: &str) -> Result<Store, StoreError> {
-    Store::open_with(url, &Environment::of_process().with_default(PATIENCE_VARIABLE, PATIENCE))
+    Store::open_with(url, &Environment::from_process().with_default(RETRY_TIMEOUT_VARIABLE, PATIENCE))
 }
 
 /// The dataset of a run, as far as it could be read.
@@ -112,7 +111,7 @@ pub fn dataset(config: &TrainConfig, sound: bool) -> (Option<Data>, Vec<Finding>
         Err(problem) => return (None, vec![Finding::problem(WHAT, problem)]),
     };
     let mut findings = Vec::new();
-    let problems = if sound { misfits(&manifest, store.url(), &config.model) } else { Vec::new() };
+    let problems = if sound { mismatches(&manifest, store.url(), &config.model) } else { Vec::new() };
     if problems.is_empty() {
         let (samples, shards) = (manifest.num_samples, manifest.shards.len());
         let told = format!("{}: {samples} samples in {shards} shards, {} classes", store.url(), manifest.classes.len());
@@ -162,7 +161,7 @@ pub fn run_folder(store: &Store) -> Finding {
 /// Whether another job writes there.
 pub fn lease(store: &Store) -> Finding {
     const WHAT: &str = "lease";
-    match Lease::look(store) {
+    match Lease::probe(store) {
         Ok(()) => Finding::ok(WHAT, format!("nobody else writes to {}", store.url())),
         Err(LeaseError::Store(problem)) => Finding::problem(WHAT, problem),
         Err(held) => Finding::problem(WHAT, held),

@@ -1,6 +1,11 @@
 //! What a run fetches from the store of its dataset.
 
-use arinar_data::{cache::choose_window, error::DataError, manifest::Manifest, shuffle::Shuffle, simulate};
+use arinar_data::{
+    DataError,
+    commands::simulate,
+    format::Manifest,
+    read::{Shuffle, cache::choose_window},
+};
 use serde::Serialize;
 
 /// Epochs simulated: the first with an empty cache, then some with a full one, whose mean stands for the others.

@@ -23,11 +23,11 @@ pub(crate) use memory::{Memory, Processor, largest_micro};
 use rehearsal::{Rehearsal, Rehearsed, rehearse};
 
 use crate::{
+    batch_source::Data,
     config::{BatchShare, LogFormat, TrainConfig},
     rank_context::RankContext,
     reporter::write_line,
     run_length::RunLength,
-    source::Data,
     stop::Stop,
 };
 use arinar_collective::{Reduction, agree};

@@ -10,17 +10,18 @@ use arinar_collective::{
     cuda::Gpu,
     machine::{allocator, memory},
 };
+use arinar_data::read::BatchSource;
 
 use super::{
     eta::{Pace, Sample, extrapolate},
     memory::{Memory, Processor, largest_micro},
 };
 use crate::{
+    batch_source::{Data, RankShare},
     config::{BatchShare, TrainConfig},
     oom_guard::guard,
     rank_context::RankContext,
     reporter::write_error_line,
-    source::{BatchSource, Data, RankShare},
     startup::Startup,
     stop::Stop,
     train::Training,

@@ -1,0 +1,108 @@
+//! The run of `arinar-data convert`.
+
+use arinar_model::vae::{KL16_SCALE, LoadedVae, VaeConfig, load_vae, vae_safetensors};
+use tch::Device;
+
+use super::args::ConvertArgs;
+use super::error::ConvertError;
+use super::folder::NpzFolder;
+use super::npz::{self, read_moments};
+use crate::commands::dataset_writer::encoder::RecordEncoder;
+use crate::commands::dataset_writer::error::EncodeError;
+use crate::commands::dataset_writer::job::Job;
+use crate::commands::dataset_writer::open_shard::OpenShard;
+use crate::commands::dataset_writer::picture_list::PictureList;
+use crate::commands::dataset_writer::settings::DatasetSettings;
+use crate::commands::dataset_writer::write::write_dataset;
+use crate::format::facts::VaeFacts;
+use crate::reporter::Reporter;
+use arinar_collective::WorkGroup;
+
+/// Converts cached latents to a dataset. Returns a summary on rank 0, and an empty string on the other ranks.
+///
+/// # Errors
+/// If any rank fails, every rank returns an error. The error of rank 0 describes all failures; that of the other ranks,
+/// [`EncodeError::Ranks`], has an empty message.
+pub fn run(args: &ConvertArgs, ranks: &WorkGroup, reporter: &Reporter) -> Result<String, EncodeError> {
+    write_dataset(prepare(args), ranks, reporter)
+}
+
+fn prepare(args: &ConvertArgs) -> Result<Job<Converter<'_>>, EncodeError> {
+    let folder = NpzFolder::open(&args.from)?;
+    let vae = args.vae.as_ref().map(|path| load_vae(path, Device::Cpu)).transpose()?;
+    let facts = vae.as_ref().map_or_else(official_vae, VaeFacts::of);
+    let shape = shape_of(&folder, &facts, vae.as_ref())?;
+    let settings = DatasetSettings {
+        kind: Some("converted from .npz"),
+        image_size: u32::try_from(shape[1] * facts.stride as usize).unwrap_or(u32::MAX),
+        vae: facts,
+        seed: args.seed,
+        shard_bytes: args.shard_bytes,
+        skip_bad: args.skip_bad,
+        overwrite: args.overwrite,
+    };
+    Job::new(Converter { args, folder, shape }, settings, shape, &args.out)
+}
+
+/// Returns the facts about the KL-16 of the official code, whose weights are not known here.
+fn official_vae() -> VaeFacts {
+    let config = VaeConfig::kl16();
+    let (channels, stride) = (config.embed_dim, config.stride());
+    VaeFacts { config, xxh3_128: String::new(), scale: KL16_SCALE, channels, stride }
+}
+
+/// Returns the shape of the first readable file. All other files must have the same shape.
+fn shape_of(folder: &NpzFolder, facts: &VaeFacts, vae: Option<&LoadedVae>) -> Result<[usize; 3], EncodeError> {
+    let mut first_error = None;
+    for index in 0..folder.len() {
+        let name = folder.name(index).to_owned();
+        match npz::shape(&folder.path(index)) {
+            Ok(shape) if shape[0] as i64 == 2 * facts.channels && shape[1] == shape[2] => return Ok(shape),
+            Ok(shape) => {
+                let vae = if vae.is_some() { "the VAE given" } else { "the official KL-16" }.to_owned();
+                return Err(ConvertError::Vae { name, shape, vae, channels: facts.channels }.into());
+            }
+            Err(reason) => first_error = first_error.or(Some((name, reason))),
+        }
+    }
+    let path = folder.root().to_owned();
+    Err(match first_error {
+        Some((name, reason)) => ConvertError::NoneGood { path, name, reason },
+        None => ConvertError::Empty { path },
+    }
+    .into())
+}
+
+/// Converts .npz files to records.
+struct Converter<'a> {
+    args: &'a ConvertArgs,
+    folder: NpzFolder,
+    /// Shape of the moments: [2C, H, W].
+    shape: [usize; 3],
+}
+
+impl RecordEncoder for Converter<'_> {
+    fn pictures(&self) -> &dyn PictureList {
+        &self.folder
+    }
+
+    fn tokenizer(&self) -> Result<Option<Vec<u8>>, EncodeError> {
+        Ok(self.args.vae.as_ref().map(|path| vae_safetensors(path)).transpose()?)
+    }
+
+    fn fill(
+        &self,
+        pictures: &[u32],
+        shard: &mut OpenShard<'_>,
+        on_progress: &mut dyn FnMut(u64),
+    ) -> Result<(), EncodeError> {
+        for &index in pictures {
+            match read_moments(&self.folder.path(index as usize), self.shape) {
+                Ok([original, mirrored]) => shard.push(index, &original, &mirrored),
+                Err(reason) => shard.skip(index, reason.to_string()),
+            }
+            on_progress(1);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,23 @@
+//! The source of a dataset's records.
+
+use super::error::EncodeError;
+use super::open_shard::OpenShard;
+use super::picture_list::PictureList;
+
+/// Encodes pictures as records.
+pub(crate) trait RecordEncoder {
+    /// Pictures to encode.
+    fn pictures(&self) -> &dyn PictureList;
+
+    /// Returns the VAE's safetensors file, which is stored beside the shards, or `None` if the weights are not known.
+    fn tokenizer(&self) -> Result<Option<Vec<u8>>, EncodeError>;
+
+    /// Appends the records of `pictures` to a shard in this order, and calls `on_progress` with the number of pictures
+    /// processed since its last call.
+    fn fill(
+        &self,
+        pictures: &[u32],
+        shard: &mut OpenShard<'_>,
+        on_progress: &mut dyn FnMut(u64),
+    ) -> Result<(), EncodeError>;
+}

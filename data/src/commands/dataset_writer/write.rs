@@ -1,0 +1,40 @@
+//! The run that writes a dataset, on all ranks.
+
+use super::agree::agree;
+use super::encoder::RecordEncoder;
+use super::error::EncodeError;
+use super::job::Job;
+use crate::reporter::Reporter;
+use arinar_collective::WorkGroup;
+
+/// Writes a dataset. Returns a summary on rank 0, and an empty string on the other ranks.
+///
+/// # Errors
+/// If any rank fails, every rank returns an error. The error of rank 0 describes all failures; that of the other ranks,
+/// [`EncodeError::Ranks`], has an empty message.
+pub(crate) fn write_dataset<E: RecordEncoder>(
+    prepared: Result<Job<E>, EncodeError>,
+    ranks: &WorkGroup,
+    reporter: &Reporter,
+) -> Result<String, EncodeError> {
+    let identities: Vec<String> = agree(ranks, prepared.as_ref().map(|job| job.plan.encode_id.clone()), |_| ())?;
+    if identities.iter().any(|identity| *identity != identities[0]) {
+        return Err(EncodeError::Ranks {
+            message: "the ranks see different pictures or VAE weights; give all machines the same files".to_owned(),
+            configuration: true,
+        });
+    }
+    let job = prepared?;
+    let lease = if ranks.rank() == 0 { job.lease().map(Some) } else { Ok(None) };
+    agree(ranks, lease.as_ref().map(|_| ()), |_| ())?;
+    let lease = lease?;
+    let mut progress = reporter.progress("pictures", job.encoder.pictures().len() as u64);
+    let share = job.write_share(ranks, &mut progress);
+    let shares = agree(ranks, share.as_ref(), |reported| progress.advance(reported))?;
+    let finished = match &lease {
+        Some(lease) => job.finish(shares, &progress, lease),
+        None => Ok(String::new()),
+    };
+    agree(ranks, finished.as_ref().map(|_| ()), |_| ())?;
+    finished
+}
