@@ -9,7 +9,7 @@ use crate::{
     config::TrainConfig,
     run_length::RunLength,
     source::{Data, RankShare},
-    startup::version,
+    version::version,
 };
 
 /// The facts to print.

@@ -51,6 +51,7 @@ pub mod step_consensus;
 mod stop;
 mod time_accounting;
 mod train;
+mod version;
 mod vitals;
 
 pub use config::LogFormat;
