@@ -59,7 +59,7 @@ pub use export::{Export, Weights};
 pub use options::Options;
 pub use planning::{
     check::{check, check_collectives},
-    forecast::{EXACTNESS, plan},
+    forecast::{MEMORY_TOLERANCE, plan},
 };
 pub use preemption::Preemption;
 pub use rank_context::RankContext;
