@@ -1,7 +1,7 @@
 //! `--plan`: forecasts what a run needs and how long it takes.
 //!
-//! [`Forecaster`] computes the figures from formulas, each in a file of its own and without input or output. `rehearsal` measures
-//! the time of a step.
+//! [`Forecaster`] computes the figures from formulas without input or output, one file per formula. `rehearsal` measures the
+//! time of a step.
 
 mod activations;
 mod checkpoints;
