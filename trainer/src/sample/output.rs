@@ -30,7 +30,7 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     /// Returns [`Stop::Configuration`] for an invalid URL or a file of another program, and otherwise the error of the store.
-    pub fn open(url: &str, classes: &'a [Class], per_class: usize) -> Result<Self, Stop> {
+    pub(crate) fn open(url: &str, classes: &'a [Class], per_class: usize) -> Result<Self, Stop> {
         let output = Self { store: Store::open(url).map_err(Stop::configuration)?, classes, per_class };
         output.check_existing_files()?;
         Ok(output)
@@ -61,7 +61,7 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     /// Returns an error if a file cannot be written.
-    pub fn write(&self, images: &[RgbImage]) -> Result<String, Stop> {
+    pub(crate) fn write(&self, images: &[RgbImage]) -> Result<String, Stop> {
         let mut rows = Vec::with_capacity(self.classes.len());
         for (class, images) in self.classes.iter().zip(images.chunks(self.per_class)) {
             for (number, image) in images.iter().enumerate() {

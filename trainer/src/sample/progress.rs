@@ -22,7 +22,7 @@ pub(crate) struct SamplingProgress {
 
 impl SamplingProgress {
     /// Starts to report the progress towards `total` steps.
-    pub fn start(total: u64) -> Self {
+    pub(crate) fn start(total: u64) -> Self {
         let is_terminal = std::io::stderr().is_terminal();
         let bar = if is_terminal { ProgressBar::new(total) } else { ProgressBar::hidden() };
         bar.set_length(total);
@@ -33,7 +33,7 @@ impl SamplingProgress {
     }
 
     /// Counts a step.
-    pub fn step(&self) {
+    pub(crate) fn step(&self) {
         self.bar.inc(1);
         if !self.is_terminal && self.last_line.get().elapsed() >= LINE_INTERVAL {
             self.last_line.set(Instant::now());
@@ -44,7 +44,7 @@ impl SamplingProgress {
     }
 
     /// Removes the bar.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }

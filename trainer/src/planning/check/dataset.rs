@@ -35,7 +35,7 @@ pub(crate) enum ProbedDataset {
 
 impl ProbedDataset {
     /// Returns the number of samples in an epoch.
-    pub fn samples(&self) -> u64 {
+    pub(crate) fn samples(&self) -> u64 {
         match self {
             Self::Synthetic(samples) => *samples,
             Self::Encoded { manifest, .. } => manifest.num_samples,
@@ -44,7 +44,7 @@ impl ProbedDataset {
 
     /// Returns the shards that are open at the same time, or `None` if the limit of the cache is too small for any window,
     /// which [`probe`] has reported.
-    pub fn window(&self, config: &TrainConfig) -> Option<ShuffleWindow> {
+    pub(crate) fn window(&self, config: &TrainConfig) -> Option<ShuffleWindow> {
         let Self::Encoded { manifest, is_cached } = self else { return Some(ShuffleWindow::default()) };
         let window = choose_window(manifest, cache_limit(config, *is_cached), config.data.shuffle_window).ok()?;
         let bytes = if *is_cached { needed_bytes(manifest, window) } else { 0 };
@@ -71,7 +71,7 @@ impl ShuffleWindow {
     }
 
     /// Describes the shards.
-    pub fn description(&self) -> &'static str {
+    pub(crate) fn description(&self) -> &'static str {
         if self.is_whole_dataset { "the whole dataset" } else { "the shards of two windows" }
     }
 }

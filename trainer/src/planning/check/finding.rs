@@ -34,17 +34,17 @@ pub(crate) struct Finding {
 
 impl Finding {
     /// Creates a finding with [`Verdict::Ok`].
-    pub fn ok(subject: &str, text: impl ToString) -> Self {
+    pub(crate) fn ok(subject: &str, text: impl ToString) -> Self {
         Self::new(subject, Verdict::Ok, text)
     }
 
     /// Creates a finding with [`Verdict::Note`].
-    pub fn note(subject: &str, text: impl ToString) -> Self {
+    pub(crate) fn note(subject: &str, text: impl ToString) -> Self {
         Self::new(subject, Verdict::Note, text)
     }
 
     /// Creates a finding with [`Verdict::Problem`].
-    pub fn problem(subject: &str, text: impl ToString) -> Self {
+    pub(crate) fn problem(subject: &str, text: impl ToString) -> Self {
         Self::new(subject, Verdict::Problem, text)
     }
 
@@ -54,12 +54,12 @@ impl Finding {
     }
 
     /// Returns true if the verdict is [`Verdict::Problem`].
-    pub fn is_problem(&self) -> bool {
+    pub(crate) fn is_problem(&self) -> bool {
         self.verdict == Verdict::Problem
     }
 
     /// Reports the finding in one line.
-    pub fn report(&self, reporter: &Reporter) {
+    pub(crate) fn report(&self, reporter: &Reporter) {
         reporter.record(&self.line(), || json!(self));
     }
 

@@ -25,7 +25,7 @@ pub(crate) struct FolderCheck {
 
 impl FolderCheck {
     /// Checks the folder or, if it does not exist, its nearest existing ancestor.
-    pub fn run(&self) -> Finding {
+    pub(crate) fn run(&self) -> Finding {
         let fail = |problem: String| {
             let (path, key) = (self.path.display(), self.key);
             Finding::problem(key, format!("{path}: {problem}; set {key} to a writable folder"))

@@ -26,7 +26,7 @@ pub(crate) struct NodeCheck<'a> {
 
 impl NodeCheck<'_> {
     /// Checks the dataset, the folders of the run, and the resources of the machine.
-    pub fn run(&self) -> Vec<Finding> {
+    pub(crate) fn run(&self) -> Vec<Finding> {
         let (config, launch) = (self.config, self.context.launch);
         let (dataset, mut findings) = dataset::probe(config, self.config_is_valid);
         if launch.rank == 0 {

@@ -47,7 +47,7 @@ pub(crate) struct RunFolderCheck<'a> {
 
 impl RunFolderCheck<'_> {
     /// Checks the store, its lease, the checkpoint to resume from, and the disk space for new checkpoints.
-    pub fn run(&self) -> Vec<Finding> {
+    pub(crate) fn run(&self) -> Vec<Finding> {
         let store = match store_probe::open(&self.config.run.dir) {
             Ok(store) => store,
             Err(problem) => return vec![Finding::problem(SUBJECT, problem)],

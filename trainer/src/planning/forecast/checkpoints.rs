@@ -36,7 +36,7 @@ pub(crate) struct CheckpointForecast {
 
 impl CheckpointForecast {
     /// Forecasts the checkpoints of a run of this length and pace.
-    pub fn new(config: &TrainConfig, length: &RunLength, step_seconds: f64) -> Self {
+    pub(crate) fn new(config: &TrainConfig, length: &RunLength, step_seconds: f64) -> Self {
         // As in the training loop: at every multiple of a number of steps, or after some time since the newest checkpoint.
         let steps_of = |time: Duration| (time.as_secs_f64() / step_seconds.max(1e-6)).ceil().max(1.0) as u64;
         let next = |step: u64| match config.checkpoint.every {

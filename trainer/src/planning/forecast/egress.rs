@@ -43,7 +43,7 @@ impl Egress {
     ///
     /// # Errors
     /// Returns [`DataError::CacheLimit`] if the limit of the cache is too small for any window.
-    pub fn simulate(manifest: &Manifest, access: &DatasetAccess) -> Result<Self, DataError> {
+    pub(crate) fn simulate(manifest: &Manifest, access: &DatasetAccess) -> Result<Self, DataError> {
         let sizes: Vec<u64> = manifest.shards.iter().map(|shard| shard.bytes).collect();
         let dataset_bytes = sizes.iter().sum();
         let limit = access.cache_limit.filter(|_| access.is_cached);

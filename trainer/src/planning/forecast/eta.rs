@@ -14,7 +14,7 @@ pub(crate) struct StepTimes {
 
 impl StepTimes {
     /// Computes the statistics, or returns `None` for an empty slice.
-    pub fn new(seconds: &[f64]) -> Option<Self> {
+    pub(crate) fn new(seconds: &[f64]) -> Option<Self> {
         let mut sorted = seconds.to_vec();
         sorted.sort_by(f64::total_cmp);
         let median = (sorted.get(sorted.len().saturating_sub(1) / 2)? + sorted.get(sorted.len() / 2)?) / 2.0;
@@ -57,7 +57,7 @@ pub(crate) struct Eta {
 
 impl Eta {
     /// Returns the sum.
-    pub fn total(&self) -> f64 {
+    pub(crate) fn total(&self) -> f64 {
         self.steps + self.checkpoints
     }
 }

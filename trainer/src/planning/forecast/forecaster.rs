@@ -39,7 +39,7 @@ impl Forecaster<'_> {
     ///
     /// # Errors
     /// Returns an error if the limit of the cache is too small.
-    pub fn forecast(&self, data: &Data) -> Result<Forecast, Stop> {
+    pub(crate) fn forecast(&self, data: &Data) -> Result<Forecast, Stop> {
         let config = self.config;
         let run_length = RunLength::new(config, data.samples());
         let length = self.length(&run_length);
@@ -65,7 +65,7 @@ impl Forecaster<'_> {
     }
 
     /// Adds the figures that follow from a rehearsal, or the reason why there is none.
-    pub fn with_rehearsal(&self, forecast: Forecast, data: &Data, outcome: RehearsalOutcome) -> Forecast {
+    pub(crate) fn with_rehearsal(&self, forecast: Forecast, data: &Data, outcome: RehearsalOutcome) -> Forecast {
         match outcome {
             Ok(rehearsal) => {
                 let length = RunLength::new(self.config, data.samples());

@@ -63,12 +63,12 @@ impl GpuModel {
     }
 
     /// Returns the images per second on `count` GPUs if an image takes `flops` operations.
-    pub fn images_per_second(&self, precision: Precision, count: usize, flops: f64) -> f64 {
+    pub(crate) fn images_per_second(&self, precision: Precision, count: usize, flops: f64) -> f64 {
         self.peak_rate(precision) * UTILISATION * count as f64 / flops
     }
 
     /// Returns true if its memory holds this number of bytes.
-    pub fn holds(&self, bytes: u64) -> bool {
+    pub(crate) fn holds(&self, bytes: u64) -> bool {
         bytes as f64 <= self.gigabytes * 1e9
     }
 }

@@ -47,7 +47,7 @@ pub(crate) struct MemoryEstimate {
 impl MemoryEstimate {
     /// Estimates the memory of one of `world_size` ranks that computes `batch` on `processor`, in a process that already uses
     /// `process` bytes.
-    pub fn of_rank(
+    pub(crate) fn of_rank(
         config: &TrainConfig,
         processor: Processor,
         world_size: usize,
@@ -79,27 +79,27 @@ impl MemoryEstimate {
     }
 
     /// Returns the sum of all parts.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// Returns the sum without the copy of a checkpoint, which is not made if memory has no room for it.
-    pub fn while_training(&self) -> u64 {
+    pub(crate) fn while_training(&self) -> u64 {
         self.total() - self.snapshot
     }
 
     /// Returns the part in GPU memory if the rank computes on a GPU.
-    pub fn on_gpu(&self) -> u64 {
+    pub(crate) fn on_gpu(&self) -> u64 {
         self.weights + self.gradients + self.optimizer_and_ema + self.half_weights + self.activations
     }
 
     /// Returns the part in host memory if the rank computes on a GPU, including the copy of a checkpoint.
-    pub fn on_host(&self) -> u64 {
+    pub(crate) fn on_host(&self) -> u64 {
         self.total() - self.on_gpu()
     }
 
     /// Returns every part with its name.
-    pub fn parts(&self) -> [(&'static str, u64); 8] {
+    pub(crate) fn parts(&self) -> [(&'static str, u64); 8] {
         [
             ("process", self.process),
             ("weights", self.weights),

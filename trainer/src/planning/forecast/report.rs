@@ -17,7 +17,7 @@ const NAME_WIDTH: usize = 22;
 
 impl Forecast {
     /// Returns the text of all figures that need no rehearsal.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut lines = vec![format!("plan of run {}: {}", self.run, self.layout())];
         lines.extend(self.model.lines(self.length.global_batch));
         lines.extend(self.length_lines());
@@ -28,7 +28,7 @@ impl Forecast {
     }
 
     /// Returns the text of the figures that follow from the rehearsal.
-    pub fn rehearsal_text(&self) -> String {
+    pub(crate) fn rehearsal_text(&self) -> String {
         self.measured_lines().join("\n")
     }
 
