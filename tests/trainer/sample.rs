@@ -46,7 +46,7 @@ fn pictures_and_a_grid_appear_and_a_seed_repeats_them() {
     let vae = lab.path("vae.safetensors");
     let arguments = ["--vae", vae.to_str().unwrap(), "--classes", "two,0", "--per-class", "2", "--steps", "4"];
     let ended = sample(&lab, "one", &arguments).succeeded();
-    assert!(ended.stdout.contains("EMA weights of step 12, 4 pictures of 2 classes"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("EMA weights of step 12, 4 images of 2 classes"), "{}", ended.stdout);
     let expected = ["0000-one-000.png", "0000-one-001.png", "0001-two-000.png", "0001-two-001.png", "grid.png"];
     assert_eq!(names(&lab.path("one")), expected);
     let picture = image::open(lab.path("one/0001-two-000.png")).unwrap();

@@ -1,9 +1,9 @@
-//! Times a whole training step of ARINAR-B on this machine (forward, backward, norm, clipping, AdamW and EMA), and a
-//! step of sampling one picture with guidance. `ops/bench/official.py` times training by the official PyTorch code on
-//! the same shapes (with `--bf16` under autocast).
+//! Measures a training step of ARINAR-B (forward, backward, gradient norm, clipping, AdamW and EMA), and a step of sampling
+//! one image with guidance, on the CPU. `ops/bench/official.py` measures training with the official PyTorch code on the same
+//! shapes (with `--bf16`, under autocast).
 //!
-//! Environment: `PRECISION` (fp32, or bf16), `BATCH` (16), `STEPS` (2 timed, after one to warm up), `THREADS` (all
-//! cores).
+//! Environment variables, with their defaults: `PRECISION` (fp32; or bf16), `BATCH` (16), `STEPS` (2; one more step warms up),
+//! `THREADS` (all cores).
 
 use std::time::Instant;
 
@@ -24,9 +24,9 @@ use arinar_trainer::{
 };
 use tch::{Device, Kind, Tensor, nn};
 
-/// Masked tokens: the mean of the official distribution, so that one step stands for all.
+/// Number of masked tokens: the mean of the official distribution, so that one step represents all.
 const MASKED: i64 = 222;
-/// Timed steps of sampling, after one to warm up.
+/// Number of timed sampling steps, after one that warms up.
 const SAMPLING_STEPS: usize = 5;
 
 fn main() -> Result<(), tch::TchError> {
@@ -44,12 +44,12 @@ fn main() -> Result<(), tch::TchError> {
     println!("ARINAR-B training, batch {batch}, {kind}: {:.3} images/s", batch as f64 / seconds);
     model.freeze();
     let seconds = sample(&model);
-    println!("ARINAR-B sampling, one guided picture, {kind}: {seconds:.3} s a step");
+    println!("ARINAR-B sampling, one image with guidance, {kind}: {seconds:.3} s per step");
     println!("the official code on the same machine: ops/bench/official.py --help");
     Ok(())
 }
 
-/// Median seconds of a training step.
+/// Returns the median duration of a training step in seconds.
 fn train(store: &nn::VarStore, model: &Arinar, batch: i64, steps: i64) -> Result<f64, tch::TchError> {
     let config = model.config();
     let mut parameters = FlatParameters::new(&weights::trainable(store), weights::decays)?;
@@ -81,7 +81,8 @@ fn train(store: &nn::VarStore, model: &Arinar, batch: i64, steps: i64) -> Result
     Ok(median(seconds))
 }
 
-/// Median seconds of a step that reveals one token of one picture, under guidance, half of the others being known.
+/// Returns the median duration in seconds of a step that samples one token of one image with guidance, when half of the
+/// tokens are known.
 fn sample(model: &Arinar) -> f64 {
     let (length, channels) = (model.config().sequence_length(), model.config().vae.channels);
     let masked = length / 2;

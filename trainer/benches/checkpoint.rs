@@ -1,10 +1,10 @@
-//! What a checkpoint of ARINAR-B (213M parameters: weights, averages and two moments, 3.4 GB) costs the training, beside
-//! `torch.save` of the same tensors on the same disk: the stall, memory, and step time while it goes to an S3 server in
-//! another process.
+//! Measures the cost of a checkpoint of ARINAR-B (213M parameters: weights, moving averages and two moments, 3.4 GB) for
+//! training: stall, memory, and step time during the upload to an S3 server in another process. Compares the stall with
+//! `torch.save` of the same tensors on the same disk.
 //!
-//! Environment: `PYTHON` (one with torch; without it nothing is compared), `FOLDER` (on the disk to measure; a
-//! temporary one), `BATCH` (4), `PAIRS` of steps with and without a checkpoint (3), `DEPTH` of encoder and decoder (14;
-//! less only to try the bench itself), `THREADS` (all cores).
+//! Environment variables, with their defaults: `PYTHON` (an interpreter with torch; none, without comparison), `FOLDER` (a
+//! temporary folder; set it to measure another disk), `BATCH` (4), `PAIRS` (3) of steps with and without a checkpoint, `DEPTH`
+//! of encoder and decoder (14; less only to try the benchmark itself), `THREADS` (all cores).
 
 use std::{
     error::Error,
@@ -34,11 +34,11 @@ use arinar_trainer::{
 };
 use tch::{Device, Kind, Tensor, nn};
 
-/// Masked tokens: the mean of the official distribution.
+/// Number of masked tokens: the mean of the official distribution.
 const MASKED: i64 = 222;
-/// Set in the process that trains.
+/// Environment variable of the process that trains.
 const TRAINER: &str = "CHECKPOINT_BENCH_TRAINER";
-/// How long the slowest machine may take to upload.
+/// Timeout of an upload on a slow machine.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -50,14 +50,14 @@ fn main() -> Result<()> {
     }
 }
 
-/// torch.save first, alone on the machine; then the training, with this process as its store.
+/// Measures torch.save alone on the machine first, and then training, with this process as its store.
 fn compare() -> Result<()> {
     let temporary = tempfile::tempdir()?;
     let folder = std::env::var_os("FOLDER").map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
     let torch = torch_save(&folder)?;
-    // The server gives way, so that what it costs is not taken for what sending costs. The training does not, and would
-    // if this very thread did.
-    // Nor does its disk, which a store has for itself: two checkpoints in memory.
+    // The server runs at a low priority, so that its cost does not count as the cost of the upload. A separate thread sets it,
+    // because the training process would inherit it from this one.
+    // The server stores two checkpoints in memory, so that it does not use the disk that is measured.
     let memory = Path::new("/dev/shm");
     let objects = if memory.is_dir() { tempfile::tempdir_in(memory)? } else { tempfile::tempdir()? };
     let served = objects.path().to_path_buf();
@@ -65,7 +65,7 @@ fn compare() -> Result<()> {
         priority::lower_thread_priority();
         S3Server::start(&served)
     });
-    let server = server.join().map_err(|_| "the server did not start")?;
+    let server = server.join().map_err(|_| "the server has not started")?;
     server.create_bucket("runs");
     let mut trainer = Command::new(std::env::current_exe()?);
     trainer.env(TRAINER, &folder).envs(server.environment());
@@ -76,7 +76,7 @@ fn compare() -> Result<()> {
     if ended.success() { Ok(()) } else { Err(format!("the training ended with {ended}").into()) }
 }
 
-/// Seconds that torch.save of the same tensors takes.
+/// Returns how many seconds torch.save of the same tensors takes, or `None` without Python.
 fn torch_save(folder: &Path) -> Result<Option<f64>> {
     let Some(python) = std::env::var_os("PYTHON") else { return Ok(None) };
     let store = nn::VarStore::new(Device::Cpu);
@@ -90,10 +90,10 @@ fn torch_save(folder: &Path) -> Result<Option<f64>> {
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into());
     }
-    let said = String::from_utf8(output.stdout)?;
-    print!("{said}");
-    let seconds = said.lines().find_map(|line| line.strip_prefix("torch.save: ")?.split(' ').next()?.parse().ok());
-    Ok(Some(seconds.ok_or("torch_save.py did not say how long it took")?))
+    let printed = String::from_utf8(output.stdout)?;
+    print!("{printed}");
+    let seconds = printed.lines().find_map(|line| line.strip_prefix("torch.save: ")?.split(' ').next()?.parse().ok());
+    Ok(Some(seconds.ok_or("torch_save.py has not printed a duration")?))
 }
 
 fn model_config() -> ModelConfig {
@@ -103,7 +103,7 @@ fn model_config() -> ModelConfig {
     config
 }
 
-/// A model in training.
+/// A model that is trained.
 struct Bench {
     model: Arinar,
     config: ModelConfig,
@@ -127,7 +127,7 @@ impl Bench {
         Ok(Self { model, config, parameters, ema, optimizer, batch, _store: store })
     }
 
-    /// One step; returns how long it took, and how long of that it waited for a copy.
+    /// Makes a step. Returns its duration, and how much of it was spent waiting for the copy of a checkpoint.
     fn step(&mut self, manager: &mut CheckpointManager<'_>) -> Result<(Duration, Duration)> {
         let began = Instant::now();
         let float = (Kind::Float, Device::Cpu);
@@ -147,7 +147,7 @@ impl Bench {
         Ok((began.elapsed(), waited))
     }
 
-    /// Hands over a checkpoint; returns how long that took.
+    /// Hands over a checkpoint. Returns how long that takes.
     fn save(&self, manager: &mut CheckpointManager<'_>, state: &CheckpointState<TrainConfig>) -> Result<Duration> {
         let began = Instant::now();
         let tensors = TensorSet {
@@ -204,8 +204,8 @@ fn train(folder: &Path) -> Result<()> {
     }
     let uploading = while_uploading(&mut bench, &mut manager, &config)?;
     let (alone, saving, stall) = (median(alone), median(saving), median(stalls));
-    println!("step time: {:+.1}% while a checkpoint is copied, written and sent", 100.0 * (saving / alone - 1.0));
-    println!("step time: {:+.1}% while one is sent", 100.0 * (uploading / alone - 1.0));
+    println!("step time: {:+.1}% while a checkpoint is copied, written and uploaded", 100.0 * (saving / alone - 1.0));
+    println!("step time: {:+.1}% while one is uploaded", 100.0 * (uploading / alone - 1.0));
     match std::env::var("TORCH_SECONDS").ok().and_then(|text| text.parse::<f64>().ok()) {
         Some(torch) => println!("stall: {stall:.3} s, 1/{:.0} of torch.save ({torch:.2} s)", torch / stall),
         None => println!("stall: {stall:.3} s; set PYTHON to compare with torch.save"),
@@ -213,9 +213,9 @@ fn train(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The most memory that a checkpoint takes on top of what the training holds, in bytes.
+/// Returns the peak of the additional memory that a checkpoint needs, in bytes.
 fn extra_memory(bench: &Bench, manager: &mut CheckpointManager<'_>, config: &TrainConfig) -> Result<u64> {
-    // Makes the kernel count the peak anew.
+    // Resets the peak that the kernel records.
     std::fs::write("/proc/self/clear_refs", "5")?;
     let before = memory::resident();
     bench.save(manager, &state(config, 1))?;
@@ -223,10 +223,10 @@ fn extra_memory(bench: &Bench, manager: &mut CheckpointManager<'_>, config: &Tra
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse::<u64>().ok());
-    Ok((peak.ok_or("the kernel does not say the peak")? * 1024).saturating_sub(before))
+    Ok((peak.ok_or("the kernel does not report the peak")? * 1024).saturating_sub(before))
 }
 
-/// Seconds of a step during which nothing but an upload goes on beside it.
+/// Returns the median duration in seconds of a step during an upload, without other background work.
 fn while_uploading(bench: &mut Bench, manager: &mut CheckpointManager<'_>, config: &TrainConfig) -> Result<f64> {
     let mut steps = Vec::new();
     for number in 0..setting("PAIRS", 3) {
@@ -234,7 +234,7 @@ fn while_uploading(bench: &mut Bench, manager: &mut CheckpointManager<'_>, confi
         manager.start_writer()?;
         bench.save(manager, &state(config, 100 + number as u64))?;
         manager.wait_until_copied();
-        // Once the files are written and synced, the upload begins.
+        // The upload starts when the files are written and synced.
         manager.advance(CheckpointFlags { written: true, uploaded: false })?;
         while !manager.poll().messages.iter().any(|message| message.starts_with("saved ")) {
             std::thread::sleep(Duration::from_millis(1));
@@ -245,7 +245,7 @@ fn while_uploading(bench: &mut Bench, manager: &mut CheckpointManager<'_>, confi
     Ok(median(steps))
 }
 
-/// Opens the run in the bucket, ready to save.
+/// Opens the run in the bucket for saving.
 fn open(config: &TrainConfig) -> Result<CheckpointManager<'static>> {
     let options = CheckpointOptions {
         run_url: config.run.dir.clone(),

@@ -9,7 +9,7 @@ use crate::{
     batch_source::{Data, RankShare},
     config::TrainConfig,
     run_length::RunLength,
-    startup::version,
+    version::version,
 };
 
 /// The facts to print.

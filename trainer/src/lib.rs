@@ -51,6 +51,7 @@ pub mod step_consensus;
 mod stop;
 mod time_accounting;
 mod train;
+mod version;
 mod vitals;
 
 pub use config::LogFormat;
@@ -58,7 +59,7 @@ pub use export::{Export, Weights};
 pub use options::Options;
 pub use planning::{
     check::{check, check_collectives},
-    forecast::{EXACTNESS, plan},
+    forecast::{MEMORY_TOLERANCE, plan},
 };
 pub use preemption::Preemption;
 pub use rank_context::RankContext;

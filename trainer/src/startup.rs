@@ -28,15 +28,11 @@ use crate::{
     stop::Stop,
     time_accounting::TimeFile,
     train::Training,
+    version::version,
 };
 
 /// Keys of the model configuration that may change between the starts of a run, because they do not change the model.
 const VARIABLE_MODEL_KEYS: &[&str] = &["model.outer.dropout", "model.outer.label_drop", "model.outer.mask_ratio_min"];
-
-/// Returns the name and version of this program.
-pub(crate) fn version() -> String {
-    format!("arinar-trainer {}", env!("CARGO_PKG_VERSION"))
-}
 
 /// Returns the values that must be the same on all ranks.
 pub(crate) fn shared_facts(config: &TrainConfig) -> Result<[(&'static str, String); 2], Stop> {

@@ -1,67 +1,72 @@
-//! A labelled grid: one row per class, its name on the left.
+//! A labelled grid of images: one row per class, with its name on the left.
 
 use std::convert::Infallible;
 
-use embedded_graphics::Drawable;
-use embedded_graphics::Pixel;
-use embedded_graphics::draw_target::DrawTarget;
-use embedded_graphics::geometry::{OriginDimensions, Point, Size};
-use embedded_graphics::mono_font::{MonoTextStyle, ascii::FONT_7X13};
-use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
-use embedded_graphics::text::{Alignment, Baseline, Text};
-use image::imageops::{FilterType, overlay, resize};
-use image::{Rgb, RgbImage};
+use embedded_graphics::{
+    Drawable, Pixel,
+    draw_target::DrawTarget,
+    geometry::{OriginDimensions, Point, Size},
+    mono_font::{MonoTextStyle, ascii::FONT_7X13},
+    pixelcolor::{Rgb888, RgbColor},
+    text::{Alignment, Baseline, Text},
+};
+use image::{
+    Rgb, RgbImage,
+    imageops::{FilterType, overlay, resize},
+};
 
-/// Pictures smaller than this side are enlarged by a whole factor, so that a grid can be looked at.
-const SMALLEST_SIDE: u32 = 64;
+/// Smaller images are enlarged by an integer factor to at least this width, in pixels.
+const MIN_SIDE: u32 = 64;
+/// Space between images in pixels.
 const GAP: u32 = 4;
+/// Width of a character in pixels.
 const CHARACTER_WIDTH: u32 = 7;
-/// Longer names are cut: ImageNet's can fill a line.
-const LONGEST_LABEL: usize = 24;
+/// Longer labels are cut. Class names of ImageNet can fill a line.
+const MAX_LABEL: usize = 24;
 
-/// One row of the grid.
-pub struct Row {
+/// A row of the grid.
+pub(crate) struct GridRow {
     /// Name of the class.
     pub label: String,
-    /// Its pictures, all of one size.
-    pub pictures: Vec<RgbImage>,
+    /// Images of the class, all of the same size.
+    pub images: Vec<RgbImage>,
 }
 
-/// Draws the rows on white, each with its label; pictures keep their pixels, enlarged by a whole factor.
-pub fn draw(rows: &[Row]) -> RgbImage {
-    let side = rows.iter().flat_map(|row| &row.pictures).map(RgbImage::width).max().unwrap_or(1);
-    let factor = SMALLEST_SIDE.div_ceil(side);
+/// Draws the rows with their labels on white. Pixels are not interpolated.
+pub(crate) fn draw_grid(rows: &[GridRow]) -> RgbImage {
+    let side = rows.iter().flat_map(|row| &row.images).map(RgbImage::width).max().unwrap_or(1);
+    let factor = MIN_SIDE.div_ceil(side);
     let cell = side * factor + GAP;
-    let columns = rows.iter().map(|row| row.pictures.len()).max().unwrap_or(0) as u32;
+    let columns = rows.iter().map(|row| row.images.len()).max().unwrap_or(0) as u32;
     let margin = label_margin(rows);
     let mut canvas =
         Canvas(RgbImage::from_pixel(margin + columns * cell + GAP, rows.len() as u32 * cell + GAP, Rgb([255; 3])));
     for (index, row) in rows.iter().enumerate() {
         let top = GAP + index as u32 * cell;
         canvas.label(&shortened(&row.label), margin, top + (cell - GAP) / 2);
-        for (column, picture) in row.pictures.iter().enumerate() {
-            let enlarged = resize(picture, picture.width() * factor, picture.height() * factor, FilterType::Nearest);
+        for (column, image) in row.images.iter().enumerate() {
+            let enlarged = resize(image, image.width() * factor, image.height() * factor, FilterType::Nearest);
             overlay(&mut canvas.0, &enlarged, i64::from(margin + column as u32 * cell), i64::from(top));
         }
     }
     canvas.0
 }
 
-fn label_margin(rows: &[Row]) -> u32 {
+fn label_margin(rows: &[GridRow]) -> u32 {
     let longest = rows.iter().map(|row| shortened(&row.label).len()).max().unwrap_or(0) as u32;
     longest * CHARACTER_WIDTH + 3 * GAP
 }
 
-/// The label in the font's ASCII, cut to [`LONGEST_LABEL`] characters.
+/// Returns at most [`MAX_LABEL`] characters of a label, with spaces for characters that the font does not have.
 fn shortened(label: &str) -> String {
-    label.chars().take(LONGEST_LABEL).map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect()
+    label.chars().take(MAX_LABEL).map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect()
 }
 
-/// An RGB picture that text can be drawn on.
+/// An image that text can be drawn on.
 struct Canvas(RgbImage);
 
 impl Canvas {
-    /// Writes `text` so that it ends left of `right`, centred on the line `middle`.
+    /// Writes `text` to the left of the column `right`, vertically centred on the line `middle`.
     fn label(&mut self, text: &str, right: u32, middle: u32) {
         let style = MonoTextStyle::new(&FONT_7X13, Rgb888::new(60, 60, 60));
         let mut text =
@@ -97,13 +102,13 @@ impl DrawTarget for Canvas {
 mod tests {
     use super::*;
 
-    fn row(label: &str, count: usize) -> Row {
-        Row { label: label.to_owned(), pictures: vec![RgbImage::from_pixel(32, 32, Rgb([200, 10, 10])); count] }
+    fn row(label: &str, count: usize) -> GridRow {
+        GridRow { label: label.to_owned(), images: vec![RgbImage::from_pixel(32, 32, Rgb([200, 10, 10])); count] }
     }
 
     #[test]
-    fn small_pictures_are_enlarged_and_labelled() {
-        let grid = draw(&[row("cats", 3), row("dogs", 2)]);
+    fn small_images_are_enlarged_and_labelled() {
+        let grid = draw_grid(&[row("cats", 3), row("dogs", 2)]);
         let margin = 4 * CHARACTER_WIDTH + 3 * GAP;
         assert_eq!(grid.dimensions(), (margin + 3 * 68 + GAP, 2 * 68 + GAP));
         assert_eq!(grid.get_pixel(margin, GAP), &Rgb([200, 10, 10]));
@@ -117,8 +122,8 @@ mod tests {
     }
 
     #[test]
-    fn long_or_foreign_labels_do_not_break_the_grid() {
-        let grid = draw(&[row("ünï\u{1f600} a name that goes on and on and on", 1)]);
+    fn long_and_non_ascii_labels_are_cut_and_replaced() {
+        let grid = draw_grid(&[row("ünï\u{1f600} a name that goes on and on and on", 1)]);
         assert_eq!(grid.width(), 24 * CHARACTER_WIDTH + 3 * GAP + 68 + GAP);
     }
 }

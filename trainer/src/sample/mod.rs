@@ -1,12 +1,15 @@
-//! `arinar-sample`: pictures and a labelled grid from a run's EMA weights.
+//! `arinar-sample`: images and a labelled grid from the EMA weights of a run. Begin with `sampler.rs`.
 
+mod arguments;
 mod classes;
 mod grid;
-mod pictures;
-pub mod png;
+mod images;
+mod model;
+mod output;
+mod png;
 mod progress;
+mod sampler;
+mod vae;
 
-pub use classes::{UnknownClass, choose};
-pub use grid::{Row, draw};
-pub use pictures::to_pictures;
-pub use progress::Progress;
+pub use arguments::Arguments;
+pub use sampler::run;

@@ -1,33 +1,33 @@
-//! PNG files that say which program wrote them, so that it replaces its own pictures and no others.
+//! PNG files that name the program that wrote them, so that it can recognize its own images.
 
 use std::io::{BufReader, Cursor};
 
 use image::RgbImage;
 use png::{BitDepth, ColorType, Decoder, Encoder, EncodingError};
 
-/// Keyword of the text chunk for the program, from the PNG specification.
+/// Keyword of the text chunk that names the program, from the PNG specification.
 const KEYWORD: &str = "Software";
 const PROGRAM: &str = "arinar-sample";
 
-/// A picture as the bytes of a PNG file.
+/// Encodes an image as a PNG file.
 ///
 /// # Errors
-/// A picture without pixels.
-pub fn encode(picture: &RgbImage) -> Result<Vec<u8>, EncodingError> {
+/// Returns an error if the image has no pixels.
+pub(crate) fn encode(image: &RgbImage) -> Result<Vec<u8>, EncodingError> {
     let mut bytes = Vec::new();
-    let mut encoder = Encoder::new(&mut bytes, picture.width(), picture.height());
+    let mut encoder = Encoder::new(&mut bytes, image.width(), image.height());
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     encoder.add_text_chunk(KEYWORD.to_owned(), format!("{PROGRAM} {}", env!("CARGO_PKG_VERSION")))?;
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(picture.as_raw())?;
+    writer.write_image_data(image.as_raw())?;
     writer.finish()?;
     Ok(bytes)
 }
 
-/// Whether a file that begins with `start` was written by [`encode`]. The text comes before the pixels, so that the
-/// first hundred bytes are enough.
-pub fn is_ours(start: &[u8]) -> bool {
+/// Returns true if a file that begins with `start` was written by [`encode`]. The first hundred bytes are enough, because the
+/// text chunk precedes the pixels.
+pub(crate) fn is_ours(start: &[u8]) -> bool {
     let Ok(reader) = Decoder::new(BufReader::new(Cursor::new(start))).read_info() else { return false };
     let mut texts = reader.info().uncompressed_latin1_text.iter();
     texts.any(|chunk| chunk.keyword == KEYWORD && chunk.text.split(' ').next() == Some(PROGRAM))
@@ -40,13 +40,13 @@ mod tests {
     use image::{ImageFormat, Rgb};
 
     #[test]
-    fn a_picture_comes_back_and_is_known_by_its_beginning() {
-        let picture = RgbImage::from_fn(7, 3, |x, y| Rgb([x as u8 * 30, y as u8 * 80, 9]));
-        let bytes = encode(&picture).unwrap();
-        assert_eq!(image::load_from_memory(&bytes).unwrap().to_rgb8(), picture);
+    fn an_encoded_image_is_recognized_by_its_first_bytes() {
+        let image = RgbImage::from_fn(7, 3, |x, y| Rgb([x as u8 * 30, y as u8 * 80, 9]));
+        let bytes = encode(&image).unwrap();
+        assert_eq!(image::load_from_memory(&bytes).unwrap().to_rgb8(), image);
         assert!(is_ours(&bytes) && is_ours(&bytes[..100]));
         let mut other = Vec::new();
-        picture.write_to(&mut Cursor::new(&mut other), ImageFormat::Png).unwrap();
+        image.write_to(&mut Cursor::new(&mut other), ImageFormat::Png).unwrap();
         assert!(!is_ours(&other) && !is_ours(b"") && !is_ours(&bytes[..30]) && !is_ours(b"a photograph"));
     }
 }

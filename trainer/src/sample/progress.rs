@@ -1,26 +1,28 @@
-//! How far the sampling is: a bar on a terminal, a line now and then elsewhere.
+//! The progress of sampling: a bar on a terminal, otherwise a line at regular intervals.
 
-use std::cell::Cell;
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::reporter::write_error_line;
 
-/// Time between lines where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Time between two lines without a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Counts sampling steps and shows them.
-pub struct Progress {
+/// Reports the progress of sampling on standard error.
+pub(crate) struct SamplingProgress {
     bar: ProgressBar,
     is_terminal: bool,
     last_line: Cell<Instant>,
 }
 
-impl Progress {
-    /// Starts counting towards `total` steps.
-    pub fn start(total: u64) -> Self {
+impl SamplingProgress {
+    /// Starts to report the progress towards `total` steps.
+    pub(crate) fn start(total: u64) -> Self {
         let is_terminal = std::io::stderr().is_terminal();
         let bar = if is_terminal { ProgressBar::new(total) } else { ProgressBar::hidden() };
         bar.set_length(total);
@@ -30,10 +32,10 @@ impl Progress {
         Self { bar, is_terminal, last_line: Cell::new(Instant::now()) }
     }
 
-    /// One more step is done.
-    pub fn step(&self) {
+    /// Counts a step.
+    pub(crate) fn step(&self) {
         self.bar.inc(1);
-        if !self.is_terminal && self.last_line.get().elapsed() >= LINE_EVERY {
+        if !self.is_terminal && self.last_line.get().elapsed() >= LINE_INTERVAL {
             self.last_line.set(Instant::now());
             let total = self.bar.length().unwrap_or_default();
             let (position, left) = (self.bar.position(), HumanDuration(self.bar.eta()));
@@ -41,8 +43,8 @@ impl Progress {
         }
     }
 
-    /// All steps are done.
-    pub fn finish(&self) {
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }

@@ -1,69 +1,75 @@
-//! What was looked at and how it is, in one line each.
+//! A finding: the result of one check, in one line.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::reporter::Reporter;
 
-/// Width of the names in front of what was found.
-const NAME: usize = 22;
+/// Width of the column with the subjects.
+const SUBJECT_WIDTH: usize = 22;
 
-/// How it is.
+/// The verdict of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As a run needs it.
+pub(crate) enum Verdict {
+    /// The run has what it needs.
     Ok,
-    /// A run does without it, but its user should know.
+    /// The run works, but the user should know.
     Note,
-    /// A run would end because of it, at once or after hours.
+    /// The run would end because of it, at once or after hours.
     Problem,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// What: a key of the configuration, or a part of the machine.
-    pub what: String,
-    /// How it is.
+pub(crate) struct Finding {
+    /// The configuration key or the part of the machine that was checked.
+    #[serde(rename = "what")]
+    pub subject: String,
     pub verdict: Verdict,
-    /// What was found; of a problem also the cure.
-    pub said: String,
+    /// The result, and for a problem how to fix it.
+    #[serde(rename = "said")]
+    pub text: String,
 }
 
 impl Finding {
-    /// All is well.
-    pub fn ok(what: &str, said: impl ToString) -> Self {
-        Self::new(what, Verdict::Ok, said)
+    /// Creates a finding with [`Verdict::Ok`].
+    pub(crate) fn ok(subject: &str, text: impl ToString) -> Self {
+        Self::new(subject, Verdict::Ok, text)
     }
 
-    /// Worth knowing.
-    pub fn note(what: &str, said: impl ToString) -> Self {
-        Self::new(what, Verdict::Note, said)
+    /// Creates a finding with [`Verdict::Note`].
+    pub(crate) fn note(subject: &str, text: impl ToString) -> Self {
+        Self::new(subject, Verdict::Note, text)
     }
 
-    /// Must be changed.
-    pub fn problem(what: &str, said: impl ToString) -> Self {
-        Self::new(what, Verdict::Problem, said)
+    /// Creates a finding with [`Verdict::Problem`].
+    pub(crate) fn problem(subject: &str, text: impl ToString) -> Self {
+        Self::new(subject, Verdict::Problem, text)
     }
 
-    fn new(what: &str, verdict: Verdict, said: impl ToString) -> Self {
-        // What is wrong may quote a file.
-        Self { what: what.to_owned(), verdict, said: arinar_model::text::one_line(&said.to_string()) }
+    fn new(subject: &str, verdict: Verdict, text: impl ToString) -> Self {
+        // An error may quote several lines of a file.
+        Self { subject: subject.to_owned(), verdict, text: arinar_model::text::one_line(&text.to_string()) }
+    }
+
+    /// Returns true if the verdict is [`Verdict::Problem`].
+    pub(crate) fn is_problem(&self) -> bool {
+        self.verdict == Verdict::Problem
     }
 
     /// Reports the finding in one line.
-    pub fn report(&self, reporter: &Reporter) {
-        reporter.record(&self.text(), || json!(self));
+    pub(crate) fn report(&self, reporter: &Reporter) {
+        reporter.record(&self.line(), || json!(self));
     }
 
-    fn text(&self) -> String {
+    fn line(&self) -> String {
         let verdict = match self.verdict {
             Verdict::Ok => "ok",
             Verdict::Note => "note",
             Verdict::Problem => "PROBLEM",
         };
-        format!("{verdict:<8} {:<NAME$} {}", self.what, self.said)
+        format!("{verdict:<8} {:<SUBJECT_WIDTH$} {}", self.subject, self.text)
     }
 }
 
@@ -74,9 +80,10 @@ mod tests {
     #[test]
     fn a_finding_is_one_line() {
         let finding = Finding::problem("run.dir", "cannot\nwrite");
-        let line = finding.text();
+        let line = finding.line();
         assert!(line.starts_with("PROBLEM  run.dir  ") && line.lines().count() == 1, "{line}");
         let line = json!(finding).to_string();
         assert!(line.contains(r#""verdict":"problem""#) && line.lines().count() == 1, "{line}");
+        assert!(line.contains(r#""what":"run.dir""#) && line.contains(r#""said":"cannot"#), "{line}");
     }
 }

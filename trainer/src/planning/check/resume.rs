@@ -1,42 +1,52 @@
-//! The checkpoint that the run would go on from: which, and does it fit?
+//! The check of the checkpoint that the run would resume from.
 
 use arinar_checkpoint::{ResumeCandidate, probe};
 use arinar_store::Store;
 use indicatif::DecimalBytes;
 
-use super::{finding::Finding, stores::Data};
+use super::{dataset::ProbedDataset, finding::Finding};
 use crate::{config::TrainConfig, run_length::RunLength, startup::checkpoint_options};
 
-const WHAT: &str = "resume";
+const SUBJECT: &str = "resume";
 
-/// Looks for it; `data` is the dataset, where that could be opened.
-pub fn resume(config: &TrainConfig, store: &Store, data: Option<&Data>) -> Vec<Finding> {
+/// Finds the checkpoint, and compares it with the model and the dataset. `dataset` is `None` if the dataset cannot be opened.
+pub(crate) fn check(config: &TrainConfig, store: &Store, dataset: Option<&ProbedDataset>) -> Vec<Finding> {
     match probe(&checkpoint_options(config, None), store) {
-        Ok(None) => vec![Finding::ok(WHAT, format!("no checkpoint in {}: the run begins anew", store.url()))],
-        Ok(Some(candidate)) => found(config, &candidate, data),
-        Err(problem) => vec![Finding::problem(WHAT, problem)],
+        Ok(None) => {
+            vec![Finding::ok(SUBJECT, format!("no checkpoint in {}; the run starts from step 0", store.url()))]
+        }
+        Ok(Some(candidate)) => check_candidate(config, &candidate, dataset),
+        Err(problem) => vec![Finding::problem(SUBJECT, problem)],
     }
 }
 
-fn found(config: &TrainConfig, candidate: &ResumeCandidate<TrainConfig>, data: Option<&Data>) -> Vec<Finding> {
+fn check_candidate(
+    config: &TrainConfig,
+    candidate: &ResumeCandidate<TrainConfig>,
+    dataset: Option<&ProbedDataset>,
+) -> Vec<Finding> {
     let warnings = candidate.warnings.iter();
     let mut findings: Vec<Finding> =
-        warnings.map(|warning| Finding::note(WHAT, format!("{warning}; an older one is used"))).collect();
+        warnings.map(|warning| Finding::note(SUBJECT, format!("{warning}; an older one is used"))).collect();
     let (url, step, size) = (&candidate.url, candidate.state.step, DecimalBytes(candidate.bytes));
     let (ranks, epoch) = (candidate.state.world, candidate.state.epoch);
-    findings.push(match misfit(config, candidate, data) {
-        Some(problem) => Finding::problem(WHAT, format!("{url}: {problem}")),
-        None if data.is_some_and(|data| step >= RunLength::new(config, data.samples()).total_steps) => {
-            Finding::note(WHAT, format!("{url}: all steps are trained already; raise optim.epochs to go on"))
+    findings.push(match dataset_mismatch(config, candidate, dataset) {
+        Some(problem) => Finding::problem(SUBJECT, format!("{url}: {problem}")),
+        None if dataset.is_some_and(|dataset| step >= RunLength::new(config, dataset.samples()).total_steps) => {
+            Finding::note(SUBJECT, format!("{url}: all steps are trained already; raise optim.epochs to train more"))
         }
-        None => Finding::ok(WHAT, format!("{url}: step {step}, epoch {epoch:.2}, {size}, saved by {ranks} rank(s)")),
+        None => Finding::ok(SUBJECT, format!("{url}: step {step}, epoch {epoch:.2}, {size}, saved by {ranks} rank(s)")),
     });
     findings
 }
 
-/// Why the run cannot go on in its data where the checkpoint was.
-fn misfit(config: &TrainConfig, candidate: &ResumeCandidate<TrainConfig>, data: Option<&Data>) -> Option<String> {
-    let Some(Data::Encoded { manifest, .. }) = data else { return None };
+/// Returns the reason why the run cannot continue at the checkpoint's position in the dataset.
+fn dataset_mismatch(
+    config: &TrainConfig,
+    candidate: &ResumeCandidate<TrainConfig>,
+    dataset: Option<&ProbedDataset>,
+) -> Option<String> {
+    let Some(ProbedDataset::Encoded { manifest, .. }) = dataset else { return None };
     let token = &candidate.state.token;
     let window = config.data.shuffle_window.unwrap_or(token.window);
     token.check(manifest, config.seed, config.batch.global, window).err().map(|problem| problem.to_string())

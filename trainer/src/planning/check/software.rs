@@ -1,4 +1,4 @@
-//! Versions of what a run is built on, and the GPUs that it sees.
+//! The check of libraries and drivers: MPI, CUDA and NCCL, and the GPUs that are visible through them.
 
 use arinar_collective::{
     Collective, LaunchEnvironment, conformance, cuda,
@@ -8,7 +8,9 @@ use arinar_collective::{
 
 use super::finding::Finding;
 
-/// What is installed, and for whom.
+const GPUS: &str = "GPUs";
+
+/// The installed software, and the ranks that use it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Software {
     mpi: String,
@@ -17,70 +19,75 @@ struct Software {
     runtime: Option<String>,
     driver: Option<String>,
     nccl: Result<String, String>,
-    /// Ranks of the run, and those on this machine.
-    world: usize,
-    here: usize,
+    world_size: usize,
+    local_world_size: usize,
 }
 
-/// The GPUs that the ranks of a machine would see with this `train.device`, and the libraries for them.
-pub(super) fn look(choice: DeviceChoice, launch: LaunchEnvironment) -> Vec<Finding> {
+/// Checks the libraries, and the GPUs that are visible to the ranks of this machine with this `train.device`.
+pub(crate) fn check(choice: DeviceChoice, launch: LaunchEnvironment) -> Vec<Finding> {
     let gpus = match choice {
-        // Where they are not used, nothing of them is loaded.
+        // No library for GPUs is loaded if they are not used.
         DeviceChoice::Cpu => Ok(0),
         _ => choice.device(0).and_then(|_| device::gpus()),
     };
-    let nccl = nccl::version().map_err(|error| error.to_string());
-    let (runtime, driver) = (cuda::runtime_version(), cuda::driver_version());
-    let (mpi, world, here) = (library_version(), launch.world_size, launch.local_world_size);
-    Software { mpi, choice, gpus, runtime, driver, nccl, world, here }.findings()
+    let software = Software {
+        mpi: library_version(),
+        choice,
+        gpus,
+        nccl: nccl::version().map_err(|error| error.to_string()),
+        runtime: cuda::runtime_version(),
+        driver: cuda::driver_version(),
+        world_size: launch.world_size,
+        local_world_size: launch.local_world_size,
+    };
+    software.findings()
 }
 
-/// Tries what ranks do together in the memory of their machines; all of them call it.
-pub fn collectives(collective: &dyn Collective) -> Finding {
+/// Runs the conformance suite of collective operations in host memory. All ranks call it together.
+pub(crate) fn check_collectives(collective: &dyn Collective) -> Finding {
+    const SUBJECT: &str = "collectives";
     match conformance(collective, tch::Device::Cpu) {
-        Ok(()) => Finding::ok("collectives", format!("{}; what ranks exchange arrives", collective.describe())),
-        Err(problem) => Finding::problem("collectives", format!("{}: {problem}", collective.describe())),
+        Ok(()) => Finding::ok(SUBJECT, format!("{}; collective operations work", collective.describe())),
+        Err(problem) => Finding::problem(SUBJECT, format!("{}: {problem}", collective.describe())),
     }
 }
 
 impl Software {
     fn findings(&self) -> Vec<Finding> {
-        let runtime = self.runtime.as_deref().unwrap_or("not loaded");
-        let driver = self.driver.as_deref().unwrap_or("none");
         vec![
             Finding::ok("MPI", &self.mpi),
             self.gpus(),
-            Finding::ok("CUDA runtime", runtime),
-            Finding::ok("GPU driver", driver),
+            Finding::ok("CUDA runtime", self.runtime.as_deref().unwrap_or("not loaded")),
+            Finding::ok("GPU driver", self.driver.as_deref().unwrap_or("none")),
             self.nccl(),
         ]
     }
 
-    /// Whether each rank here has a GPU of its own is another question: it may see that one alone.
+    /// Checks the number of GPUs. Whether each rank has its own GPU is checked across ranks, because each rank may see only
+    /// one.
     fn gpus(&self) -> Finding {
-        const WHAT: &str = "GPUs";
-        let here = self.here;
+        let ranks = self.local_world_size;
         match &self.gpus {
-            _ if self.choice == DeviceChoice::Cpu => Finding::ok(WHAT, "not used: train.device is cpu"),
-            Err(problem) => Finding::problem(WHAT, problem),
-            Ok(0) if self.choice == DeviceChoice::Cuda => Finding::problem(WHAT, DeviceError::NoGpu),
+            _ if self.choice == DeviceChoice::Cpu => Finding::ok(GPUS, "not used: train.device is cpu"),
+            Err(problem) => Finding::problem(GPUS, problem),
+            Ok(0) if self.choice == DeviceChoice::Cuda => Finding::problem(GPUS, DeviceError::NoGpu),
             Ok(0) if self.driver.is_some() => Finding::problem(
-                WHAT,
-                "there is a driver, but no GPU is seen; is CUDA_VISIBLE_DEVICES empty? Or set train.device=cpu",
+                GPUS,
+                "a driver is installed, but no GPU is visible; check CUDA_VISIBLE_DEVICES, or set train.device=cpu",
             ),
-            Ok(0) => Finding::ok(WHAT, "none; training is on the CPU"),
-            Ok(count) => Finding::ok(WHAT, format!("{count} seen by a rank, {here} rank(s) here")),
+            Ok(0) => Finding::ok(GPUS, "none; training runs on the CPU"),
+            Ok(count) => Finding::ok(GPUS, format!("{count} visible to a rank, {ranks} rank(s) on this machine")),
         }
     }
 
     fn nccl(&self) -> Finding {
-        const WHAT: &str = "NCCL";
+        const SUBJECT: &str = "NCCL";
         let on_gpus = self.choice != DeviceChoice::Cpu && self.gpus.as_ref().is_ok_and(|&gpus| gpus > 0);
         match &self.nccl {
-            Ok(version) => Finding::ok(WHAT, version),
-            Err(problem) if on_gpus && self.world > 1 => Finding::problem(WHAT, problem),
-            Err(_) if on_gpus => Finding::ok(WHAT, "not installed, and not needed by a single rank"),
-            Err(_) => Finding::ok(WHAT, "not installed, and not needed without GPUs"),
+            Ok(version) => Finding::ok(SUBJECT, version),
+            Err(problem) if on_gpus && self.world_size > 1 => Finding::problem(SUBJECT, problem),
+            Err(_) if on_gpus => Finding::ok(SUBJECT, "not installed; a single rank does not need it"),
+            Err(_) => Finding::ok(SUBJECT, "not installed; only needed with GPUs"),
         }
     }
 }
@@ -88,28 +95,28 @@ impl Software {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::planning::check::finding::Verdict;
 
-    /// A machine without GPUs, and without anything for them.
-    fn bare(choice: DeviceChoice) -> Software {
+    /// A machine without GPUs, drivers and libraries for them.
+    fn without_gpus(choice: DeviceChoice) -> Software {
         let (mpi, nccl) = ("Open MPI v4.1.4".to_owned(), Err("not found".to_owned()));
-        Software { mpi, choice, gpus: Ok(0), runtime: None, driver: None, nccl, world: 4, here: 4 }
+        Software { mpi, choice, gpus: Ok(0), runtime: None, driver: None, nccl, world_size: 4, local_world_size: 4 }
     }
 
     fn problems(software: &Software) -> usize {
-        software.findings().iter().filter(|finding| finding.verdict == Verdict::Problem).count()
+        software.findings().iter().filter(|finding| finding.is_problem()).count()
     }
 
     #[test]
-    fn what_gpus_lack_is_a_problem_where_they_are_used() {
-        assert_eq!(problems(&bare(DeviceChoice::Auto)), 0);
-        assert_eq!(problems(&bare(DeviceChoice::Cuda)), 1);
-        let hidden = Software { driver: Some("13.0".to_owned()), ..bare(DeviceChoice::Auto) };
+    fn missing_software_for_gpus_is_a_problem_only_if_gpus_are_used() {
+        assert_eq!(problems(&without_gpus(DeviceChoice::Auto)), 0);
+        assert_eq!(problems(&without_gpus(DeviceChoice::Cuda)), 1);
+        let hidden = Software { driver: Some("13.0".to_owned()), ..without_gpus(DeviceChoice::Auto) };
         assert_eq!(problems(&hidden), 1);
         assert_eq!(problems(&Software { choice: DeviceChoice::Cpu, ..hidden }), 0);
-        let without_nccl = Software { gpus: Ok(4), ..bare(DeviceChoice::Auto) };
+        let without_nccl = Software { gpus: Ok(4), ..without_gpus(DeviceChoice::Auto) };
         assert_eq!(problems(&without_nccl), 1);
-        assert_eq!(problems(&Software { world: 1, here: 1, ..without_nccl.clone() }), 0, "nobody to talk to");
+        let single = Software { world_size: 1, local_world_size: 1, ..without_nccl.clone() };
+        assert_eq!(problems(&single), 0, "a single rank needs no NCCL");
         assert_eq!(problems(&Software { choice: DeviceChoice::Cpu, ..without_nccl.clone() }), 0);
         assert_eq!(problems(&Software { nccl: Ok("2.29.7".to_owned()), ..without_nccl }), 0);
     }

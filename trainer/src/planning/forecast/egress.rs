@@ -1,4 +1,4 @@
-//! What a run fetches from the store of its dataset.
+//! The bytes that a run downloads from the store of its dataset.
 
 use arinar_data::{
     DataError,
@@ -8,60 +8,60 @@ use arinar_data::{
 };
 use serde::Serialize;
 
-/// Epochs simulated: the first with an empty cache, then some with a full one, whose mean stands for the others.
-const SIMULATED: u64 = 4;
+/// Number of simulated epochs: the first with an empty cache, and some with a full one, whose mean stands for all later ones.
+const SIMULATED_EPOCHS: u64 = 4;
 
-/// Bytes fetched from the store, over all machines.
+/// Bytes downloaded from the store by all machines together.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Egress {
-    /// Bytes of the dataset.
+pub(crate) struct Egress {
+    /// Size of the dataset in bytes.
     pub dataset_bytes: u64,
-    /// Shards shuffled together; 0 for all.
+    /// Number of shards that are shuffled together; 0 means all.
     pub window: u64,
-    /// In the first epoch.
+    /// Bytes of the first epoch.
     pub first_epoch: u64,
-    /// In each later one, on average.
+    /// Bytes of each later epoch, on average.
     pub later_epochs: u64,
-    /// Over the whole run.
+    /// Bytes of the whole run.
     pub total: u64,
 }
 
 /// How the machines of a run read its dataset.
 #[derive(Clone, Copy, Debug)]
-pub struct Reading {
-    /// Shards are copied to a cache; else they are read where they lie, and nothing is fetched.
-    pub cached: bool,
+pub(crate) struct DatasetAccess {
+    /// Shards are copied to a cache. Otherwise they are read in place, and nothing is downloaded.
+    pub is_cached: bool,
     /// `data.cache_limit`.
     pub cache_limit: Option<u64>,
     /// `data.shuffle_window`.
     pub window: Option<u64>,
-    /// Seed of the order.
+    /// Seed of the sample order.
     pub seed: u64,
-    /// Epochs of the run.
+    /// Length of the run in epochs.
     pub epochs: f64,
-    /// Machines, each with a cache of its own.
+    /// Number of machines, each with its own cache.
     pub machines: u64,
 }
 
 impl Egress {
-    /// Of a run over this dataset.
+    /// Simulates the reads of a run.
     ///
     /// # Errors
-    /// [`DataError::CacheLimit`] for a limit under which nothing can be read.
-    pub fn of_run(manifest: &Manifest, reading: &Reading) -> Result<Self, DataError> {
+    /// Returns [`DataError::CacheLimit`] if the limit of the cache is too small for any window.
+    pub(crate) fn simulate(manifest: &Manifest, access: &DatasetAccess) -> Result<Self, DataError> {
         let sizes: Vec<u64> = manifest.shards.iter().map(|shard| shard.bytes).collect();
         let dataset_bytes = sizes.iter().sum();
-        let limit = reading.cache_limit.filter(|_| reading.cached);
-        let window = choose_window(manifest, limit, reading.window)?;
-        if !reading.cached {
+        let limit = access.cache_limit.filter(|_| access.is_cached);
+        let window = choose_window(manifest, limit, access.window)?;
+        if !access.is_cached {
             return Ok(Self { dataset_bytes, window, first_epoch: 0, later_epochs: 0, total: 0 });
         }
-        let shuffle = Shuffle::new(manifest.shards.iter().map(|shard| shard.count), reading.seed, window);
-        let fetched = simulate::egress(&shuffle, &sizes, limit, SIMULATED);
-        let first = fetched[0];
-        let later = fetched[1..].iter().sum::<u64>() / (SIMULATED - 1);
-        let total = first as f64 * reading.epochs.min(1.0) + later as f64 * (reading.epochs - 1.0).max(0.0);
-        let machines = reading.machines;
+        let shuffle = Shuffle::new(manifest.shards.iter().map(|shard| shard.count), access.seed, window);
+        let downloads = simulate::egress(&shuffle, &sizes, limit, SIMULATED_EPOCHS);
+        let first = downloads[0];
+        let later = downloads[1..].iter().sum::<u64>() / (SIMULATED_EPOCHS - 1);
+        let total = first as f64 * access.epochs.min(1.0) + later as f64 * (access.epochs - 1.0).max(0.0);
+        let machines = access.machines;
         Ok(Self {
             dataset_bytes,
             window,

@@ -1,28 +1,26 @@
-//! GPUs by their data sheets. An estimate: no GPU has run this.
-
-use serde::Serialize;
+//! Estimates for GPUs from their data sheets. docs/gpu.md has measurements.
 
 use arinar_model::precision::Precision;
+use serde::Serialize;
 
-/// The share of a data sheet's rate that training is assumed to reach. It is the
-/// utilisation of the paper's own run, which a test derives from its published time.
-pub const UTILISATION: f64 = 0.25;
+/// The share of a data sheet's peak rate that training is assumed to reach. It is the utilisation of the paper's run, which a
+/// test derives from its published time. This program has reached 0.11 on an H100 in bf16 (docs/gpu.md).
+pub(crate) const UTILISATION: f64 = 0.25;
 
-/// A kind of GPU.
+/// A GPU model.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Gpu {
-    /// Name.
+pub(crate) struct GpuModel {
     pub name: &'static str,
-    /// Memory, 10^9 bytes.
+    /// Memory in 10^9 bytes.
     pub gigabytes: f64,
-    /// Dense bfloat16 matrix products, 10^12 operations a second.
+    /// Rate of dense bfloat16 matrix products in 10^12 operations per second.
     pub bf16: f64,
-    /// float32, 10^12 operations a second: libtorch does not round products to TF32 unless it is asked to.
+    /// Rate of float32 in 10^12 operations per second. By default, libtorch does not round products to TF32.
     pub fp32: f64,
 }
 
-/// Peak rates by the vendor's data sheets, without sparsity.
-pub const GPUS: [Gpu; 11] = [
+/// GPU models with the peak rates of their data sheets, without sparsity.
+pub(crate) const GPU_MODELS: [GpuModel; 11] = [
     gpu("A100-40G", 40.0, 312.0, 19.5),
     gpu("A100-80G", 80.0, 312.0, 19.5),
     gpu("H100-80G PCIe", 80.0, 756.0, 51.0),
@@ -36,27 +34,27 @@ pub const GPUS: [Gpu; 11] = [
     gpu("RTX 5090", 32.0, 209.5, 104.8),
 ];
 
-const fn gpu(name: &'static str, gigabytes: f64, bf16: f64, fp32: f64) -> Gpu {
-    Gpu { name, gigabytes, bf16, fp32 }
+const fn gpu(name: &'static str, gigabytes: f64, bf16: f64, fp32: f64) -> GpuModel {
+    GpuModel { name, gigabytes, bf16, fp32 }
 }
 
-/// What a run would take on some GPUs of a kind.
+/// The forecast for a run on several GPUs of one model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct OnGpus {
-    /// Kind.
+pub(crate) struct GpuForecast {
+    /// Name of the GPU model.
     pub gpu: &'static str,
-    /// Pictures a second on all of them.
+    /// Images per second on all GPUs together.
     pub images_per_second: f64,
-    /// Seconds for all steps.
+    /// Seconds of all steps.
     pub seconds: f64,
-    /// Whether a rank's estimated memory is there.
+    /// The estimated memory of a rank fits into a GPU.
     pub fits: bool,
-    /// Bytes of checkpoints written meanwhile.
+    /// Bytes of the checkpoints written during the run.
     pub checkpoint_bytes: u64,
 }
 
-impl Gpu {
-    fn rate(&self, precision: Precision) -> f64 {
+impl GpuModel {
+    fn peak_rate(&self, precision: Precision) -> f64 {
         let tera = match precision {
             Precision::Fp32 => self.fp32,
             Precision::Bf16 => self.bf16,
@@ -64,13 +62,13 @@ impl Gpu {
         tera * 1e12
     }
 
-    /// Pictures a second on `count` of them, if a picture takes `flops` operations.
-    pub fn images_per_second(&self, precision: Precision, count: usize, flops: f64) -> f64 {
-        self.rate(precision) * UTILISATION * count as f64 / flops
+    /// Returns the images per second on `count` GPUs if an image takes `flops` operations.
+    pub(crate) fn images_per_second(&self, precision: Precision, count: usize, flops: f64) -> f64 {
+        self.peak_rate(precision) * UTILISATION * count as f64 / flops
     }
 
-    /// Whether a rank has its memory there.
-    pub fn fits(&self, bytes: u64) -> bool {
+    /// Returns true if its memory holds this number of bytes.
+    pub(crate) fn holds(&self, bytes: u64) -> bool {
         bytes as f64 <= self.gigabytes * 1e9
     }
 }
@@ -80,23 +78,23 @@ mod tests {
     use super::*;
     use arinar_model::config::ModelConfig;
 
-    /// Length of the run that the paper reports, in epochs.
+    /// Length of the paper's run in epochs.
     const PUBLISHED_EPOCHS: f64 = 400.0;
-    /// Its dataset, the training set of ImageNet, in pictures.
+    /// Number of images in its dataset, the training set of ImageNet.
     const PUBLISHED_SAMPLES: f64 = 1_281_167.0;
-    /// Its GPUs.
+    /// Number of its GPUs.
     const PUBLISHED_GPUS: f64 = 4.0;
-    /// Its time in seconds: eight days.
+    /// Its duration in seconds: eight days.
     const PUBLISHED_SECONDS: f64 = 8.0 * 86_400.0;
 
-    /// Which share of the rate of its four A100s the paper's run of eight days comes to, if a picture takes `flops`.
+    /// Returns the share of the peak rate of four A100 that the paper's run reached if an image takes `flops` operations.
     fn published_utilisation(flops: f64) -> f64 {
         flops * PUBLISHED_EPOCHS * PUBLISHED_SAMPLES
-            / (GPUS[1].rate(Precision::Bf16) * PUBLISHED_GPUS * PUBLISHED_SECONDS)
+            / (GPU_MODELS[1].peak_rate(Precision::Bf16) * PUBLISHED_GPUS * PUBLISHED_SECONDS)
     }
 
     #[test]
-    fn what_is_assumed_is_what_the_paper_reached() {
+    fn the_assumed_utilisation_is_that_of_the_paper() {
         let reached = published_utilisation(ModelConfig::arinar_b().training_flops().total());
         assert!((reached / UTILISATION - 1.0).abs() < 0.1, "{reached}");
     }
@@ -104,15 +102,15 @@ mod tests {
     #[test]
     fn four_a100_take_about_eight_days() {
         let flops = ModelConfig::arinar_b().training_flops().total();
-        let pace = GPUS[1].images_per_second(Precision::Bf16, 4, flops);
+        let pace = GPU_MODELS[1].images_per_second(Precision::Bf16, 4, flops);
         let days = PUBLISHED_EPOCHS * PUBLISHED_SAMPLES / pace / 86_400.0;
         assert!((7.2..8.8).contains(&days), "{days}");
-        assert!(GPUS[1].fits(79_000_000_000) && !GPUS[0].fits(41_000_000_000));
+        assert!(GPU_MODELS[1].holds(79_000_000_000) && !GPU_MODELS[0].holds(41_000_000_000));
     }
 
     #[test]
-    fn bf16_is_faster_everywhere() {
-        for gpu in GPUS {
+    fn bf16_is_faster_on_every_gpu() {
+        for gpu in GPU_MODELS {
             assert!((1.9..31.0).contains(&(gpu.bf16 / gpu.fp32)), "{}", gpu.name);
         }
     }

@@ -1,20 +1,21 @@
-//! Ten real steps in memory, on latents that are noise of the right shape: how long a step takes here.
+//! The rehearsal: a few real steps on synthetic latents, which show how long a step takes on this machine.
 
 use std::cell::OnceCell;
 
-use serde::Serialize;
-use tch::Device;
-
 use arinar_collective::{
-    Reduction, agree,
+    Collective, Reduction, agree,
     cuda::Gpu,
     machine::{allocator, memory},
 };
 use arinar_data::read::BatchSource;
+use serde::Serialize;
+use tch::Device;
 
 use super::{
-    eta::{Pace, Sample, extrapolate},
-    memory::{Memory, Processor, largest_micro},
+    eta::{StepTimes, TimedStep, extrapolate},
+    memory::{MemoryEstimate, largest_micro},
+    processor::Processor,
+    step_budget::{affordable_share, affordable_steps},
 };
 use crate::{
     batch_source::{Data, RankShare},
@@ -27,76 +28,75 @@ use crate::{
     train::Training,
 };
 
-/// Steps of a rehearsal.
-const STEPS: usize = 10;
-/// The first of them do not count: memory is allocated, kernels are chosen.
-const WARM_UP: usize = 2;
-/// Fewest steps, where one takes long.
-const FEWEST: usize = 4;
-/// About the longest that all of it may take, in seconds.
-const BUDGET: f64 = 60.0;
-/// Pictures for which fewer steps are worth it.
-const FEW_IMAGES: usize = 4;
-/// Steps with a single picture a rank before it, to learn what a step costs.
-const TRIES: usize = 2;
-/// The share of free memory that a rehearsal may take.
+/// The first steps do not count: they allocate memory and choose kernels.
+const WARM_UP_STEPS: usize = 2;
+/// Number of steps with a single image per rank before the rehearsal proper.
+const TRIAL_STEPS: usize = 2;
+/// The share of free memory that a rehearsal may use.
 const MEMORY_SHARE: f64 = 0.8;
+/// Number of synthetic samples: enough that none repeats.
+const SAMPLES: u64 = 1_000_000;
 
-/// How long steps took.
+/// The result of a rehearsal.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Rehearsal {
-    /// Steps that count.
+pub(crate) struct Rehearsal {
+    /// Number of steps that count.
     pub steps: usize,
-    /// Pictures of a rank in each of them.
+    /// Images per rank in each of these steps.
     pub images_per_rank: usize,
-    /// Pictures of a rank in a step of the run; more where those would have taken too long.
+    /// Images per rank in a step of the run. They are more if such steps would have taken too long.
     pub images_per_rank_in_run: usize,
-    /// Seconds of the steps that were rehearsed.
-    pub pace: Pace,
-    /// Seconds of a step of the run: the median, or what follows from it.
+    /// Times of the rehearsed steps.
+    #[serde(rename = "pace")]
+    pub step_times: StepTimes,
+    /// Seconds of a step of the run: the median, or an extrapolation from it.
     pub step_seconds: f64,
-    /// Bytes that the rank with the most held at the end; on GPUs of their memory, 0 where it does not say.
+    /// Memory at the end on the rank that uses most, in bytes. On GPUs it is GPU memory, and 0 if the GPU does not report it.
     pub resident_bytes: u64,
-    /// Bytes that the same estimate as for the run gives for the rehearsal.
+    /// Memory of the rehearsal according to the estimate that is also made for the run.
     pub estimated_bytes: u64,
 }
 
-/// A rehearsal, or why there is none.
-pub type Rehearsed = Result<Rehearsal, String>;
+/// A rehearsal, or the reason why there is none.
+pub(crate) type RehearsalOutcome = Result<Rehearsal, String>;
 
-/// Rehearses a step of `batch` a rank. All ranks call it together. That memory is too small, by the estimate or because
-/// it runs out, is no failure.
+/// Rehearses steps of a run in which each rank computes `batch`. All ranks call it together. Too little memory, whether by
+/// the estimate or because it runs out, is not an error but the reason why there is no rehearsal.
 ///
 /// # Errors
-/// As of training.
-pub(super) fn rehearse(context: &RankContext<'_>, config: &TrainConfig, batch: BatchShare) -> Result<Rehearsed, Stop> {
+/// The same as those of [`Training::run`].
+pub(crate) fn rehearse(
+    context: &RankContext<'_>,
+    config: &TrainConfig,
+    batch: BatchShare,
+) -> Result<RehearsalOutcome, Stop> {
     let collective = context.collective;
-    // Ranks must come to the same sizes, so they go by the same numbers.
-    let process = agreed(collective, memory::resident() as f64, Reduction::Max)? as u64;
-    let stage = Stage { context, config, batch, process, gpu: open_gpu(context.device) };
+    // All ranks must choose the same sizes, so they use the same numbers.
+    let process_bytes = reduce(collective, memory::resident() as f64, Reduction::Max)? as u64;
+    let stage = Stage { context, config, batch, process_bytes, gpu: open_gpu(context.device) };
     let free = stage.free_for_rank()?;
     let fits = |micro| stage.estimate(BatchShare { micro, accumulation: 1 }) as f64 <= free;
-    let Some(most) = largest_micro(batch.micro, fits) else {
-        return Ok(Err("memory is too small for a single picture a rank".to_owned()));
+    let Some(max_micro) = largest_micro(batch.micro, fits) else {
+        return Ok(Err("memory is too small for a single image per rank".to_owned()));
     };
     allocator::keep_freed_memory();
     if collective.world_size() > 1 {
-        return stage.perform(most);
+        return stage.perform(max_micro);
     }
-    // A rank by itself keeps nobody waiting, wherever it breaks off.
-    let performed = guard(|| stage.perform(most))?;
-    Ok(performed.unwrap_or_else(|| Err(out_of_memory(most))))
+    // A single rank may stop anywhere, because no other rank waits for it.
+    let performed = guard(|| stage.perform(max_micro))?;
+    Ok(performed.unwrap_or_else(|| Err(out_of_memory(max_micro))))
 }
 
-/// What a rehearsal goes by.
+/// The conditions of a rehearsal.
 struct Stage<'a> {
     context: &'a RankContext<'a>,
     config: &'a TrainConfig,
-    /// Of the run.
+    /// The share of each rank in a step of the run.
     batch: BatchShare,
-    /// Bytes that each process holds already.
-    process: u64,
-    /// The GPU that this rank computes on, where it answers, and how many bytes of its memory are free before.
+    /// Resident memory of each process before the rehearsal, in bytes.
+    process_bytes: u64,
+    /// The GPU of this rank, and its free memory before the rehearsal; `None` if the GPU does not report it.
     gpu: Option<(Gpu, u64)>,
 }
 
@@ -107,54 +107,60 @@ fn open_gpu(device: Device) -> Option<(Gpu, u64)> {
     Some((gpu, free))
 }
 
-fn out_of_memory(most: usize) -> String {
-    let cure = match most {
-        1 => "take a machine or GPUs with more memory, or fewer ranks",
+fn out_of_memory(max_micro: usize) -> String {
+    let fix = match max_micro {
+        1 => "use a machine or GPUs with more memory, or fewer ranks",
         _ => "set batch.micro lower (the global batch stays)",
     };
-    format!("memory ran out with at most {most} picture(s) at once a rank; {cure}")
+    format!("memory ran out with micro-batches of at most {max_micro} image(s); {fix}")
 }
 
 impl Stage<'_> {
-    /// With micro-batches of at most `most`.
-    fn perform(&self, most: usize) -> Result<Rehearsed, Stop> {
+    /// Rehearses with micro-batches of at most `max_micro` images: first steps with one image, then steps of a size that
+    /// follows from their time.
+    fn perform(&self, max_micro: usize) -> Result<RehearsalOutcome, Stop> {
         let (collective, batch) = (self.context.collective, self.batch);
         let one = BatchShare { micro: 1, accumulation: 1 };
-        let (first, second) = (rehearsed(self.config, collective.world_size(), one), OnceCell::new());
+        let (first, second) = (with_batch(self.config, collective.world_size(), one), OnceCell::new());
         let mut training = begin(self.context, &first, one)?;
         if !self.memory_suffices(&mut training)? {
             return Ok(Err(out_of_memory(1)));
         }
-        let tries = steps(&mut training, TRIES, "rehearsal with one picture a rank")?;
-        let seconds = agreed(collective, tries.last().copied().unwrap_or_default(), Reduction::Max)?;
-        let small = Sample { images: 1, seconds };
-        let share = affordable(batch, most, small.seconds);
-        training.config = second.get_or_init(|| rehearsed(self.config, collective.world_size(), share));
+        let trials = run_steps(&mut training, TRIAL_STEPS, "rehearsal with one image per rank")?;
+        let seconds = reduce(collective, trials.last().copied().unwrap_or_default(), Reduction::Max)?;
+        let small = TimedStep { images: 1, seconds };
+        let share = affordable_share(batch, max_micro, small.seconds);
+        training.config = second.get_or_init(|| with_batch(self.config, collective.world_size(), share));
         training.worker.share.batch = share;
         training.worker.source = source(training.config, training.worker.share)?;
         if !self.memory_suffices(&mut training)? {
             return Ok(Err(out_of_memory(share.micro)));
         }
-        let count = steps_within(BUDGET, small.seconds * images(share) as f64);
-        let times = steps(&mut training, count, "rehearsal")?;
-        let counted = times.get(WARM_UP.min(count / 2)..).unwrap_or_default();
-        let pace = Pace::of(counted).ok_or_else(|| Stop::failure("no step was rehearsed"))?;
-        let pace = Pace { median: agreed(collective, pace.median, Reduction::Max)?, ..pace };
-        let large = Sample { images: images(share), seconds: pace.median };
-        Ok(Ok(Rehearsal {
+        let count = affordable_steps(small.seconds * images(share) as f64);
+        let times = run_steps(&mut training, count, "rehearsal")?;
+        self.evaluate(small, share, times.get(WARM_UP_STEPS.min(count / 2)..).unwrap_or_default()).map(Ok)
+    }
+
+    /// Computes the result from the steps that count, in which each rank computed `share`.
+    fn evaluate(&self, small: TimedStep, share: BatchShare, counted: &[f64]) -> Result<Rehearsal, Stop> {
+        let (collective, batch) = (self.context.collective, self.batch);
+        let own = StepTimes::new(counted).ok_or_else(|| Stop::failure("no step was rehearsed"))?;
+        let step_times = StepTimes { median: reduce(collective, own.median, Reduction::Max)?, ..own };
+        let large = TimedStep { images: images(share), seconds: step_times.median };
+        Ok(Rehearsal {
             steps: counted.len(),
             images_per_rank: images(share),
             images_per_rank_in_run: images(batch),
-            pace,
+            step_times,
             step_seconds: extrapolate(small, large, images(batch)),
-            resident_bytes: agreed(collective, self.held() as f64, Reduction::Max)? as u64,
+            resident_bytes: reduce(collective, self.used_bytes() as f64, Reduction::Max)? as u64,
             estimated_bytes: self.estimate(share),
-        }))
+        })
     }
 
-    /// Takes the pictures of a step through the model on each GPU by itself, before ranks do it together: one that ran
-    /// out of memory within a step would leave the others waiting. On CPUs nothing is found out this way: the system
-    /// ends a process that takes too much.
+    /// Computes forward and backward passes on each GPU alone, before the ranks make a step together: a rank that runs out of
+    /// memory within a step would leave the others waiting. On CPUs this would show nothing, because the system ends a
+    /// process that uses too much memory.
     fn memory_suffices(&self, training: &mut Training<'_>) -> Result<bool, Stop> {
         if self.processor() == Processor::Cpu || self.context.collective.world_size() == 1 {
             return Ok(true);
@@ -164,24 +170,24 @@ impl Stage<'_> {
         let passed = agree(self.context.collective, passed)?;
         training.state.parameters.zero_gradients();
         let passed = if passed.is_some() { 1.0 } else { 0.0 };
-        Ok(agreed(self.context.collective, passed, Reduction::Min)? > 0.0)
+        Ok(reduce(self.context.collective, passed, Reduction::Min)? > 0.0)
     }
 
     fn processor(&self) -> Processor {
         self.context.device.into()
     }
 
-    /// Bytes that a rank needs, of its GPU if it has one.
+    /// Estimates the bytes that a rank needs in the memory it computes in.
     fn estimate(&self, share: BatchShare) -> u64 {
-        let processor = self.processor();
-        let memory = Memory::of_rank(self.config, processor, self.context.collective.world_size(), share, self.process);
+        let (processor, world_size) = (self.processor(), self.context.collective.world_size());
+        let memory = MemoryEstimate::of_rank(self.config, processor, world_size, share, self.process_bytes);
         match processor {
             Processor::Cpu => memory.while_training(),
             Processor::Gpu => memory.on_gpu(),
         }
     }
 
-    /// Bytes that each rank may take there, the least of all.
+    /// Returns the bytes that every rank may use in the memory it computes in: the minimum over all ranks.
     fn free_for_rank(&self) -> Result<f64, Stop> {
         let free = match (self.processor(), &self.gpu) {
             (Processor::Gpu, Some((_, free))) => MEMORY_SHARE * *free as f64,
@@ -193,11 +199,12 @@ impl Stage<'_> {
                 free + memory::resident() as f64
             }
         };
-        agreed(self.context.collective, free, Reduction::Min)
+        reduce(self.context.collective, free, Reduction::Min)
     }
 
-    /// Bytes that this rank holds there. What libtorch has freed and keeps counts, as it does in a run.
-    fn held(&self) -> u64 {
+    /// Returns the bytes that this rank uses in the memory it computes in, including memory that libtorch keeps after it is
+    /// freed, as in a run.
+    fn used_bytes(&self) -> u64 {
         match (self.processor(), &self.gpu) {
             (Processor::Gpu, Some((gpu, before))) => gpu.memory().map_or(0, |(now, _)| before.saturating_sub(now)),
             (Processor::Gpu, None) => 0,
@@ -206,9 +213,9 @@ impl Stage<'_> {
     }
 }
 
-fn agreed(collective: &dyn arinar_collective::Collective, value: f64, how: Reduction) -> Result<f64, Stop> {
+fn reduce(collective: &dyn Collective, value: f64, reduction: Reduction) -> Result<f64, Stop> {
     let mut value = [value];
-    collective.all_reduce_scalars(&mut value, how)?;
+    collective.all_reduce_scalars(&mut value, reduction)?;
     Ok(value[0])
 }
 
@@ -216,26 +223,10 @@ fn images(batch: BatchShare) -> usize {
     batch.micro * batch.accumulation
 }
 
-/// The share of a step that ten steps can have within the budget if a picture takes so long: the run's own, else as many
-/// of its micro-batches as fit, else a smaller one. Where that would be hardly a picture, fewer steps have to do: steps
-/// of different sizes tell what a picture adds.
-fn affordable(batch: BatchShare, most: usize, seconds: f64) -> BatchShare {
-    let within = |steps: usize| (BUDGET / steps as f64 / seconds.max(1e-9)) as usize;
-    let affordable = within(STEPS).max(within(FEWEST).min(FEW_IMAGES));
-    let micro = batch.micro.min(most).min(affordable).max(1);
-    let accumulation = if micro < batch.micro { 1 } else { (affordable / micro).clamp(1, batch.accumulation) };
-    BatchShare { micro, accumulation }
-}
-
-/// How many steps of so many seconds.
-fn steps_within(budget: f64, seconds: f64) -> usize {
-    ((budget / seconds.max(1e-9)) as usize).clamp(FEWEST, STEPS)
-}
-
-/// The run on synthetic latents, with so many of them in a step.
-fn rehearsed(config: &TrainConfig, world: usize, batch: BatchShare) -> TrainConfig {
+/// Returns the configuration with the global batch that gives each rank this share.
+fn with_batch(config: &TrainConfig, world_size: usize, share: BatchShare) -> TrainConfig {
     let mut config = config.clone();
-    config.batch.global = images(batch) * world;
+    config.batch.global = images(share) * world_size;
     config
 }
 
@@ -243,39 +234,19 @@ fn begin<'a>(context: &RankContext<'a>, config: &'a TrainConfig, batch: BatchSha
     Startup::rehearsal(context.clone(), config, batch).rehearsal_training(&Data::Synthetic(SAMPLES))
 }
 
-/// Enough for no sample to come twice.
-const SAMPLES: u64 = 1_000_000;
-
 fn source(config: &TrainConfig, share: RankShare) -> Result<Box<dyn BatchSource>, Stop> {
     Data::Synthetic(SAMPLES).batches(config, share, None)
 }
 
-/// Trains so many steps and returns the seconds of each; rank 0 tells of them as they come.
-fn steps(training: &mut Training<'_>, count: usize, what: &str) -> Result<Vec<f64>, Stop> {
+/// Trains `count` steps and returns the seconds of each. Rank 0 reports them while they are made.
+fn run_steps(training: &mut Training<'_>, count: usize, name: &str) -> Result<Vec<f64>, Stop> {
     let mut times = Vec::new();
     for step in 1..=count {
         let seconds = training.rehearse()?;
         if training.context.collective.rank() == 0 {
-            write_error_line(&format!("{what}: step {step} of {count}, {seconds:.2} s"));
+            write_error_line(&format!("{name}: step {step} of {count}, {seconds:.2} s"));
         }
         times.push(seconds);
     }
     Ok(times)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rehearsal_stays_within_its_budget() {
-        let share = |micro, accumulation| BatchShare { micro, accumulation };
-        assert_eq!(affordable(share(16, 2), 16, 0.01), share(16, 2), "the run's own step");
-        assert_eq!(affordable(share(16, 4), 16, 0.15), share(16, 2), "fewer micro-batches");
-        assert_eq!(affordable(share(64, 1), 64, 1.0), share(6, 1), "a smaller micro-batch");
-        assert_eq!(affordable(share(64, 1), 3, 1.0), share(3, 1), "what memory holds");
-        assert_eq!(affordable(share(64, 1), 64, 5.0), share(3, 1), "fewer steps");
-        assert_eq!(affordable(share(64, 1), 64, 1000.0), share(1, 1));
-        assert_eq!((steps_within(60.0, 1.0), steps_within(60.0, 9.0), steps_within(60.0, 1e4)), (10, 6, 4));
-    }
 }

@@ -1,19 +1,24 @@
-//! The forecast for people.
+//! The text output of `--plan`.
 
 use std::time::Duration;
 
 use arinar_model::precision::Precision;
 use indicatif::DecimalBytes;
 
-use super::{EXACTNESS, Forecast, Here, ModelFigures, Processor, Rehearsal};
+use super::{
+    figures::{Forecast, MeasuredFigures, ModelFigures},
+    memory::MEMORY_TOLERANCE,
+    processor::Processor,
+    rehearsal::Rehearsal,
+};
 
-/// Width of the names at the left.
-const NAME: usize = 22;
+/// Width of the column with the names.
+const NAME_WIDTH: usize = 22;
 
 impl Forecast {
-    /// Lines of names and what is known of them, under headings: all that needs no rehearsal.
-    pub fn text(&self) -> String {
-        let mut lines = vec![format!("plan of run {}: {}", self.run, self.placed())];
+    /// Returns the text of all figures that need no rehearsal.
+    pub(crate) fn text(&self) -> String {
+        let mut lines = vec![format!("plan of run {}: {}", self.run, self.layout())];
         lines.extend(self.model.lines(self.length.global_batch));
         lines.extend(self.length_lines());
         lines.extend(self.memory_lines());
@@ -22,12 +27,12 @@ impl Forecast {
         lines.join("\n")
     }
 
-    /// The rest.
-    pub fn measured_text(&self) -> String {
-        self.here_lines().join("\n")
+    /// Returns the text of the figures that follow from the rehearsal.
+    pub(crate) fn rehearsal_text(&self) -> String {
+        self.measured_lines().join("\n")
     }
 
-    fn placed(&self) -> String {
+    fn layout(&self) -> String {
         let (ranks, machines, threads) = (self.ranks, self.machines, self.threads);
         format!("{ranks} rank(s) of {threads} thread(s) on {machines} machine(s), {}", precision(self.precision))
     }
@@ -40,98 +45,96 @@ impl Forecast {
         );
         vec![
             heading("Run"),
-            row("samples", &format!("{} an epoch, {:.1} steps", grouped(length.samples), length.steps_per_epoch)),
+            row("samples", &format!("{} per epoch, {:.1} steps", grouped(length.samples), length.steps_per_epoch)),
             row("batch", &batch),
-            row("steps", &format!("{} in all, {:.1} epochs", grouped(length.steps), length.epochs)),
+            row("steps", &format!("{} in total, {:.1} epochs", grouped(length.steps), length.epochs)),
         ]
     }
 
     fn memory_lines(&self) -> Vec<String> {
         let memory = &self.memory_per_rank;
-        let exact = match self.processor {
-            Processor::Cpu => format!("exact to about {:.0}%", 100.0 * EXACTNESS),
-            Processor::Gpu => "no GPU has run this".to_owned(),
+        let accuracy = match self.processor {
+            Processor::Cpu => format!("accurate to about {:.0}%", 100.0 * MEMORY_TOLERANCE),
+            Processor::Gpu => "not calibrated on GPUs".to_owned(),
         };
-        let mut lines = vec![heading(&format!("Memory of a rank (estimate, {exact})"))];
+        let mut lines = vec![heading(&format!("Memory per rank (estimate, {accuracy})"))];
         let parts = memory.parts().into_iter().filter(|&(_, bytes)| bytes > 0);
         lines.extend(parts.map(|(name, bytes)| row(name, &size(bytes))));
         let all = self.ranks as u64 * memory.total();
-        lines.push(row("together", &format!("{}; {} for all ranks", size(memory.total()), size(all))));
+        lines.push(row("total", &format!("{}; {} for all ranks", size(memory.total()), size(all))));
         if self.processor == Processor::Gpu {
-            let (on_gpu, beside) = (size(memory.on_gpu()), size(memory.beside_gpu()));
-            lines.push(row("of it", &format!("{on_gpu} on its GPU, {beside} of the machine's own memory")));
+            let (on_gpu, on_host) = (size(memory.on_gpu()), size(memory.on_host()));
+            lines.push(row("of which", &format!("{on_gpu} of GPU memory, {on_host} of host memory")));
         }
         lines
     }
 
     fn store_lines(&self) -> Vec<String> {
-        let mut lines = vec![heading("Stores"), row("a checkpoint", &size(self.checkpoint_bytes))];
+        let mut lines = vec![heading("Stores"), row("one checkpoint", &size(self.checkpoint_bytes))];
         lines.push(match &self.egress {
-            None => row("dataset", "synthetic, nothing is fetched"),
+            None => row("dataset", "synthetic: nothing is downloaded"),
             Some(egress) if egress.total == 0 => {
-                row("dataset", &format!("{}, read where it lies: nothing is fetched", size(egress.dataset_bytes)))
+                row("dataset", &format!("{}, read in place: nothing is downloaded", size(egress.dataset_bytes)))
             }
             Some(egress) => {
                 let (first, later, total) = (size(egress.first_epoch), size(egress.later_epochs), size(egress.total));
-                let of = size(egress.dataset_bytes);
-                row(
-                    "fetched",
-                    &format!("{first} in the first epoch, {later} in each other, {total} in all ({of} dataset)"),
-                )
+                let dataset = size(egress.dataset_bytes);
+                let downloads = format!(
+                    "{first} in the first epoch, {later} in each later one, {total} in total ({dataset} dataset)"
+                );
+                row("downloads", &downloads)
             }
         });
         lines
     }
 
-    fn here_lines(&self) -> Vec<String> {
+    fn measured_lines(&self) -> Vec<String> {
         let mut lines = vec![heading("On this machine (measured)")];
-        let (Some(rehearsal), Some(here)) = (&self.rehearsal, &self.here) else {
-            let why = self.not_rehearsed.as_deref().unwrap_or("not yet");
-            lines.push(row("rehearsal", &format!("none: {why}")));
+        let (Some(rehearsal), Some(measured)) = (&self.rehearsal, &self.measured) else {
+            let reason = self.not_rehearsed.as_deref().unwrap_or("not run yet");
+            lines.push(row("rehearsal", &format!("none: {reason}")));
             return lines;
         };
         lines.extend(rehearsal.lines());
-        let (pace, giga) = (here.images_per_second, here.flops_per_second / 1e9);
-        lines.push(row("pace", &format!("{pace:.3} images/s on all ranks, {giga:.1} GFLOP/s")));
-        lines.extend(here.lines());
+        lines.extend(measured.lines());
         let left_out = self.eta_leaves_out.iter().enumerate();
-        lines.extend(left_out.map(|(index, what)| row(if index == 0 { "not in it" } else { "" }, what)));
+        lines.extend(left_out.map(|(index, what)| row(if index == 0 { "not included" } else { "" }, what)));
         lines
     }
 
     fn gpu_lines(&self) -> Vec<String> {
         let share = 100.0 * self.gpu_utilisation;
-        let what = match self.precision {
+        let precision = match self.precision {
             Precision::Bf16 => "dense bf16",
             Precision::Fp32 => "fp32",
         };
         let mut lines = vec![
-            heading(&format!("On {} GPU(s): an estimate; no GPU has run this", self.ranks)),
-            format!(
-                "  {share:.0}% of the peak rate of {what} in the data sheets is assumed: what the paper's 8 days on 4 A100 come to"
-            ),
-            format!("  {:<NAME$}{:>12}{:>20}{:>16}  {}", "GPU", "images/s", "steps take", "checkpoints", "memory"),
+            heading(&format!("On {} GPU(s) (estimates from data sheets; docs/gpu.md has measurements)", self.ranks)),
+            format!("  at {share:.0}% of the peak rate of {precision}, as in the paper's 8 days on 4 A100"),
+            format!("  {:<NAME_WIDTH$}{:>12}{:>20}{:>16}  {}", "GPU", "images/s", "all steps", "checkpoints", "memory"),
         ];
         lines.extend(self.gpus.iter().map(|gpu| {
-            let fits = if gpu.fits { "fits" } else { "too small; set batch.micro" };
+            let fits = if gpu.fits { "fits" } else { "too small; lower batch.micro" };
             let (pace, time, written) = (gpu.images_per_second, duration(gpu.seconds), size(gpu.checkpoint_bytes));
-            format!("  {:<NAME$}{pace:>12.0}{time:>20}{written:>16}  {fits}", gpu.gpu)
+            format!("  {:<NAME_WIDTH$}{pace:>12.0}{time:>20}{written:>16}  {fits}", gpu.gpu)
         }));
         lines
     }
 }
 
-impl Here {
+impl MeasuredFigures {
     fn lines(&self) -> Vec<String> {
         let (checkpoints, eta) = (&self.checkpoints, &self.eta);
+        let (pace, giga) = (self.images_per_second, self.flops_per_second / 1e9);
         let (saved, kept) = (grouped(checkpoints.saved), checkpoints.kept);
-        let (most, written) = (size(checkpoints.most_bytes), size(checkpoints.written_bytes));
-        let slow = duration(eta.checkpoints);
+        let (peak, written) = (size(checkpoints.peak_bytes), size(checkpoints.written_bytes));
+        let copying = duration(eta.checkpoints);
         vec![
-            row("checkpoints", &format!("{saved} saved at this pace, {kept} kept; {most} at most there")),
-            row("written by them", &format!("{written}; {slow} at most, if nothing goes on beside them")),
+            row("pace", &format!("{pace:.3} images/s on all ranks, {giga:.1} GFLOP/s")),
+            row("checkpoints", &format!("{saved} saved at this pace, {kept} kept; at most {peak} at once")),
+            row("checkpoint writes", &format!("{written} in total; {copying} if none of it overlaps with training")),
             row("all steps", &duration(eta.steps)),
-            row("ETA", &format!("{} with all checkpoints", duration(eta.total()))),
+            row("ETA", &format!("{} including checkpoints", duration(eta.total()))),
         ]
     }
 }
@@ -146,7 +149,7 @@ impl ModelFigures {
             row("parameters", &format!("{}: outer {}, head {}", grouped(outer + head), grouped(outer), grouped(head))),
             row("masked tokens", &format!("{:.1} of {} on average", self.masked_tokens, self.tokens)),
             row(
-                "FLOPs of an image",
+                "FLOPs per image",
                 &format!(
                     "{} forward and backward: encoder {}, decoder {}, head {}",
                     giga(flops.total()),
@@ -155,29 +158,28 @@ impl ModelFigures {
                     giga(flops.head)
                 ),
             ),
-            row("FLOPs of a step", &format!("{} ({global_batch} images)", giga(self.step_flops))),
+            row("FLOPs per step", &format!("{} ({global_batch} images)", giga(self.step_flops))),
         ]
     }
 }
 
 impl Rehearsal {
     fn lines(&self) -> Vec<String> {
-        let pace = &self.pace;
-        let times =
-            format!("{:.3} s a step ({:.3} to {:.3}) over {} steps", pace.median, pace.least, pace.most, self.steps);
-        let whole = self.images_per_rank == self.images_per_rank_in_run;
-        let mut lines = vec![row("rehearsal", &times)];
-        if !whole {
+        let times = &self.step_times;
+        let (median, min, max) = (times.median, times.min, times.max);
+        let mut lines =
+            vec![row("rehearsal", &format!("{median:.3} s per step ({min:.3} to {max:.3}) over {} steps", self.steps))];
+        if self.images_per_rank != self.images_per_rank_in_run {
             let (rehearsed, run, seconds) = (self.images_per_rank, self.images_per_rank_in_run, self.step_seconds);
-            // From one picture alone the costs of a step count for each.
-            let how = if rehearsed > 1 { "extrapolated" } else { "at most" };
-            let extrapolated =
-                format!("with {rehearsed} of {run} images a rank, to save time; a whole step: {seconds:.3} s, {how}");
-            lines.push(row("", &extrapolated));
+            // From a single image, the fixed costs of a step are counted once per image.
+            let bound = if rehearsed > 1 { "extrapolated" } else { "at most" };
+            let text =
+                format!("with {rehearsed} of {run} images per rank to save time; a full step: {seconds:.3} s, {bound}");
+            lines.push(row("", &text));
         }
-        let (held, estimated) = (size(self.resident_bytes), size(self.estimated_bytes));
+        let (used, estimated) = (size(self.resident_bytes), size(self.estimated_bytes));
         if self.resident_bytes > 0 {
-            lines.push(row("memory in it", &format!("{held} a rank at most; the estimate for it is {estimated}")));
+            lines.push(row("memory used", &format!("at most {used} per rank (estimated: {estimated})")));
         }
         lines
     }
@@ -188,7 +190,7 @@ fn heading(text: &str) -> String {
 }
 
 fn row(name: &str, text: &str) -> String {
-    format!("  {name:<NAME$}{text}")
+    format!("  {name:<NAME_WIDTH$}{text}")
 }
 
 fn precision(precision: Precision) -> &'static str {
@@ -202,7 +204,7 @@ fn size(bytes: u64) -> String {
     DecimalBytes(bytes).to_string()
 }
 
-/// "45s", "3h 12m", "8.1 days": months are of no use to whoever rents by the day.
+/// Formats a duration, for example "45s", "3h 12m" or "8.1 days". Days are the largest unit.
 fn duration(seconds: f64) -> String {
     let unit = match seconds {
         172_800.0.. => return format!("{:.1} days", seconds / 86_400.0),
@@ -213,7 +215,7 @@ fn duration(seconds: f64) -> String {
     humantime::format_duration(Duration::from_secs(whole)).to_string()
 }
 
-/// With commas between thousands.
+/// Formats a number with commas between thousands.
 fn grouped(number: u64) -> String {
     indicatif::HumanCount(number).to_string()
 }
@@ -223,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_say_no_more_than_is_known() {
+    fn durations_have_a_precision_that_fits_their_length() {
         assert_eq!(duration(42.4), "42s");
         assert_eq!(duration(4000.0), "1h 7m");
         assert_eq!(duration(8.0 * 86_400.0 + 100.0), "8.0 days");
