@@ -63,10 +63,12 @@ pub mod commands;
 mod error;
 pub mod format;
 pub mod pictures;
+mod progress;
 pub mod random;
 pub mod read;
 mod reporter;
 mod text;
 
 pub use error::DataError;
+pub use progress::Progress;
 pub use reporter::Reporter;

@@ -72,8 +72,8 @@ fn compare() -> Result<()> {
     if let Some(seconds) = torch {
         trainer.env("TORCH_SECONDS", seconds.to_string());
     }
-    let ended = trainer.status()?;
-    if ended.success() { Ok(()) } else { Err(format!("the training ended with {ended}").into()) }
+    let status = trainer.status()?;
+    if status.success() { Ok(()) } else { Err(format!("the training failed with {status}").into()) }
 }
 
 /// Returns how many seconds torch.save of the same tensors takes, or `None` without Python.
@@ -129,7 +129,7 @@ impl Bench {
 
     /// Makes a step. Returns its duration, and how much of it was spent waiting for the copy of a checkpoint.
     fn step(&mut self, manager: &mut CheckpointManager<'_>) -> Result<(Duration, Duration)> {
-        let began = Instant::now();
+        let start = Instant::now();
         let float = (Kind::Float, Device::Cpu);
         let (grid, batch) = (self.config.grid(), self.batch);
         let latents = Tensor::randn([batch, self.config.vae.channels, grid, grid], float);
@@ -140,16 +140,16 @@ impl Bench {
         loss.f_backward()?;
         let norm = clip::grad_norm(&self.parameters.gradients());
         let update = Update { learning_rate: 1e-4, gradient_scale: clip::clip_coefficient(norm, 3.0) };
-        let waiting = Instant::now();
+        let wait_start = Instant::now();
         manager.wait_until_copied();
-        let waited = waiting.elapsed();
+        let waited = wait_start.elapsed();
         self.optimizer.step(&mut self.parameters, &mut self.ema, update);
-        Ok((began.elapsed(), waited))
+        Ok((start.elapsed(), waited))
     }
 
     /// Hands over a checkpoint. Returns how long that takes.
     fn save(&self, manager: &mut CheckpointManager<'_>, state: &CheckpointState<TrainConfig>) -> Result<Duration> {
-        let began = Instant::now();
+        let start = Instant::now();
         let tensors = TensorSet {
             slots: self.parameters.slots(),
             part: self.optimizer.part(),
@@ -159,7 +159,7 @@ impl Bench {
             buffers: &[],
         };
         manager.save(state, &tensors, &|| false)?;
-        Ok(began.elapsed())
+        Ok(start.elapsed())
     }
 }
 
@@ -183,24 +183,24 @@ fn train(folder: &Path) -> Result<()> {
     let (mut alone, mut saving, mut stalls) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 0..setting("PAIRS", 3) {
         alone.push(bench.step(&mut manager)?.0.as_secs_f64());
-        let began = Instant::now();
+        let start = Instant::now();
         // The upload rate is limited again.
         manager.start_writer()?;
-        let handed_over = bench.save(&mut manager, &state(&config, 10 + pair as u64))?;
+        let submitted = bench.save(&mut manager, &state(&config, 10 + pair as u64))?;
         let (step, waited) = bench.step(&mut manager)?;
         settle(&mut manager)?;
         println!(
-            "checkpoint: stall {:.3} s ({:.3} handing over, {:.3} waiting), in the store after {:.1} s; steps of \
+            "checkpoint: stall {:.3} s ({:.3} submitting, {:.3} waiting), in the store after {:.1} s; step time \
              {:.2} s without and {:.2} s with it",
-            (handed_over + waited).as_secs_f64(),
-            handed_over.as_secs_f64(),
+            (submitted + waited).as_secs_f64(),
+            submitted.as_secs_f64(),
             waited.as_secs_f64(),
-            began.elapsed().as_secs_f64(),
+            start.elapsed().as_secs_f64(),
             alone[alone.len() - 1],
             step.as_secs_f64()
         );
         saving.push(step.as_secs_f64());
-        stalls.push((handed_over + waited).as_secs_f64());
+        stalls.push((submitted + waited).as_secs_f64());
     }
     let uploading = while_uploading(&mut bench, &mut manager, &config)?;
     let (alone, saving, stall) = (median(alone), median(saving), median(stalls));

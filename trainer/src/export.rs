@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use arinar_data::Reporter;
 use arinar_model::weights;
 use arinar_store::{Store, object::open_object};
 
 use arinar_checkpoint::{load_weights, step_folder_name};
 
-use crate::{config::TrainConfig, reporter::write_error_line, stop::Stop};
+use crate::{config::TrainConfig, stop::Stop};
 
 /// Metadata keys that distinguish an export from other files.
 const EXPORT_KEYS: [&str; 2] = ["weights", "model_config"];
@@ -67,7 +68,7 @@ impl Export {
         }
         let run = load_weights::<TrainConfig>(&url, self.weights.name())?;
         for warning in &run.warnings {
-            write_error_line(&format!("arinar-trainer: warning: {warning}; an older one is exported"));
+            Reporter::console().note(&format!("arinar-trainer: warning: {warning}; an older one is exported"));
         }
         let model = serde_json::to_string(&run.config.model).map_err(Stop::failure)?;
         let facts = [

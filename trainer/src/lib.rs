@@ -2,7 +2,7 @@
 //!
 //! - [`Startup`] builds a [`Training`], whose [`run`](Training::run) is the training loop (`train.rs`, `step.rs`).
 //! - `parameters`, `optimizer`, `ema` and `clip` update the weights in flat memory.
-//! - `config` is the configuration of a run, `logs` and `reporter` its output.
+//! - `config` is the configuration of a run, `logs` its output.
 //! - `planning` has `--check` and `--plan`, `sample` what `arinar-sample` needs besides the model.
 //!
 //! The model is in `arinar-model`, batches come from `arinar-data`, collective operations from `arinar-collective`, and
@@ -39,7 +39,6 @@ mod planning;
 mod preemption;
 pub mod process_exit;
 mod rank_context;
-pub mod reporter;
 mod run_length;
 pub mod sample;
 mod sample_log;

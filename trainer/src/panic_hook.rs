@@ -1,7 +1,8 @@
 //! Ending the process on a panic.
 
-use std::{io::Write, sync::Arc};
+use std::sync::Arc;
 
+use arinar_data::Reporter;
 use arinar_model::text::one_line;
 use arinar_protocol::{Beat, exit_code};
 
@@ -23,8 +24,7 @@ pub fn install(rank: usize, vitals: Arc<Vitals>) {
         }
         let location = panic.location().map(ToString::to_string);
         let reason = reason(rank, &vitals.beat(), message, location.as_deref());
-        // Standard error may be closed.
-        let _ = writeln!(std::io::stderr(), "arinar-trainer: error: {reason}");
+        Reporter::console().note(&format!("arinar-trainer: error: {reason}"));
         heartbeat::farewell(exit_code::FAILED, Some(reason));
         exit_now(exit_code::FAILED);
     }));

@@ -1,8 +1,9 @@
 //! The last thing a program does: report why it ends, to the user and to the launcher.
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use arinar_collective::JobError;
+use arinar_data::Reporter;
 use arinar_model::text::one_line;
 
 use crate::{heartbeat, stop::Stop};
@@ -15,8 +16,7 @@ pub fn report(program: &str, rank: usize, stop: &Stop) -> ExitCode {
             Stop::Configuration(_) | Stop::Failure(_) | Stop::Broken(_) => "error: ",
             _ => "",
         };
-        // Standard error may be closed.
-        let _ = writeln!(std::io::stderr(), "{program}: {prefix}{reason}");
+        Reporter::console().note(&format!("{program}: {prefix}{reason}"));
     }
     heartbeat::farewell(stop.exit_code(), reason);
     ExitCode::from(stop.exit_code())

@@ -7,7 +7,7 @@ use arinar_checkpoint::{
     Resume, Retention,
 };
 use arinar_collective::{agree, machine::allocator, require_equal};
-use arinar_data::read::BatchSource;
+use arinar_data::{Reporter, read::BatchSource};
 use arinar_model::arinar::Arinar;
 use arinar_protocol::Seconds;
 use xxhash_rust::xxh3::xxh3_64;
@@ -17,11 +17,10 @@ use crate::{
     batch_source::{Data, RankShare},
     config::{BatchShare, ConfigError, TrainConfig},
     import::{ImportInto, import},
-    logs::{EventUpload, Logs, Progress, UPLOAD_INTERVAL},
+    logs::{EventUpload, Logs, TrainingProgress, UPLOAD_INTERVAL},
     model_state::ModelState,
     preemption::Preemption,
     rank_context::RankContext,
-    reporter::Reporter,
     run_length::RunLength,
     sample_log,
     step::Worker,
@@ -161,12 +160,12 @@ impl<'a> Startup<'a> {
 
     fn open_checkpoints(&self, length: &RunLength) -> Result<CheckpointManager<'a>, Stop> {
         let reporter = match self.share.rank {
-            0 => Reporter::new(self.config.log.format),
+            0 => self.config.log.format.reporter(),
             _ => Reporter::silent(),
         };
         let options = checkpoint_options(self.config, length.keep_every_steps);
         let timeout = self.config.checkpoint.upload_timeout.0;
-        let on_message = &mut |message: &str| reporter.message(message);
+        let on_message = &mut |message: &str| reporter.print(message);
         let (collective, launch) = (self.context.collective, self.context.launch);
         Ok(CheckpointManager::open(collective, options, launch, timeout, on_message)?)
     }
@@ -200,8 +199,8 @@ impl<'a> Startup<'a> {
         }
         let config = self.config;
         let (total, global_batch) = (banner.length.total_steps, config.batch.global);
-        let reporter = Reporter::new(config.log.format);
-        let progress = Progress::start(reporter, config.log.every, banner.step, total, global_batch as u64);
+        let reporter = config.log.format.reporter();
+        let progress = TrainingProgress::start(reporter, config.log.every, banner.step, total, global_batch as u64);
         for line in banner.lines() {
             progress.message(&line);
         }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::DataError;
 use crate::format::shard::View;
+use crate::progress::Progress;
 use crate::random::{Purpose, global_order};
 use crate::read::dataset::Dataset;
 use crate::reporter::Reporter;
@@ -45,7 +46,7 @@ pub fn open_shards(
     reporter: &Reporter,
 ) -> Result<(Vec<usize>, Measure), DataError> {
     let shards = &dataset.manifest.shards;
-    let mut progress = reporter.progress("shards", shards.len() as u64);
+    let mut progress = Progress::start(reporter, "shards", shards.len() as u64);
     let mut measure = Measure::default();
     let mut opened = Vec::new();
     let started = Instant::now();
@@ -79,7 +80,7 @@ pub fn read_records(
     let record_bytes = 2 * dataset.manifest.moments_shape().iter().product::<usize>();
     let mut batch = vec![0; BATCH * record_bytes];
     let mut measure = Measure::default();
-    let mut progress = reporter.progress("ms", limit.as_millis() as u64);
+    let mut progress = Progress::start(reporter, "ms", limit.as_millis() as u64);
     let (started, mut shown) = (Instant::now(), Duration::ZERO);
     for epoch in 0.. {
         let order = global_order(1, epoch, Purpose::EpochOrder, samples.len());

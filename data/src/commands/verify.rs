@@ -7,6 +7,7 @@ use crate::error::DataError;
 use crate::format::facts::ShardFacts;
 use crate::format::manifest::Manifest;
 use crate::format::shard::{ShardError, ShardLayout, check_shard};
+use crate::progress::Progress;
 use crate::reporter::Reporter;
 use arinar_store::Store;
 
@@ -46,7 +47,7 @@ pub fn verify(
     let store = Store::open(url)?;
     let manifest = Manifest::read(&store)?;
     let copies = repair.map(|repair| Copies::of(&manifest, repair.cache_folder, repair.from)).transpose()?;
-    let mut progress = reporter.progress("shards", manifest.shards.len() as u64);
+    let mut progress = Progress::start(reporter, "shards", manifest.shards.len() as u64);
     let (mut repaired, mut damaged) = (Vec::new(), Vec::new());
     for facts in &manifest.shards {
         let check_file = |file: &[u8]| check(file, &manifest, facts, deep);

@@ -6,10 +6,11 @@ use arinar_collective::{
     LaunchEnvironment, connect,
     machine::{affinity, allocator},
 };
+use arinar_data::Reporter;
 use arinar_protocol::{Phase, exit_code};
 use arinar_trainer::{
     Export, LogFormat, Options, Preemption, RankContext, Startup, Stop, Vitals, Weights, agree_on_config, check,
-    check_collectives, heartbeat, panic_hook, plan, process_exit::exit_now, reporter::write_line, shutdown,
+    check_collectives, heartbeat, panic_hook, plan, process_exit::exit_now, shutdown,
 };
 use clap::Parser;
 use tch::Device;
@@ -192,7 +193,7 @@ fn print_on_rank_0(rank: usize, work: impl FnOnce() -> Result<String, Stop>) -> 
         return ExitCode::from(exit_code::DONE);
     }
     match work() {
-        Ok(text) => write_line(&text),
+        Ok(text) => Reporter::console().print(&text),
         Err(stop) => return shutdown::report(PROGRAM, rank, &stop),
     }
     ExitCode::from(exit_code::DONE)

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use arinar_data::Reporter;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// An interval: a duration such as `30min`, or a number of steps such as `100 steps`.
@@ -186,6 +187,16 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line
     Json,
+}
+
+impl LogFormat {
+    /// Returns a reporter that writes this format.
+    pub fn reporter(self) -> Reporter {
+        match self {
+            Self::Text => Reporter::console(),
+            Self::Json => Reporter::json(),
+        }
+    }
 }
 
 #[cfg(test)]

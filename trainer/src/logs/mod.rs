@@ -13,7 +13,7 @@ use arinar_protocol::Seconds;
 use crate::time_accounting::{self, Stragglers, TimeFile};
 
 pub(crate) use event_upload::{EventUpload, UPLOAD_INTERVAL};
-pub(crate) use progress::{Progress, StepReport};
+pub(crate) use progress::{StepReport, TrainingProgress};
 use tensorboard::{EventWriter, TensorBoardError};
 
 /// The time spent in a step.
@@ -32,7 +32,7 @@ const STRAGGLER_EXCESS: f64 = 0.05;
 
 /// Curves and progress. Silent on ranks other than 0.
 pub(crate) struct Logs {
-    progress: Progress,
+    progress: TrainingProgress,
     events: Option<EventWriter>,
     upload: Option<EventUpload>,
     time_file: Option<TimeFile>,
@@ -43,7 +43,7 @@ pub(crate) struct Logs {
 impl Logs {
     /// Creates logs that write nothing.
     pub fn silent() -> Self {
-        Self::new(Progress::silent(), None, 0)
+        Self::new(TrainingProgress::silent(), None, 0)
     }
 
     /// Starts the logs of rank 0. `first_step` is the first step that will be logged, `config` the configuration to be shown
@@ -52,7 +52,7 @@ impl Logs {
     /// # Errors
     /// Returns an error if the event file cannot be created.
     pub fn start(
-        progress: Progress,
+        progress: TrainingProgress,
         log_dir: &Path,
         first_step: u64,
         config: &str,
@@ -64,7 +64,7 @@ impl Logs {
         Ok(Self::new(progress, Some(events), global_batch))
     }
 
-    fn new(progress: Progress, events: Option<EventWriter>, global_batch: usize) -> Self {
+    fn new(progress: TrainingProgress, events: Option<EventWriter>, global_batch: usize) -> Self {
         Self { progress, events, upload: None, time_file: None, stragglers: Stragglers::default(), global_batch }
     }
 

@@ -1,10 +1,15 @@
 //! Training progress: a bar on a terminal, otherwise a line at regular intervals.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
 
+use arinar_data::Reporter;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::{config::Every, reporter::Reporter};
+use crate::config::Every;
 
 /// The figures of a step.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +29,10 @@ pub(crate) struct StepReport {
 }
 
 /// Reports the progress of training.
-pub(crate) struct Progress {
+pub(crate) struct TrainingProgress {
     reporter: Reporter,
+    /// A progress bar on a terminal, with messages above it.
+    bar: Option<ProgressBar>,
     interval: Every,
     total: u64,
     global_batch: u64,
@@ -35,7 +42,7 @@ pub(crate) struct Progress {
     seconds_per_step: f64,
 }
 
-impl Progress {
+impl TrainingProgress {
     /// Creates a progress that reports nothing.
     pub fn silent() -> Self {
         Self::start(Reporter::silent(), Every::Steps(1), 0, 0, 0)
@@ -43,9 +50,11 @@ impl Progress {
 
     /// Reports progress from `first_step` to `total` steps. Without a bar, a line is written once per `interval`.
     pub fn start(reporter: Reporter, interval: Every, first_step: u64, total: u64, global_batch: u64) -> Self {
-        let reporter = reporter.with_bar(first_step, total);
+        // Lines are written if standard output is redirected to a file.
+        let shows_bar = reporter.shows_bar() && std::io::stdout().is_terminal();
+        let bar = shows_bar.then(|| bar(first_step, total));
         let last = Instant::now();
-        Self { reporter, interval, total, global_batch, last, last_step: None, seconds_per_step: 0.0 }
+        Self { reporter, bar, interval, total, global_batch, last, last_step: None, seconds_per_step: 0.0 }
     }
 
     /// Reports a step, unless another one was reported within the interval.
@@ -53,7 +62,7 @@ impl Progress {
         let seconds = report.step_time.as_secs_f64();
         let average = self.seconds_per_step;
         self.seconds_per_step = if average == 0.0 { seconds } else { 0.95 * average + 0.05 * seconds };
-        if let Some(bar) = self.reporter.bar() {
+        if let Some(bar) = &self.bar {
             bar.set_position(report.step);
             bar.set_message(self.figures(report));
         } else if self.is_due(report.step) {
@@ -66,12 +75,15 @@ impl Progress {
 
     /// Reports a message.
     pub fn message(&self, text: &str) {
-        self.reporter.message(text);
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.reporter.print(text)),
+            None => self.reporter.print(text),
+        }
     }
 
     /// Leaves the bar as it is.
     pub fn finish(&self) {
-        if let Some(bar) = self.reporter.bar() {
+        if let Some(bar) = &self.bar {
             bar.abandon();
         }
     }
@@ -119,4 +131,11 @@ impl Progress {
         let seconds = self.seconds_per_step * self.total.saturating_sub(step) as f64;
         Duration::from_secs(seconds.min(1e12) as u64)
     }
+}
+
+fn bar(first: u64, total: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total).with_position(first);
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
 }

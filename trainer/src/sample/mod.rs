@@ -7,7 +7,6 @@ mod images;
 mod model;
 mod output;
 mod png;
-mod progress;
 mod sampler;
 mod vae;
 

@@ -1,19 +1,15 @@
 //! Sampling from beginning to end: loads the run, samples in batches, and writes the images.
 
 use arinar_checkpoint::{LoadedRun, load_ema};
+use arinar_data::{Progress, Reporter};
 use arinar_model::{Arinar, Precision, SampleOptions, vae::LoadedVae};
 use image::RgbImage;
 use tch::Device;
 
 use super::{
-    arguments::Arguments, classes::choose_classes, images::to_images, model::frozen_model, output::Output,
-    progress::SamplingProgress, vae,
+    arguments::Arguments, classes::choose_classes, images::to_images, model::frozen_model, output::Output, vae,
 };
-use crate::{
-    config::TrainConfig,
-    reporter::{write_error_line, write_line},
-    stop::Stop,
-};
+use crate::{config::TrainConfig, stop::Stop};
 
 /// Samples the requested images, and writes them with a grid.
 ///
@@ -21,6 +17,7 @@ use crate::{
 /// Returns [`Stop::Configuration`] if the run, the VAE or an argument cannot be used, and [`Stop::Failure`] if sampling or
 /// writing fails.
 pub fn run(arguments: &Arguments) -> Result<(), Stop> {
+    let reporter = Reporter::console();
     if let Some(threads) = arguments.threads {
         tch::set_num_threads(threads.into());
     }
@@ -37,7 +34,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Stop> {
     let precision = choose_precision(arguments.precision(), run.config.precision, device);
     let model = frozen_model(&run, precision, device)?;
     let labels: Vec<i64> = labels.iter().flat_map(|&label| vec![label; arguments.per_class]).collect();
-    write_line(&format!(
+    reporter.print(&format!(
         "{}: EMA weights of step {}, {} images of {} classes, {}",
         arguments.run,
         run.step,
@@ -45,14 +42,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Stop> {
         classes.len(),
         precision.name()
     ));
-    let images = sample_in_batches(&model, &vae, &labels, arguments.batch, &options)?;
+    let images = sample_in_batches(&model, &vae, &labels, arguments.batch, &options, &reporter)?;
     let grid = output.write(&images)?;
-    write_line(&format!("grid: {grid}"));
+    reporter.print(&format!("grid: {grid}"));
     Ok(())
 }
 
 fn warn(message: &str) {
-    write_error_line(&format!("arinar-sample: warning: {message}"));
+    Reporter::console().note(&format!("arinar-sample: warning: {message}"));
 }
 
 /// Returns the names of all classes; a number if the dataset has no name for a class.
@@ -81,17 +78,17 @@ fn sample_in_batches(
     labels: &[i64],
     batch: usize,
     options: &SampleOptions,
+    reporter: &Reporter,
 ) -> Result<Vec<RgbImage>, Stop> {
-    let progress = SamplingProgress::start(labels.len().div_ceil(batch) as u64 * options.steps as u64);
+    let mut progress = Progress::start(reporter, "steps", labels.len().div_ceil(batch) as u64 * options.steps as u64);
     let mut images = Vec::with_capacity(labels.len());
     for (index, labels) in labels.chunks(batch).enumerate() {
         let options = SampleOptions { seed: options.seed.wrapping_add(index as u64), ..options.clone() };
         let decoded = tch::no_grad(|| {
-            let latents = model.sample(labels, &options, &mut |_, _| progress.step());
+            let latents = model.sample(labels, &options, &mut |_, _| progress.advance(1));
             vae.vae.decode(&(latents / vae.scale)).to_device(Device::Cpu)
         });
         images.extend(to_images(&decoded).map_err(Stop::failure)?);
     }
-    progress.finish();
     Ok(images)
 }

@@ -11,7 +11,7 @@ use super::stored_shard::StoredShard;
 use crate::format::facts::ImageFacts;
 use crate::format::manifest::{FORMAT_VERSION, Manifest};
 use crate::format::names::{MANIFEST_NAME, TOKENIZER_NAME, dataset_id, is_shard_name, shard_name};
-use crate::reporter::Progress;
+use crate::progress::Progress;
 use crate::text::{bytes_text, duration_text};
 use arinar_store::lease::Lease;
 

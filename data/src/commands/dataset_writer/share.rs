@@ -13,7 +13,7 @@ use super::stored_shard::StoredShard;
 use crate::format::facts::ShardFacts;
 use crate::format::hash::xxh3_hex;
 use crate::format::names::shard_name;
-use crate::reporter::Progress;
+use crate::progress::Progress;
 use arinar_collective::WorkGroup;
 
 /// Result of one rank.

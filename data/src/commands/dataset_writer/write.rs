@@ -4,6 +4,7 @@ use super::agree::agree;
 use super::encoder::RecordEncoder;
 use super::error::EncodeError;
 use super::job::Job;
+use crate::progress::Progress;
 use crate::reporter::Reporter;
 use arinar_collective::WorkGroup;
 
@@ -28,7 +29,7 @@ pub(crate) fn write_dataset<E: RecordEncoder>(
     let lease = if ranks.rank() == 0 { job.lease().map(Some) } else { Ok(None) };
     agree(ranks, lease.as_ref().map(|_| ()), |_| ())?;
     let lease = lease?;
-    let mut progress = reporter.progress("pictures", job.encoder.pictures().len() as u64);
+    let mut progress = Progress::start(reporter, "pictures", job.encoder.pictures().len() as u64);
     let share = job.write_share(ranks, &mut progress);
     let shares = agree(ranks, share.as_ref(), |reported| progress.advance(reported))?;
     let finished = match &lease {

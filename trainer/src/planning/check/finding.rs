@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::reporter::Reporter;
+use arinar_data::Reporter;
 
 /// Width of the column with the subjects.
 const SUBJECT_WIDTH: usize = 22;

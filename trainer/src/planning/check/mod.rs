@@ -27,7 +27,6 @@ use self::{
 use crate::{
     config::{ConfigError, LogFormat, TrainConfig},
     rank_context::RankContext,
-    reporter::Reporter,
     stop::Stop,
 };
 
@@ -70,7 +69,7 @@ pub fn check_collectives(collective: &dyn Collective, device: Device, format: Lo
     }
     if collective.rank() == 0 {
         let text = format!("{library}; collective operations work");
-        Finding::ok(SUBJECT, text).report(&Reporter::new(format));
+        Finding::ok(SUBJECT, text).report(&format.reporter());
     }
     Ok(())
 }
@@ -80,7 +79,7 @@ pub fn check_collectives(collective: &dyn Collective, device: Device, format: Lo
 /// # Errors
 /// Returns [`Stop::Configuration`] if there is a problem.
 fn report(findings: &[Finding], format: LogFormat) -> Result<(), Stop> {
-    let reporter = Reporter::new(format);
+    let reporter = format.reporter();
     for finding in findings {
         finding.report(&reporter);
     }

@@ -18,6 +18,7 @@ mod step_budget;
 mod unsupported;
 
 use arinar_collective::{Reduction, agree, machine::memory as host_memory};
+use arinar_data::Reporter;
 
 pub use self::memory::MEMORY_TOLERANCE;
 pub(crate) use self::{
@@ -32,7 +33,6 @@ use crate::{
     batch_source::Data,
     config::{LogFormat, TrainConfig},
     rank_context::RankContext,
-    reporter::write_line,
     stop::Stop,
 };
 
@@ -60,14 +60,14 @@ pub fn plan(context: RankContext<'_>, config: &TrainConfig) -> Result<(), Stop> 
     let forecast = agree(collective, data.as_ref().map(|data| forecaster.forecast(data)).transpose())?;
     // These figures are printed before the rehearsal, which may end the program if memory is too small.
     if let (Some(forecast), LogFormat::Text) = (&forecast, config.log.format) {
-        write_line(&forecast.text());
+        Reporter::console().print(&forecast.text());
     }
     let outcome = rehearse(&context, config, batch)?;
     let (Some(data), Some(forecast)) = (data, forecast) else { return Ok(()) };
     let forecast = forecaster.with_rehearsal(forecast, &data, outcome);
     match config.log.format {
-        LogFormat::Text => write_line(&forecast.rehearsal_text()),
-        LogFormat::Json => write_line(&serde_json::to_string(&forecast).map_err(Stop::failure)?),
+        LogFormat::Text => Reporter::console().print(&forecast.rehearsal_text()),
+        LogFormat::Json => Reporter::console().print(&serde_json::to_string(&forecast).map_err(Stop::failure)?),
     }
     Ok(())
 }

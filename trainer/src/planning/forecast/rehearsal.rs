@@ -7,7 +7,7 @@ use arinar_collective::{
     cuda::Gpu,
     machine::{allocator, memory},
 };
-use arinar_data::read::BatchSource;
+use arinar_data::{Reporter, read::BatchSource};
 use serde::Serialize;
 use tch::Device;
 
@@ -22,7 +22,6 @@ use crate::{
     config::{BatchShare, TrainConfig},
     oom_guard::guard,
     rank_context::RankContext,
-    reporter::write_error_line,
     startup::Startup,
     stop::Stop,
     train::Training,
@@ -244,7 +243,7 @@ fn run_steps(training: &mut Training<'_>, count: usize, name: &str) -> Result<Ve
     for step in 1..=count {
         let seconds = training.rehearse()?;
         if training.context.collective.rank() == 0 {
-            write_error_line(&format!("{name}: step {step} of {count}, {seconds:.2} s"));
+            Reporter::console().note(&format!("{name}: step {step} of {count}, {seconds:.2} s"));
         }
         times.push(seconds);
     }
