@@ -22,7 +22,6 @@
 //! assert_eq!(code, arinar_protocol::exit_code::CONFIGURATION);
 //! ```
 
-#![warn(unreachable_pub)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod arguments;

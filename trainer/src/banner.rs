@@ -32,7 +32,7 @@ pub(crate) struct Banner<'a> {
 }
 
 impl Banner<'_> {
-    pub fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let config = self.config;
         let mut lines = vec![self.run_line(), device_line(self.device, config.precision)];
         lines.extend(slow_precision_warning(self.device, config.precision));

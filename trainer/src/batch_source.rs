@@ -44,7 +44,7 @@ impl Data {
     /// # Errors
     /// Returns [`Stop::Configuration`] if there is no dataset or it does not fit to the model, or another error of the
     /// dataset.
-    pub fn open(config: &TrainConfig) -> Result<Self, Stop> {
+    pub(crate) fn open(config: &TrainConfig) -> Result<Self, Stop> {
         if let Some(samples) = synthetic_samples(&config.data.url) {
             return Ok(Self::Synthetic(samples?));
         }
@@ -60,7 +60,7 @@ impl Data {
     }
 
     /// Returns the number of samples per epoch.
-    pub fn samples(&self) -> u64 {
+    pub(crate) fn samples(&self) -> u64 {
         match self {
             Self::Encoded(dataset) => dataset.len() as u64,
             Self::Synthetic(samples) => *samples,
@@ -68,7 +68,7 @@ impl Data {
     }
 
     /// Returns the facts about the dataset that checkpoints hold.
-    pub fn info(&self) -> DatasetInfo {
+    pub(crate) fn info(&self) -> DatasetInfo {
         let (id, class_names, vae) = match self {
             Self::Encoded(dataset) => (
                 dataset.id().to_owned(),
@@ -84,7 +84,7 @@ impl Data {
     ///
     /// # Errors
     /// Returns [`Stop::Configuration`] if the checkpoint was trained on other data.
-    pub fn batches(
+    pub(crate) fn batches(
         &self,
         config: &TrainConfig,
         share: RankShare,

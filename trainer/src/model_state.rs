@@ -34,7 +34,11 @@ impl ModelState {
     ///
     /// # Errors
     /// Returns an error if memory is exhausted or a collective operation fails.
-    pub fn new(collective: &dyn Collective, config: &TrainConfig, device: Device) -> Result<(Arinar, Self), Stop> {
+    pub(crate) fn new(
+        collective: &dyn Collective,
+        config: &TrainConfig,
+        device: Device,
+    ) -> Result<(Arinar, Self), Stop> {
         tch::manual_seed(seeds::initial_weights(config.seed));
         let mut store = nn::VarStore::new(Device::Cpu);
         let mut model = Arinar::new(&store.root(), &config.model);
@@ -56,7 +60,7 @@ impl ModelState {
     }
 
     /// Returns the tensors that checkpoints hold.
-    pub fn tensors(&self) -> TensorSet<'_> {
+    pub(crate) fn tensors(&self) -> TensorSet<'_> {
         TensorSet {
             slots: self.parameters.slots(),
             part: self.optimizer.part(),

@@ -15,7 +15,7 @@ pub(crate) struct RunLength {
 
 impl RunLength {
     /// Converts the epochs of a configuration to steps, for a dataset of `samples` samples.
-    pub fn new(config: &TrainConfig, samples: u64) -> Self {
+    pub(crate) fn new(config: &TrainConfig, samples: u64) -> Self {
         let steps = |epochs: f64| {
             let steps = epochs * samples as f64 / config.batch.global as f64;
             (steps.ceil() as u64).max(1)
@@ -29,7 +29,7 @@ impl RunLength {
     }
 
     /// Returns the epochs trained after `step` steps.
-    pub fn epoch(&self, step: u64, global_batch: usize) -> f64 {
+    pub(crate) fn epoch(&self, step: u64, global_batch: usize) -> f64 {
         step as f64 * global_batch as f64 / self.samples as f64
     }
 }

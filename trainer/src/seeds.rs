@@ -3,12 +3,12 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Returns the seed of the initial weights, which is the same on all ranks.
-pub fn initial_weights(seed: u64) -> i64 {
+pub(crate) fn initial_weights(seed: u64) -> i64 {
     hash("initial weights", &[seed])
 }
 
 /// Returns the seed of dropout for one micro-batch of one rank.
-pub fn dropout(seed: u64, step: u64, rank: usize, micro_batch: usize) -> i64 {
+pub(crate) fn dropout(seed: u64, step: u64, rank: usize, micro_batch: usize) -> i64 {
     hash("dropout", &[seed, step, rank as u64, micro_batch as u64])
 }
 

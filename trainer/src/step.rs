@@ -81,7 +81,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Accumulates the gradients of this rank's part of step `step`, counted from 0, into the flat gradients.
-    pub fn accumulate(&mut self, step: u64) -> Local {
+    pub(crate) fn accumulate(&mut self, step: u64) -> Local {
         let mut local = Local { loss: 0.0, failure: None, samples: Vec::new(), suspects: Vec::new() };
         for micro_batch in 0..self.share.batch.accumulation {
             if let Err(stop) = self.micro_batch(step, micro_batch, &mut local) {
@@ -141,7 +141,7 @@ impl Worker {
     }
 
     /// Describes which of this rank's samples make the loss or gradient of a step not finite.
-    pub fn blame(&self, local: &Local) -> String {
+    pub(crate) fn blame(&self, local: &Local) -> String {
         let mut blamed = Vec::new();
         for suspect in &local.suspects {
             let before = blamed.len();

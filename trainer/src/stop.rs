@@ -8,7 +8,7 @@ use arinar_data::DataError;
 use arinar_protocol::exit_code;
 
 /// Any error that can be sent to another thread.
-pub type BoxError = Box<dyn Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// The reason why a rank ends early. Each reason has an exit code.
 #[derive(Debug, thiserror::Error)]

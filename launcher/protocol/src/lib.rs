@@ -20,7 +20,6 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
-#![warn(unreachable_pub)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod environment;

@@ -48,7 +48,7 @@ impl<'a> RunStore<'a> {
     ///
     /// # Errors
     /// Returns an error on all ranks if the folder cannot be used, or if another run uses it.
-    pub fn open(
+    pub(crate) fn open(
         collective: &'a dyn Collective,
         options: CheckpointOptions,
         launch: LaunchEnvironment,
@@ -68,7 +68,7 @@ impl<'a> RunStore<'a> {
         Ok(run)
     }
 
-    pub fn is_remote(&self) -> bool {
+    pub(crate) fn is_remote(&self) -> bool {
         !self.store.is_local()
     }
 
@@ -84,7 +84,7 @@ impl<'a> RunStore<'a> {
 
     /// Returns true if checkpoints in the spool must be uploaded before the run can resume, because their files are spread
     /// over several nodes.
-    pub fn must_upload_first(&self) -> bool {
+    pub(crate) fn must_upload_first(&self) -> bool {
         let spans_nodes = self.launch.local_world_size != self.launch.world_size;
         spans_nodes && self.inventory.as_ref().is_some_and(|inventory| !inventory.not_uploaded.is_empty())
     }
@@ -93,7 +93,7 @@ impl<'a> RunStore<'a> {
     ///
     /// # Errors
     /// Returns an error on all ranks if store or spool cannot be read.
-    pub fn refresh_inventory(&mut self) -> Result<(), CheckpointError> {
+    pub(crate) fn refresh_inventory(&mut self) -> Result<(), CheckpointError> {
         if let Some(spool) = self.spool.clone() {
             self.inventory = Some(self.take_inventory(&spool)?);
         }
@@ -138,7 +138,7 @@ impl<'a> RunStore<'a> {
     /// # Errors
     /// Returns an error on all ranks if the run must not be overwritten, if there is no checkpoint where there must be one,
     /// if none is valid, or if a store fails.
-    pub fn find(&mut self) -> Result<Option<FoundCheckpoint>, CheckpointError> {
+    pub(crate) fn find(&mut self) -> Result<Option<FoundCheckpoint>, CheckpointError> {
         let found = match self.launch.rank {
             0 => self.resolve(),
             _ => Ok(None),
@@ -197,7 +197,7 @@ impl<'a> RunStore<'a> {
     ///
     /// # Errors
     /// Returns an error on all ranks if the checkpoint is damaged or holds another model.
-    pub fn restore<C: DeserializeOwned>(
+    pub(crate) fn restore<C: DeserializeOwned>(
         &self,
         found: &FoundCheckpoint,
         into: TensorSet<'_>,
@@ -222,7 +222,7 @@ impl<'a> RunStore<'a> {
     ///
     /// # Errors
     /// Returns an error on all ranks if a background thread cannot be started.
-    pub fn writer(&self) -> Result<Writer, CheckpointError> {
+    pub(crate) fn writer(&self) -> Result<Writer, CheckpointError> {
         let spawned = |publisher: std::io::Result<Option<Publisher>>| {
             agree(self.collective, publisher.map_err(CheckpointError::SpawnThread))
         };

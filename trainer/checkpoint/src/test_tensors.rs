@@ -15,7 +15,7 @@ pub(crate) struct TestTensors {
 }
 
 impl TestTensors {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let slot = |name: &str, shape: &[i64], offset| {
             let len = shape.iter().product::<i64>() as usize;
             Slot { name: name.to_owned(), shape: shape.to_vec(), offset, len }
@@ -34,7 +34,7 @@ impl TestTensors {
         Self { slots, part: Part { slots: 0..2, elements: 0..32 }, parameters, ema, moments, buffers }
     }
 
-    pub fn set(&self) -> TensorSet<'_> {
+    pub(crate) fn set(&self) -> TensorSet<'_> {
         TensorSet {
             slots: &self.slots,
             part: &self.part,

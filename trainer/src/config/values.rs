@@ -140,11 +140,11 @@ impl<T: FromStr<Err = String>> de::Visitor<'_> for Text<T> {
 pub(super) mod text {
     use super::{Deserializer, FromStr, Serializer, Text, fmt};
 
-    pub fn deserialize<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    pub(crate) fn deserialize<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
         from.deserialize_any(Text(std::marker::PhantomData))
     }
 
-    pub fn serialize<T: fmt::Display, S: Serializer>(value: &T, into: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<T: fmt::Display, S: Serializer>(value: &T, into: S) -> Result<S::Ok, S::Error> {
         into.collect_str(value)
     }
 }

@@ -45,7 +45,7 @@ impl EventUpload {
     ///
     /// # Errors
     /// Returns an error if the thread cannot be started.
-    pub fn start(url: &str, folder: PathBuf, every: Duration) -> io::Result<Self> {
+    pub(crate) fn start(url: &str, folder: PathBuf, every: Duration) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (thread_shared, url) = (Arc::clone(&shared), url.to_owned());
         let work = move || {
@@ -60,12 +60,12 @@ impl EventUpload {
     }
 
     /// Returns a problem, at most once in a run.
-    pub fn problem(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         self.shared.lock().problem.take()
     }
 
     /// Uploads a last time and ends the thread. Returns a problem that is not reported yet.
-    pub fn finish(self) -> Option<String> {
+    pub(crate) fn finish(self) -> Option<String> {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
         let deadline = Instant::now() + LAST_UPLOAD;

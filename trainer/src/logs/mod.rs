@@ -42,7 +42,7 @@ pub(crate) struct Logs {
 
 impl Logs {
     /// Creates logs that write nothing.
-    pub fn silent() -> Self {
+    pub(crate) fn silent() -> Self {
         Self::new(TrainingProgress::silent(), None, 0)
     }
 
@@ -51,7 +51,7 @@ impl Logs {
     ///
     /// # Errors
     /// Returns an error if the event file cannot be created.
-    pub fn start(
+    pub(crate) fn start(
         progress: TrainingProgress,
         log_dir: &Path,
         first_step: u64,
@@ -69,17 +69,17 @@ impl Logs {
     }
 
     /// Records the time spent in `file` from now on.
-    pub fn set_time_file(&mut self, file: TimeFile) {
+    pub(crate) fn set_time_file(&mut self, file: TimeFile) {
         self.time_file = Some(file);
     }
 
     /// Uploads the event files from now on.
-    pub fn set_upload(&mut self, upload: EventUpload) {
+    pub(crate) fn set_upload(&mut self, upload: EventUpload) {
         self.upload = Some(upload);
     }
 
     /// Logs a step. `upload` is the upload status of the checkpoints of a run in a remote store.
-    pub fn step(&mut self, report: &StepReport, spent: &StepTime<'_>, upload: Option<UploadStatus>) {
+    pub(crate) fn step(&mut self, report: &StepReport, spent: &StepTime<'_>, upload: Option<UploadStatus>) {
         let seconds = report.step_time.as_secs_f64();
         let mut scalars = vec![
             ("train_loss", report.loss),
@@ -120,24 +120,24 @@ impl Logs {
     }
 
     /// Logs a message.
-    pub fn message(&self, text: &str) {
+    pub(crate) fn message(&self, text: &str) {
         self.progress.message(text);
     }
 
     /// Logs a problem that does not end the run.
-    pub fn warn(&self, text: &str) {
+    pub(crate) fn warn(&self, text: &str) {
         self.progress.message(&format!("warning: {text}"));
     }
 
     /// Flushes the event file.
-    pub fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         if let Some(Err(error)) = self.events.as_mut().map(EventWriter::flush) {
             self.disable_events(&error);
         }
     }
 
     /// Logs how the time of the run was spent, and the slowest rank.
-    pub fn summary(&self, run: &Seconds) {
+    pub(crate) fn summary(&self, run: &Seconds) {
         self.message(&time_accounting::summary(run));
         if let Some(slowest) = self.stragglers.slowest().filter(|slowest| slowest.excess > STRAGGLER_EXCESS) {
             let (rank, excess) = (slowest.rank, 100.0 * slowest.excess);
@@ -146,7 +146,7 @@ impl Logs {
     }
 
     /// Finishes the logs.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.flush();
         if let Some(problem) = self.upload.take().and_then(EventUpload::finish) {
             self.warn(&problem);

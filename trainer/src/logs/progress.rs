@@ -44,12 +44,12 @@ pub(crate) struct TrainingProgress {
 
 impl TrainingProgress {
     /// Creates a progress that reports nothing.
-    pub fn silent() -> Self {
+    pub(crate) fn silent() -> Self {
         Self::start(Reporter::silent(), Every::Steps(1), 0, 0, 0)
     }
 
     /// Reports progress from `first_step` to `total` steps. Without a bar, a line is written once per `interval`.
-    pub fn start(reporter: Reporter, interval: Every, first_step: u64, total: u64, global_batch: u64) -> Self {
+    pub(crate) fn start(reporter: Reporter, interval: Every, first_step: u64, total: u64, global_batch: u64) -> Self {
         // Lines are written if standard output is redirected to a file.
         let shows_bar = reporter.shows_bar() && std::io::stdout().is_terminal();
         let bar = shows_bar.then(|| bar(first_step, total));
@@ -58,7 +58,7 @@ impl TrainingProgress {
     }
 
     /// Reports a step, unless another one was reported within the interval.
-    pub fn step(&mut self, report: &StepReport) {
+    pub(crate) fn step(&mut self, report: &StepReport) {
         let seconds = report.step_time.as_secs_f64();
         let average = self.seconds_per_step;
         self.seconds_per_step = if average == 0.0 { seconds } else { 0.95 * average + 0.05 * seconds };
@@ -74,7 +74,7 @@ impl TrainingProgress {
     }
 
     /// Reports a message.
-    pub fn message(&self, text: &str) {
+    pub(crate) fn message(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| self.reporter.print(text)),
             None => self.reporter.print(text),
@@ -82,7 +82,7 @@ impl TrainingProgress {
     }
 
     /// Leaves the bar as it is.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.abandon();
         }

@@ -31,14 +31,14 @@ const PREFIX: &str = "events.out.tfevents.";
 const SUFFIX: &str = ".arinar";
 
 /// Returns whether a file of this name is an event file of this program.
-pub fn is_event_file(name: &str) -> bool {
+pub(super) fn is_event_file(name: &str) -> bool {
     name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
 
 /// The event file cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the TensorBoard file {}: {source}", .path.display())]
-pub struct TensorBoardError {
+pub(crate) struct TensorBoardError {
     /// Path of the file or folder.
     pub path: PathBuf,
     /// Error of the system.
@@ -59,7 +59,7 @@ impl EventWriter {
     ///
     /// # Errors
     /// Returns an error if the folder or file cannot be written.
-    pub fn create(folder: &Path, first_step: u64) -> Result<Self, TensorBoardError> {
+    pub(super) fn create(folder: &Path, first_step: u64) -> Result<Self, TensorBoardError> {
         std::fs::create_dir_all(folder).map_err(|source| TensorBoardError { path: folder.to_path_buf(), source })?;
         let mut writer = Self::open(folder)?;
         let mut session = SessionLog::new();
@@ -86,7 +86,7 @@ impl EventWriter {
     ///
     /// # Errors
     /// Returns an error if the file cannot be written.
-    pub fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<(), TensorBoardError> {
+    pub(super) fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<(), TensorBoardError> {
         if self.bytes > FILE_BYTES {
             self.start_next_file()?;
         }
@@ -100,7 +100,7 @@ impl EventWriter {
     ///
     /// # Errors
     /// Returns an error if the file cannot be written.
-    pub fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<(), TensorBoardError> {
+    pub(super) fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<(), TensorBoardError> {
         let mut tensor = TensorProto::new();
         tensor.set_dtype(DataType::DT_STRING);
         tensor.set_string_val(RepeatedField::from_vec(vec![text.as_bytes().to_vec()]));
@@ -121,7 +121,7 @@ impl EventWriter {
     ///
     /// # Errors
     /// Returns an error if the file cannot be written.
-    pub fn flush(&mut self) -> Result<(), TensorBoardError> {
+    pub(super) fn flush(&mut self) -> Result<(), TensorBoardError> {
         self.flushed = Instant::now();
         self.records.flush().map_err(|source| self.error(source))
     }

@@ -37,7 +37,7 @@ pub(crate) struct TimeFile {
 
 impl TimeFile {
     /// Refers to the file in the folder of the curves of the run `run` (its `run.dir`).
-    pub fn new(log_dir: &Path, run: &str) -> Self {
+    pub(crate) fn new(log_dir: &Path, run: &str) -> Self {
         Self { path: log_dir.join(FILE), run: run.to_owned(), written: None }
     }
 
@@ -45,7 +45,7 @@ impl TimeFile {
     ///
     /// # Errors
     /// Returns a message that names the file of another program, with the fix.
-    pub fn check(log_dir: &Path) -> Result<(), String> {
+    pub(crate) fn check(log_dir: &Path) -> Result<(), String> {
         // A crash may leave an empty file, a truncated one, or zeros.
         let is_own = |text: &[u8]| [b"{\"run\":".as_slice(), b"\0"].iter().any(|start| text.starts_with(start));
         for path in [FILE, TEMPORARY].map(|name| log_dir.join(name)) {
@@ -62,7 +62,7 @@ impl TimeFile {
 
     /// Returns the time spent by earlier starts of the run, given the time that its checkpoint records. The time after the
     /// checkpoint is lost work. A file that is missing, unreadable, or of another run records none.
-    pub fn earlier(&self, of_checkpoint: Seconds) -> Seconds {
+    pub(crate) fn earlier(&self, of_checkpoint: Seconds) -> Seconds {
         let text = std::fs::read(&self.path).unwrap_or_default();
         let contents = serde_json::from_slice::<Contents>(&text).ok().filter(|contents| contents.run == self.run);
         let lost = contents.map_or(0.0, |contents| contents.seconds.total() - of_checkpoint.total());
@@ -72,7 +72,7 @@ impl TimeFile {
 
     /// Records the time spent so far, at most once per [`WRITE_INTERVAL`]. Errors are ignored, because the curves in the same
     /// folder report them.
-    pub fn record(&mut self, seconds: Seconds) {
+    pub(crate) fn record(&mut self, seconds: Seconds) {
         if self.written.is_some_and(|written| written.elapsed() < WRITE_INTERVAL) {
             return;
         }

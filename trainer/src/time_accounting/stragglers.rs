@@ -21,7 +21,7 @@ impl Stragglers {
     const NEWEST: f64 = 0.05;
 
     /// Records how long each rank worked in a step, in seconds.
-    pub fn record(&mut self, busy: &[f32]) {
+    pub(crate) fn record(&mut self, busy: &[f32]) {
         self.busy.resize(busy.len(), 0.0);
         for (average, &seconds) in self.busy.iter_mut().zip(busy) {
             let seconds = f64::from(seconds);
@@ -30,7 +30,7 @@ impl Stragglers {
     }
 
     /// Returns the slowest rank; `None` if there is only one.
-    pub fn slowest(&self) -> Option<Slowest> {
+    pub(crate) fn slowest(&self) -> Option<Slowest> {
         let mean = self.busy.iter().sum::<f64>() / self.busy.len() as f64;
         let (rank, most) = self.busy.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1))?;
         (self.busy.len() > 1 && mean > 0.0).then(|| Slowest { rank, excess: most / mean - 1.0 })

@@ -17,12 +17,12 @@ pub(crate) struct HashingWriter<W> {
 }
 
 impl<W: Write> HashingWriter<W> {
-    pub fn new(inner: W) -> Self {
+    pub(crate) fn new(inner: W) -> Self {
         Self { inner, hash: Xxh3::new(), bytes: 0 }
     }
 
     /// Returns the writer and the entry of a file with the contents written so far.
-    pub fn finish(self, name: &str) -> (W, FileEntry) {
+    pub(crate) fn finish(self, name: &str) -> (W, FileEntry) {
         let xxh3_128 = format!("{:032x}", self.hash.digest128());
         (self.inner, FileEntry { name: name.to_owned(), bytes: self.bytes, xxh3_128 })
     }

@@ -45,7 +45,7 @@ pub(crate) struct FileEntry {
 
 impl FileEntry {
     /// Creates the entry of a file with these contents.
-    pub fn of(name: &str, contents: &[u8]) -> Self {
+    pub(crate) fn of(name: &str, contents: &[u8]) -> Self {
         Self { name: name.to_owned(), bytes: contents.len() as u64, xxh3_128: format!("{:032x}", xxh3_128(contents)) }
     }
 
@@ -53,7 +53,7 @@ impl FileEntry {
     ///
     /// # Errors
     /// Returns [`CheckpointError::Damaged`] if they differ.
-    pub fn compare(&self, found: &Self, url: &str) -> Result<(), CheckpointError> {
+    pub(crate) fn compare(&self, found: &Self, url: &str) -> Result<(), CheckpointError> {
         let what = if found.bytes != self.bytes {
             format!("it has {} bytes, the manifest says {}", found.bytes, self.bytes)
         } else if found.xxh3_128 != self.xxh3_128 {

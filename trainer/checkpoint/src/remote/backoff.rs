@@ -18,7 +18,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// Returns the pause before the next attempt.
-    pub fn next_pause(&mut self) -> Duration {
+    pub(crate) fn next_pause(&mut self) -> Duration {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let pause = jittered(self.pause, now.subsec_nanos() ^ std::process::id());
         self.pause = (self.pause * 2).min(PAUSES[1]);

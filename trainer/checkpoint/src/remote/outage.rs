@@ -33,7 +33,7 @@ pub(crate) struct Backlog {
 
 impl Backlog {
     /// Returns a phrase such as `2 checkpoints, 6.8 GB wait in SPOOL`.
-    pub fn describe(&self, spool: &Path) -> String {
+    pub(crate) fn describe(&self, spool: &Path) -> String {
         let (plural, verb) = if self.checkpoints == 1 { ("", "waits") } else { ("s", "wait") };
         let bytes = DecimalBytes(self.bytes);
         format!("{} checkpoint{plural}, {bytes} {verb} in {}", self.checkpoints, spool.display())

@@ -58,7 +58,7 @@ impl Spool {
     ///
     /// # Errors
     /// Returns an error if the folder cannot be created.
-    pub fn open(base: Option<&str>, limit: Option<u64>, run: &str) -> Result<Self, CheckpointError> {
+    pub(crate) fn open(base: Option<&str>, limit: Option<u64>, run: &str) -> Result<Self, CheckpointError> {
         let path = spool_folder(base, run)?;
         std::fs::create_dir_all(&path).map_err(|error| disk_error(&path, error))?;
         let store = Arc::new(Store::open(&path.display().to_string())?);
@@ -66,12 +66,12 @@ impl Spool {
     }
 
     /// Returns the folder as a store.
-    pub fn store(&self) -> &Arc<Store> {
+    pub(crate) fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
     /// Returns the path of the folder.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -79,7 +79,7 @@ impl Spool {
     ///
     /// # Errors
     /// Returns an error if it cannot be opened.
-    pub fn downloads(&self) -> Result<Store, CheckpointError> {
+    pub(crate) fn downloads(&self) -> Result<Store, CheckpointError> {
         Ok(Store::open(&self.path.join(DOWNLOADS).display().to_string())?)
     }
 
@@ -87,7 +87,7 @@ impl Spool {
     ///
     /// # Errors
     /// Returns an error if a file cannot be deleted.
-    pub fn delete_downloads(&self) -> Result<(), CheckpointError> {
+    pub(crate) fn delete_downloads(&self) -> Result<(), CheckpointError> {
         let path = self.path.join(DOWNLOADS);
         let downloads = self.downloads()?;
         for entry in manifest::list_steps(&downloads)? {
@@ -105,7 +105,7 @@ impl Spool {
     ///
     /// # Errors
     /// Returns an error if one of them cannot be listed.
-    pub fn inventory(&self, remote: &Store) -> Result<SpoolInventory, CheckpointError> {
+    pub(crate) fn inventory(&self, remote: &Store) -> Result<SpoolInventory, CheckpointError> {
         let stored = committed_steps(remote)?;
         let mut inventory = SpoolInventory { stored, ..SpoolInventory::default() };
         for step in committed_steps(&self.store)? {
@@ -127,7 +127,7 @@ impl Spool {
     ///
     /// # Errors
     /// Returns an error if a file cannot be deleted.
-    pub fn retain(&self, inventory: &SpoolInventory) -> Result<(), CheckpointError> {
+    pub(crate) fn retain(&self, inventory: &SpoolInventory) -> Result<(), CheckpointError> {
         for entry in manifest::list_steps(&self.store)? {
             let kept = inventory.not_uploaded.iter().chain(&inventory.newest).find(|kept| kept.step == entry.step);
             let ours = || manifest::read(&self.store, entry.step).ok();
@@ -139,7 +139,7 @@ impl Spool {
     }
 
     /// Returns how many files of a checkpoint are in the spool with the right length.
-    pub fn count_files(&self, manifest: &Manifest) -> usize {
+    pub(crate) fn count_files(&self, manifest: &Manifest) -> usize {
         let folder = self.path.join(step_folder_name(manifest.step));
         let here = |name: &str, bytes| std::fs::metadata(folder.join(name)).is_ok_and(|file| file.len() == bytes);
         manifest.files.iter().filter(|entry| here(&entry.name, entry.bytes)).count()
@@ -149,7 +149,7 @@ impl Spool {
     ///
     /// # Errors
     /// Returns [`CheckpointError::SpoolFull`] if there is no room, or an error of the disk.
-    pub fn make_room(&self, need: u64, uploaded: &[u64]) -> Result<(), CheckpointError> {
+    pub(crate) fn make_room(&self, need: u64, uploaded: &[u64]) -> Result<(), CheckpointError> {
         let mut uploaded = uploaded.iter();
         while let Some(what) = shortage(self.limit, self.used()?, self.free()?, need) {
             match uploaded.next() {

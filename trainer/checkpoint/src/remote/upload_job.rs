@@ -18,7 +18,7 @@ pub(crate) struct RankFiles {
 
 impl RankFiles {
     /// Groups the files of a manifest by the rank that wrote them. The state belongs to rank 0.
-    pub fn all(manifest: &Manifest) -> Vec<Self> {
+    pub(crate) fn all(manifest: &Manifest) -> Vec<Self> {
         let world_size = manifest.files.iter().find_map(|file| Some(rank_of(&file.name)?.1)).unwrap_or(1);
         let mut ranks: BTreeMap<usize, Vec<FileEntry>> = BTreeMap::new();
         for file in &manifest.files {
@@ -29,7 +29,7 @@ impl RankFiles {
     }
 
     /// Returns the name of the object that is stored once all these files are uploaded.
-    pub fn marker(&self) -> String {
+    pub(crate) fn marker(&self) -> String {
         format!("{UPLOADED}-{:05}-of-{:05}.json", self.rank + 1, self.world_size)
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct UploadOrder {
 
 impl UploadOrder {
     /// Starts with the checkpoints in the store, and those in the spool that are not uploaded yet.
-    pub fn new(retention: Retention, stored: &[u64], not_uploaded: &[u64]) -> Self {
+    pub(crate) fn new(retention: Retention, stored: &[u64], not_uploaded: &[u64]) -> Self {
         let mut order = Self {
             retention,
             stored: stored.iter().copied().collect(),
@@ -28,24 +28,24 @@ impl UploadOrder {
     }
 
     /// Returns the checkpoint that is being uploaded.
-    pub fn uploading(&self) -> Option<u64> {
+    pub(crate) fn uploading(&self) -> Option<u64> {
         self.uploading
     }
 
     /// Returns the checkpoints that are not in the store yet, in the order of their upload.
-    pub fn not_uploaded(&self) -> impl Iterator<Item = u64> {
+    pub(crate) fn not_uploaded(&self) -> impl Iterator<Item = u64> {
         self.uploading.into_iter().chain(self.waiting.iter().copied())
     }
 
     /// Returns true if the store holds a checkpoint of this step, which a new one replaces.
-    pub fn replaces(&self, step: u64) -> bool {
+    pub(crate) fn replaces(&self, step: u64) -> bool {
         self.stored.contains(&step)
     }
 
     /// Adds a checkpoint that is complete in the spool. Returns the checkpoints that need not be uploaded any more, because
     /// retention would delete them once the newer ones are uploaded. The one being uploaded is never among them, so that
     /// uploads make progress however slow the store is.
-    pub fn add(&mut self, step: u64) -> Vec<u64> {
+    pub(crate) fn add(&mut self, step: u64) -> Vec<u64> {
         self.waiting.insert(step);
         let known: Vec<u64> = self.stored.iter().copied().chain(self.not_uploaded()).collect();
         let mut dropped = self.retention.superseded(&known);
@@ -57,7 +57,7 @@ impl UploadOrder {
     }
 
     /// Records that the upload of the current checkpoint is complete, and moves on to the next one.
-    pub fn complete(&mut self) {
+    pub(crate) fn complete(&mut self) {
         self.stored.extend(self.uploading.take());
         for step in self.retention.superseded(&self.stored.iter().copied().collect::<Vec<_>>()) {
             self.stored.remove(&step);

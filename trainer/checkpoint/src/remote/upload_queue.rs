@@ -55,7 +55,7 @@ impl UploadQueue {
     ///
     /// # Errors
     /// Returns an error if the thread of the uploader cannot be started.
-    pub fn start(
+    pub(crate) fn start(
         launch: LaunchEnvironment,
         spool: Spool,
         inventory: &SpoolInventory,
@@ -111,7 +111,7 @@ impl UploadQueue {
     }
 
     /// Adds a checkpoint whose files are written by all ranks. `own` are the files of this rank.
-    pub fn add(&mut self, manifest: &Manifest, own: Vec<FileEntry>, publisher: Option<&Publisher>) {
+    pub(crate) fn add(&mut self, manifest: &Manifest, own: Vec<FileEntry>, publisher: Option<&Publisher>) {
         let step = manifest.step;
         let files = RankFiles { rank: self.launch.rank, world_size: self.launch.world_size, files: own };
         let waiting = self.job(manifest, vec![files], false);
@@ -125,7 +125,7 @@ impl UploadQueue {
     }
 
     /// Records that the checkpoint of a step is valid in the spool.
-    pub fn on_published(&mut self, step: u64) {
+    pub(crate) fn on_published(&mut self, step: u64) {
         if let Some(waiting) = self.waiting.get_mut(&step) {
             waiting.ready = true;
         }
@@ -133,12 +133,12 @@ impl UploadQueue {
     }
 
     /// Returns true if the checkpoint that is being uploaded is valid in the store. Only rank 0 knows.
-    pub fn is_uploaded(&self) -> bool {
+    pub(crate) fn is_uploaded(&self) -> bool {
         self.launch.rank == 0 && self.submitted.is_some() && self.uploader.delivered() == self.submitted
     }
 
     /// Moves on to the next checkpoint, after all ranks have agreed that the current one is uploaded. Returns its step.
-    pub fn on_uploaded(&mut self, publisher: Option<&Publisher>) -> Option<u64> {
+    pub(crate) fn on_uploaded(&mut self, publisher: Option<&Publisher>) -> Option<u64> {
         let step = self.order.uploading()?;
         self.order.complete();
         self.waiting.remove(&step);
@@ -149,17 +149,17 @@ impl UploadQueue {
     }
 
     /// Lifts the limit of the upload rate, because training has ended.
-    pub fn lift_rate_limit(&self) {
+    pub(crate) fn lift_rate_limit(&self) {
         self.pace.lift();
     }
 
     /// Returns true if nothing is waiting.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.order.uploading().is_none()
     }
 
     /// Returns true if waiting for an upload is pointless: there is none, or the store cannot be reached.
-    pub fn is_stuck(&self) -> bool {
+    pub(crate) fn is_stuck(&self) -> bool {
         self.is_empty() || self.uploader.outage().is_some()
     }
 
@@ -187,7 +187,7 @@ impl UploadQueue {
     ///
     /// # Errors
     /// Returns [`CheckpointError::NoRoom`] if there is none.
-    pub fn make_room(&mut self, need: u64) -> Result<(), CheckpointError> {
+    pub(crate) fn make_room(&mut self, need: u64) -> Result<(), CheckpointError> {
         let not_uploaded: BTreeSet<u64> = self.order.not_uploaded().collect();
         let uploaded: Vec<u64> = self.spooled.difference(&not_uploaded).copied().collect();
         self.spool.make_room(need, &uploaded).map_err(|error| match error {
@@ -199,7 +199,7 @@ impl UploadQueue {
     }
 
     /// Returns the error for a checkpoint that does not fit.
-    pub fn no_room(&self, what: String) -> CheckpointError {
+    pub(crate) fn no_room(&self, what: String) -> CheckpointError {
         let outage = self.uploader.outage().map_or(String::new(), |outage| {
             let since = whole_seconds(outage.since.elapsed());
             format!(", which cannot be reached since {since} ({})", outage.reason)
@@ -213,22 +213,22 @@ impl UploadQueue {
     }
 
     /// Returns the status for logs and metrics.
-    pub fn status(&self) -> UploadStatus {
+    pub(crate) fn status(&self) -> UploadStatus {
         UploadStatus { backlog_bytes: self.backlog().bytes, reachable: self.uploader.outage().is_none() }
     }
 
     /// Returns a phrase such as `2 checkpoints, 6.8 GB wait in SPOOL`.
-    pub fn describe_backlog(&self) -> String {
+    pub(crate) fn describe_backlog(&self) -> String {
         self.backlog().describe(self.spool.path())
     }
 
     /// Returns the URL of the run.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
     /// Returns a message if an outage has begun or ended since the last call.
-    pub fn poll(&mut self) -> Option<String> {
+    pub(crate) fn poll(&mut self) -> Option<String> {
         match (self.uploader.outage(), self.reported_outage) {
             (Some(outage), None) => {
                 self.reported_outage = Some(outage.since);
@@ -243,7 +243,7 @@ impl UploadQueue {
     }
 
     /// Returns the error after which uploads cannot continue, once.
-    pub fn failure(&self) -> Option<CheckpointError> {
+    pub(crate) fn failure(&self) -> Option<CheckpointError> {
         self.uploader.failure()
     }
 }

@@ -75,7 +75,7 @@ impl Uploader {
     ///
     /// # Errors
     /// Returns an error if the thread cannot be started.
-    pub fn start(destination: Destination) -> std::io::Result<Self> {
+    pub(crate) fn start(destination: Destination) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let thread_shared = Arc::clone(&shared);
         let work = move || {
@@ -95,23 +95,23 @@ impl Uploader {
     }
 
     /// Submits the next job. A job that is still in progress is abandoned.
-    pub fn submit(&self, job: UploadJob) {
+    pub(crate) fn submit(&self, job: UploadJob) {
         self.shared.lock().job = Some(job);
         self.shared.changed.notify_all();
     }
 
     /// Returns the step of the last completed job: its files are uploaded, and on rank 0 the checkpoint is valid.
-    pub fn delivered(&self) -> Option<u64> {
+    pub(crate) fn delivered(&self) -> Option<u64> {
         self.shared.lock().delivered
     }
 
     /// Returns the current outage, or `None` if the store can be reached.
-    pub fn outage(&self) -> Option<Outage> {
+    pub(crate) fn outage(&self) -> Option<Outage> {
         self.shared.lock().outage.clone()
     }
 
     /// Returns the error after which the uploader has given up, once.
-    pub fn failure(&self) -> Option<CheckpointError> {
+    pub(crate) fn failure(&self) -> Option<CheckpointError> {
         self.shared.lock().failure.take()
     }
 }

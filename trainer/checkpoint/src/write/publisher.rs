@@ -50,7 +50,7 @@ impl Publisher {
     ///
     /// # Errors
     /// Returns an error if the thread cannot be started.
-    pub fn start(store: Arc<Store>, retention: Option<Retention>) -> io::Result<Self> {
+    pub(crate) fn start(store: Arc<Store>, retention: Option<Retention>) -> io::Result<Self> {
         let (commands, received) = mpsc::channel();
         let (reply, replies) = mpsc::channel();
         let work = move || {
@@ -73,12 +73,12 @@ impl Publisher {
     }
 
     /// Publishes a checkpoint in the background.
-    pub fn publish(&self, checkpoint: WrittenCheckpoint) {
+    pub(crate) fn publish(&self, checkpoint: WrittenCheckpoint) {
         self.send(Command::Publish(checkpoint));
     }
 
     /// Deletes a checkpoint in the background, if all earlier commands succeed.
-    pub fn delete(&self, step: u64) {
+    pub(crate) fn delete(&self, step: u64) {
         self.send(Command::Delete(step));
     }
 
@@ -90,12 +90,12 @@ impl Publisher {
     }
 
     /// Returns the steps published since the last call, or the error with which the publisher has ended.
-    pub fn poll(&self) -> Vec<Result<u64, CheckpointError>> {
+    pub(crate) fn poll(&self) -> Vec<Result<u64, CheckpointError>> {
         self.replies.try_iter().filter_map(Result::transpose).collect()
     }
 
     /// Waits until all commands are executed, and returns the same as [`Publisher::poll`].
-    pub fn wait(&self) -> Vec<Result<u64, CheckpointError>> {
+    pub(crate) fn wait(&self) -> Vec<Result<u64, CheckpointError>> {
         self.send(Command::Sync);
         // The channel closes when the thread ends after a failure.
         let replies = self.replies.iter().take_while(|reply| !matches!(reply, Ok(None)));

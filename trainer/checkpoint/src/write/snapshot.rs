@@ -46,7 +46,12 @@ impl Snapshot {
     ///
     /// # Errors
     /// Returns an error if the thread cannot be started.
-    pub fn start(folder: PathBuf, step: u64, files: Vec<FileLayout>, copy: bool) -> Result<Self, CheckpointError> {
+    pub(crate) fn start(
+        folder: PathBuf,
+        step: u64,
+        files: Vec<FileLayout>,
+        copy: bool,
+    ) -> Result<Self, CheckpointError> {
         let (reading, copied) = mpsc::channel();
         let work = move || write(&folder, step, files, copy, reading);
         let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(work);
@@ -55,12 +60,12 @@ impl Snapshot {
     }
 
     /// Creates a snapshot without files that is copied once `copied` is closed.
-    pub fn until_closed(copied: mpsc::Receiver<()>) -> Self {
+    pub(crate) fn until_closed(copied: mpsc::Receiver<()>) -> Self {
         Self { step: 0, copied: Some(copied), thread: std::thread::spawn(|| Ok(Vec::new())) }
     }
 
     /// Waits until the tensors may be changed.
-    pub fn wait_until_copied(&mut self) {
+    pub(crate) fn wait_until_copied(&mut self) {
         if let Some(copied) = self.copied.take() {
             // Nothing is ever sent: the channel closes, even if the thread panics.
             let _ = copied.recv();
@@ -68,7 +73,7 @@ impl Snapshot {
     }
 
     /// Returns true once [`Snapshot::join`] would not block.
-    pub fn is_written(&self) -> bool {
+    pub(crate) fn is_written(&self) -> bool {
         self.thread.is_finished()
     }
 
@@ -76,7 +81,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// Returns an error if the disk is full or fails, or if the weights are not finite.
-    pub fn join(self) -> Written {
+    pub(crate) fn join(self) -> Written {
         self.thread.join().unwrap_or(Err(CheckpointError::Thread { step: self.step }))
     }
 }

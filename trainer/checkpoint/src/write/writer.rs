@@ -70,7 +70,7 @@ struct PendingCheckpoint {
 }
 
 impl Writer {
-    pub fn new(
+    pub(crate) fn new(
         launch: LaunchEnvironment,
         store: Arc<Store>,
         publisher: Option<Publisher>,
@@ -90,12 +90,12 @@ impl Writer {
     }
 
     /// Makes the writer behave as if it copied the tensors of a checkpoint until `copied` is closed.
-    pub fn pretend_to_copy(&mut self, copied: std::sync::mpsc::Receiver<()>) {
+    pub(crate) fn pretend_to_copy(&mut self, copied: std::sync::mpsc::Receiver<()>) {
         self.pending = Some(PendingCheckpoint { step: 0, state: Vec::new(), snapshot: Snapshot::until_closed(copied) });
     }
 
     /// Returns the progress of saving on this rank.
-    pub fn flags(&self) -> CheckpointFlags {
+    pub(crate) fn flags(&self) -> CheckpointFlags {
         let written = self.pending.as_ref().is_some_and(|pending| pending.snapshot.is_written());
         CheckpointFlags { written, uploaded: self.is_uploaded() }
     }
@@ -106,7 +106,7 @@ impl Writer {
     ///
     /// # Errors
     /// Returns an error on all ranks if there is no room, or if the disk fails.
-    pub fn start<C: Serialize>(
+    pub(crate) fn start<C: Serialize>(
         &mut self,
         collective: &dyn Collective,
         state: &CheckpointState<C>,
@@ -128,19 +128,19 @@ impl Writer {
     }
 
     /// Returns true if the newest checkpoint that was started is that of this step.
-    pub fn has_started(&self, step: u64) -> bool {
+    pub(crate) fn has_started(&self, step: u64) -> bool {
         self.started_step == Some(step)
     }
 
     /// Waits until the tensors that were passed to [`Writer::start`] may change.
-    pub fn wait_until_copied(&mut self) {
+    pub(crate) fn wait_until_copied(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.snapshot.wait_until_copied();
         }
     }
 
     /// Returns the newest checkpoint that this start of the run has made valid. Only rank 0 knows.
-    pub fn saved_step(&self) -> Option<u64> {
+    pub(crate) fn saved_step(&self) -> Option<u64> {
         self.saved_step
     }
 
@@ -149,7 +149,7 @@ impl Writer {
     ///
     /// # Errors
     /// Returns an error on all ranks if some rank could not write its files. Earlier checkpoints are unaffected.
-    pub fn commit(&mut self, collective: &dyn Collective) -> Result<(), CheckpointError> {
+    pub(crate) fn commit(&mut self, collective: &dyn Collective) -> Result<(), CheckpointError> {
         let Some(pending) = self.pending.take() else { return Ok(()) };
         let step = pending.step;
         let written = pending.snapshot.join().map_err(|error| self.explain(error));
@@ -275,7 +275,7 @@ impl Writer {
     }
 
     /// Moves on to the next upload, after all ranks have agreed that the current one is complete.
-    pub fn on_uploaded(&mut self) {
+    pub(crate) fn on_uploaded(&mut self) {
         let Some(uploads) = &mut self.uploads else { return };
         if let Some(step) = uploads.on_uploaded(self.publisher.as_ref()) {
             self.messages.push(format!("uploaded {} to {}", step_folder_name(step), uploads.url()));
@@ -283,7 +283,7 @@ impl Writer {
     }
 
     /// Processes the results of the background threads. Returns messages for the user.
-    pub fn poll(&mut self) -> Vec<String> {
+    pub(crate) fn poll(&mut self) -> Vec<String> {
         let published = self.publisher.as_ref().map(Publisher::poll).unwrap_or_default();
         self.on_published(published);
         if let Some(uploads) = &mut self.uploads {
@@ -314,12 +314,12 @@ impl Writer {
     }
 
     /// Returns the error after which saving cannot continue, once.
-    pub fn failure(&mut self) -> Option<CheckpointError> {
+    pub(crate) fn failure(&mut self) -> Option<CheckpointError> {
         self.failure.take()
     }
 
     /// Returns the upload status of a run in a remote store.
-    pub fn upload_status(&self) -> Option<UploadStatus> {
+    pub(crate) fn upload_status(&self) -> Option<UploadStatus> {
         self.uploads.as_ref().map(UploadQueue::status)
     }
 
@@ -328,7 +328,7 @@ impl Writer {
     ///
     /// # Errors
     /// Returns an error on all ranks if a checkpoint could not be written.
-    pub fn finish(
+    pub(crate) fn finish(
         &mut self,
         collective: &dyn Collective,
         timeout: Duration,

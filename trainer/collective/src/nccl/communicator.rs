@@ -79,7 +79,7 @@ pub(super) fn require_calls() -> Result<(), CollectiveError> {
 
 impl Communicator {
     /// Joins the group; returns when all ranks have joined.
-    pub fn join(gpu: &Gpu, id: &[u8], rank: usize, world: usize) -> Result<Self, CollectiveError> {
+    pub(super) fn join(gpu: &Gpu, id: &[u8], rank: usize, world: usize) -> Result<Self, CollectiveError> {
         require_library()?;
         gpu.make_current()?;
         let mut id_of_nccl = ncclUniqueId { internal: [0; 128] };
@@ -110,7 +110,7 @@ impl Communicator {
     /// # Safety
     /// `address` must point to `elements` float32 values in the memory of the GPU. They must not be used otherwise until the
     /// work submitted to `stream` is done or the communicator is aborted.
-    pub unsafe fn all_reduce_sum(
+    pub(super) unsafe fn all_reduce_sum(
         &self,
         address: *mut f32,
         elements: usize,
@@ -129,7 +129,7 @@ impl Communicator {
     ///
     /// # Safety
     /// As [`Self::all_reduce_sum`].
-    pub unsafe fn broadcast(
+    pub(super) unsafe fn broadcast(
         &self,
         address: *mut f32,
         elements: usize,
@@ -146,14 +146,14 @@ impl Communicator {
     }
 
     /// Returns an error that was detected since the last call, such as the failure of a peer.
-    pub fn check(&self) -> Result<(), CollectiveError> {
+    pub(super) fn check(&self) -> Result<(), CollectiveError> {
         let during = "other ranks are waited for";
         self.usable(during)?;
         self.expect(self.state(during)?, during)
     }
 
     /// Aborts calls that will never finish. Every later call returns an error.
-    pub fn abort(&self) {
+    pub(super) fn abort(&self) {
         if !self.ended.replace(true) {
             // SAFETY: the communicator is alive and is marked so that it is not used again. An error can be ignored, because
             // the process is about to exit.
@@ -196,7 +196,7 @@ impl Communicator {
     }
 
     /// Finalizes the communicator together with all other ranks. Every later call returns an error.
-    pub fn finalize(&self) -> Result<(), CollectiveError> {
+    pub(super) fn finalize(&self) -> Result<(), CollectiveError> {
         let during = "ranks leave";
         self.usable(during)?;
         let finalized = self.finalize_and_destroy(during);
