@@ -70,6 +70,19 @@ pub fn agree_on_config(
     Ok(config)
 }
 
+/// The components of a [`Training`] that differ between a run and a rehearsal.
+struct Components<'a> {
+    model: Arinar,
+    state: ModelState,
+    source: Box<dyn BatchSource>,
+    dataset: DatasetInfo,
+    checkpoints: CheckpointManager<'a>,
+    logs: Logs,
+    length: RunLength,
+    /// Steps trained.
+    step: u64,
+}
+
 /// Builds the training of one rank. All ranks make the same calls together.
 pub struct Startup<'a> {
     context: RankContext<'a>,
@@ -142,7 +155,8 @@ impl<'a> Startup<'a> {
         self.context.vitals.set_run(step, length.total_steps, config.batch.global as u64);
         checkpoints.start_writer()?;
         allocator::keep_freed_memory();
-        self.assemble(model, state, source, data.info(), checkpoints, logs, length, step)
+        let dataset = data.info();
+        self.assemble(Components { model, state, source, dataset, checkpoints, logs, length, step })
     }
 
     /// Builds a rehearsal on `data`, which must be synthetic.
@@ -155,7 +169,8 @@ impl<'a> Startup<'a> {
         let source = data.batches(config, self.share, None)?;
         let (model, state) = ModelState::new(collective, config, self.context.device)?;
         let checkpoints = CheckpointManager::disabled(collective);
-        self.assemble(model, state, source, data.info(), checkpoints, Logs::silent(), length, 0)
+        let (dataset, logs) = (data.info(), Logs::silent());
+        self.assemble(Components { model, state, source, dataset, checkpoints, logs, length, step: 0 })
     }
 
     fn open_checkpoints(&self, length: &RunLength) -> Result<CheckpointManager<'a>, Stop> {
@@ -238,18 +253,8 @@ impl<'a> Startup<'a> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn assemble(
-        self,
-        model: Arinar,
-        state: ModelState,
-        source: Box<dyn BatchSource>,
-        dataset: DatasetInfo,
-        checkpoints: CheckpointManager<'a>,
-        logs: Logs,
-        length: RunLength,
-        step: u64,
-    ) -> Result<Training<'a>, Stop> {
+    fn assemble(self, components: Components<'a>) -> Result<Training<'a>, Stop> {
+        let Components { model, state, source, dataset, checkpoints, logs, length, step } = components;
         let config = self.config;
         let checkpoint_template = CheckpointState {
             format_version: FORMAT_VERSION,
