@@ -1,20 +1,22 @@
-//! What the launcher and what watches a run cost the demo, and how soon it trains again. Prints three tables:
+//! Measures the overhead of the launcher and of monitoring on the demo, and the time to recover from a killed rank.
+//! Prints three tables:
 //!
-//! 1. images/s over numbers of ranks and threads, and 2 ranks x 1 thread as a share of 1 rank x 2 threads;
-//! 2. from `kill -9` of a rank to the first new step;
-//! 3. the step time under the launcher as a share of that under plain mpirun, and what the loop itself spends on its ledger
-//!    and on the flags that ride on the all-reduce.
+//! 1. images/s for numbers of ranks and threads, and the ratio of 2 ranks x 1 thread to 1 rank x 2 threads;
+//! 2. the time from `kill -9` of a rank to the first new step;
+//! 3. the step time under the launcher relative to plain mpirun, and the time that the loop itself spends on time
+//!    accounting and on the flags that are sent with the all-reduce.
 //!
 //!     cargo bench --workspace --bench launcher
 //!
-//! Environment: `REPEATS` (5), whose median counts; what is compared takes turns. Let nothing else run.
+//! The environment variable `REPEATS` (5) sets the number of runs, of which the median counts. Compared configurations
+//! alternate. Run nothing else at the same time.
 #![allow(clippy::unwrap_used)]
 
 use std::{hint::black_box, process::Command, time::Instant};
 
 use arinar_protocol::Phase;
-use arinar_tests::support::launcher::{signal, until};
-use arinar_tests::support::trainer::Ended;
+use arinar_tests::support::launcher::{signal, wait_until};
+use arinar_tests::support::trainer::ProcessOutput;
 use arinar_tests::support::trial::Trial;
 use arinar_trainer::{
     Vitals,
@@ -22,8 +24,9 @@ use arinar_trainer::{
 };
 use rustix::process::Signal;
 
-/// Steps of a measured run, and how many of them, the first, do not count.
+/// Number of steps of a measured run.
 const STEPS: u64 = 120;
+/// Number of initial steps that are not counted.
 const WARM_UP: u64 = 20;
 
 fn main() {
@@ -40,13 +43,13 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Runs a command that trains, in fresh folders; returns the median step time in seconds.
+/// Runs a training command in empty folders; returns the median step time in seconds.
 fn step_seconds(trial: &Trial, command: &mut Command) -> f64 {
     for name in ["run", "logs", "calm", "calm-logs"] {
         let _ = std::fs::remove_dir_all(trial.lab.path(name));
     }
     command.env_remove("ARINAR_SAMPLE_LOG");
-    Ended::of(command.output().unwrap()).succeeded();
+    ProcessOutput::of(command.output().unwrap()).succeeded();
     let under_launcher = trial.lab.path("logs/ranks").exists();
     if under_launcher {
         std::fs::remove_dir_all(trial.lab.path("logs/ranks")).unwrap();
@@ -56,15 +59,15 @@ fn step_seconds(trial: &Trial, command: &mut Command) -> f64 {
     median(curve.range(WARM_UP + 1..).map(|(_, &seconds)| f64::from(seconds)).collect())
 }
 
-/// Plain mpirun, with nothing bound but what the trainer binds itself, as the launcher has it.
+/// Returns a plain mpirun command that leaves binding to the trainer, like the launcher.
 fn plain(trial: &Trial, ranks: usize, threads: usize) -> Command {
     let undisturbed = trial.undisturbed();
     let mut command = Command::new(undisturbed.get_program());
     command.args(["--bind-to", "none"]);
-    let mut words: Vec<String> = undisturbed.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-    let count = words.iter().position(|word| word == "-n").unwrap() + 1;
-    words[count] = ranks.to_string();
-    command.args(words).args(["--set", &format!("train.threads={threads}")]);
+    let mut arguments: Vec<String> = undisturbed.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+    let count = arguments.iter().position(|argument| argument == "-n").unwrap() + 1;
+    arguments[count] = ranks.to_string();
+    command.args(arguments).args(["--set", &format!("train.threads={threads}")]);
     command
 }
 
@@ -84,7 +87,7 @@ fn throughput(trial: &Trial, repeats: usize) {
     println!("   2 ranks x 1 thread / 1 rank x 2 threads: {:.3} (at least 0.95)", speeds[2] / speeds[1]);
 }
 
-/// The first new step is one that the run had not trained before.
+/// Measures the time from killing a rank to the first step that the run had not reached before.
 fn restart(repeats: usize) {
     let trial = Trial::demo(&["checkpoint.every=2 steps", "train.max_steps=1000000", "optim.epochs=1000000"]);
     let running = trial.start(&[]);
@@ -95,17 +98,17 @@ fn restart(repeats: usize) {
     let mut times = Vec::new();
     for _ in 0..repeats {
         let before = furthest();
-        until("some steps", || (furthest() > before.map(|step| step + 20).or(Some(20))).then_some(()));
+        wait_until("some steps", || (furthest() > before.map(|step| step + 20).or(Some(20))).then_some(()));
         let known = running.rank(1);
         let killed = Instant::now();
         signal(known, Signal::KILL);
-        until("the rank's end", || (!arinar_tests::support::launcher::lives(known)).then_some(()));
+        wait_until("the exit of the rank", || (!arinar_tests::support::launcher::is_alive(known)).then_some(()));
         let reached = furthest();
-        until("a new step", || (furthest() > reached).then_some(()));
+        wait_until("a new step", || (furthest() > reached).then_some(()));
         times.push(killed.elapsed().as_secs_f64());
     }
     signal(running.pid(), Signal::TERM);
-    running.wait().ended(75);
+    running.wait().exited_with(75);
     let longest = times.iter().copied().fold(0.0, f64::max);
     println!(
         "2. from kill -9 of a rank to the first new step: median {:.2} s, longest {longest:.2} s (under 10)",
@@ -116,20 +119,20 @@ fn restart(repeats: usize) {
 fn overhead(trial: &Trial, repeats: usize) {
     let mut ratios = Vec::new();
     for _ in 0..repeats {
-        let alone = step_seconds(trial, &mut plain(trial, 2, 1));
-        let watched = step_seconds(trial, &mut trial.command(&["--set", "train.threads=1"]));
-        ratios.push(100.0 * (watched / alone - 1.0));
+        let plain = step_seconds(trial, &mut plain(trial, 2, 1));
+        let launched = step_seconds(trial, &mut trial.command(&["--set", "train.threads=1"]));
+        ratios.push(100.0 * (launched / plain - 1.0));
     }
-    println!("3. step time under the launcher, over plain mpirun: {:+.2}% (under 0.5)", median(ratios.clone()));
+    println!("3. step time under the launcher relative to plain mpirun: {:+.2}% (under 0.5)", median(ratios.clone()));
     let shown: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:+.2}%")).collect();
-    println!("   single pairs: {}", shown.join(", "));
+    println!("   individual pairs: {}", shown.join(", "));
 }
 
-/// What a step of the loop says to its ledger, and puts into and reads from the tail of the all-reduce.
+/// Measures the time that a step spends on time accounting and on the flags in the tail of the all-reduce.
 fn flags() {
     const ROUNDS: u32 = 100_000;
     let vitals = Vitals::start();
-    let began = Instant::now();
+    let start = Instant::now();
     for step in 0..ROUNDS {
         for phase in [Phase::DataWait, Phase::Compute, Phase::AllReduce, Phase::Compute, Phase::Checkpoint] {
             vitals.enter(phase);
@@ -143,13 +146,13 @@ fn flags() {
         black_box((vitals.time.read(), vitals.time.read()));
         vitals.record_step(u64::from(step), 1.0, 0.1);
     }
-    let a_step = began.elapsed() / ROUNDS;
-    let began = Instant::now();
+    let per_step = start.elapsed() / ROUNDS;
+    let start = Instant::now();
     for _ in 0..1000 {
         black_box(vitals.beat());
     }
-    let a_beat = began.elapsed() / 1000;
+    let per_beat = start.elapsed() / 1000;
     println!(
-        "   the loop's own part: {a_step:?} a step; a heartbeat, four times a second in a thread of its own: {a_beat:?}"
+        "   overhead in the loop: {per_step:?} per step; a heartbeat, four times a second in a thread: {per_beat:?}"
     );
 }

@@ -1,5 +1,5 @@
-//! The cache of a remote dataset: bounded, shared, self-repairing, and never a wrong sample. The store is a local folder
-//! here; tests/data_s3.rs does the same over S3.
+//! Tests of the cache of a remote dataset: it respects its limit, is shared between jobs, repairs itself and never
+//! returns a wrong sample. The store is a local folder here; tests/data/s3.rs tests the same over S3.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,10 +16,10 @@ use arinar_data::format::{Manifest, View};
 use arinar_data::read::cache::{CacheConfig, largest_window, needed_bytes};
 use arinar_data::read::{BatchSource, Dataset, Loader, LoaderConfig, Position};
 use arinar_data::{DataError, Reporter};
-use arinar_tests::support::data::{DATASET_ID, flip_bit, hand_made, mean_of, text};
+use arinar_tests::support::data::{DATASET_ID, flip_bit, mean_of, text, write_synthetic_dataset};
 use half::f16;
 
-/// A dataset of 12 shards and a cache folder.
+/// A dataset of 12 shards, and a cache folder.
 struct Lab {
     folder: tempfile::TempDir,
     manifest: Manifest,
@@ -28,7 +28,7 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let manifest = hand_made(&folder.path().join("store"), &[9, 12, 3, 8, 8, 8, 10, 2, 7, 8, 8, 5]);
+        let manifest = write_synthetic_dataset(&folder.path().join("store"), &[9, 12, 3, 8, 8, 8, 10, 2, 7, 8, 8, 5]);
         Self { folder, manifest }
     }
 
@@ -49,9 +49,9 @@ impl Lab {
         Arc::new(Dataset::open_with_cache(text(&self.folder.path().join("store")), cache, Reporter::console()).unwrap())
     }
 
-    /// Bytes of everything in the cache.
+    /// Returns the size of everything in the cache, in bytes.
     fn used(&self) -> u64 {
-        // A file may go and another may come while the folder is read: two equal readings are one moment.
+        // Files may appear and disappear while the folder is read; two equal listings are a consistent snapshot.
         let mut files = self.files();
         loop {
             let again = self.files();
@@ -62,7 +62,7 @@ impl Lab {
         }
     }
 
-    /// Bytes of each file of the dataset in the cache.
+    /// Returns the size of each of the dataset's files in the cache, in bytes.
     fn files(&self) -> BTreeMap<OsString, u64> {
         let Ok(entries) = std::fs::read_dir(self.cache().join(DATASET_ID)) else { return BTreeMap::new() };
         let size = |entry: DirEntry| Some((entry.file_name(), entry.metadata().ok()?.len()));
@@ -84,7 +84,7 @@ fn loader(dataset: &Arc<Dataset>, window: u64, start: u64) -> Loader {
     Loader::new(dataset.clone(), config, Position(start)).unwrap()
 }
 
-/// Reads a record and checks that it is the right one.
+/// Reads a record and asserts that it belongs to `sample`.
 fn check_record(dataset: &Dataset, sample: u64) -> Result<(), DataError> {
     dataset.with_record(sample, View::Original, |record| {
         assert_eq!(record.source_id as u64, 2 * sample);
@@ -94,7 +94,7 @@ fn check_record(dataset: &Dataset, sample: u64) -> Result<(), DataError> {
 }
 
 #[test]
-fn a_small_cache_stays_within_its_limit_and_every_sample_comes_once_an_epoch() {
+fn a_small_cache_stays_within_its_limit_and_yields_every_sample_once_per_epoch() {
     let lab = Lab::new();
     let limit = needed_bytes(&lab.manifest, 2);
     assert!(limit < needed_bytes(&lab.manifest, 0) / 2);
@@ -102,7 +102,7 @@ fn a_small_cache_stays_within_its_limit_and_every_sample_comes_once_an_epoch() {
     assert_eq!(dataset.shuffle_window(None).unwrap(), 2);
     let mut loader = loader(&dataset, 2, 0);
     let mut seen = Vec::new();
-    // 88 samples in batches of 8: three epochs.
+    // 88 samples in batches of 8 are 11 batches per epoch; read three epochs.
     for _ in 0..33 {
         let batch = loader.next_batch().unwrap();
         for (index, key) in batch.samples.iter().enumerate() {
@@ -117,13 +117,13 @@ fn a_small_cache_stays_within_its_limit_and_every_sample_comes_once_an_epoch() {
 }
 
 #[test]
-fn what_is_needed_last_is_evicted_first() {
+fn shards_needed_last_are_evicted_first() {
     let lab = Lab::new();
     let dataset = lab.open(Some(needed_bytes(&lab.manifest, 0) - 1));
     let window = dataset.shuffle_window(None).unwrap();
     assert_eq!(window, 5);
     let shuffle = dataset.shuffle(3, 2);
-    // All shards but the one needed last are there while window 3 is read.
+    // All shards but the one needed last are in the cache while window 3 is read.
     let uses = shuffle.next_uses(3);
     let last = (0..12).max_by_key(|&shard| (uses[shard], shard)).unwrap();
     dataset.enter_window(&shuffle, 3);
@@ -131,18 +131,18 @@ fn what_is_needed_last_is_evicted_first() {
     for &shard in &order {
         dataset.shard(shard).unwrap();
     }
-    // Let go of all but the present and the next window, then fetch the last one: it must replace the one whose use
-    // is farthest among the others.
+    // Release all shards but those of the current and the next window, then fetch the last shard: it must replace the
+    // shard that is needed latest among the others.
     dataset.enter_window(&shuffle, 3);
     dataset.shard(last).unwrap();
-    let gone: Vec<usize> = order.iter().copied().filter(|&shard| !lab.copy(shard).exists()).collect();
-    let kept_later = order.iter().filter(|shard| !gone.contains(shard)).map(|&shard| uses[shard]).max().unwrap();
-    assert!(!gone.is_empty());
-    assert!(gone.iter().all(|&shard| uses[shard] >= kept_later), "{gone:?} of {uses:?}");
+    let evicted: Vec<usize> = order.iter().copied().filter(|&shard| !lab.copy(shard).exists()).collect();
+    let latest_kept = order.iter().filter(|shard| !evicted.contains(shard)).map(|&shard| uses[shard]).max().unwrap();
+    assert!(!evicted.is_empty());
+    assert!(evicted.iter().all(|&shard| uses[shard] >= latest_kept), "{evicted:?} of {uses:?}");
 }
 
 #[test]
-fn a_limit_too_small_for_the_shuffle_is_refused_with_one_that_would_do() {
+fn a_limit_too_small_for_the_shuffle_is_rejected_with_a_sufficient_one() {
     let lab = Lab::new();
     let needed = needed_bytes(&lab.manifest, 3);
     let dataset = lab.open(Some(needed - 1));
@@ -161,7 +161,7 @@ fn a_limit_too_small_for_the_shuffle_is_refused_with_one_that_would_do() {
 }
 
 #[test]
-fn a_disk_too_small_for_the_shuffle_is_refused() {
+fn a_disk_too_small_for_the_shuffle_is_rejected() {
     let lab = Lab::new();
     let mut manifest = lab.manifest.clone();
     manifest.shards[0].bytes = 1 << 60;
@@ -172,25 +172,25 @@ fn a_disk_too_small_for_the_shuffle_is_refused() {
 }
 
 #[test]
-fn a_flipped_bit_in_a_copy_is_found_and_fetched_again() {
+fn a_cached_shard_with_a_flipped_bit_is_fetched_again() {
     let lab = Lab::new();
     let last_byte = lab.manifest.shards[0].bytes as usize - 1;
     lab.open(None).shard(0).unwrap();
-    // Before it is opened ...
+    // Flip a bit before the shard is opened ...
     flip_bit(&lab.copy(0), last_byte);
     let dataset = lab.open(None);
     (0..9).for_each(|sample| check_record(&dataset, sample).unwrap());
-    // ... and while it is open: the mirrored view of the last record.
+    // ... and while it is open, in the mirrored view of the last record.
     flip_bit(&lab.copy(0), last_byte);
     dataset.with_record(8, View::Mirrored, |record| assert_eq!(record.source_id, 16)).unwrap();
     assert_eq!(std::fs::read(lab.copy(0)).unwrap(), std::fs::read(lab.original(0)).unwrap());
-    // With a sound copy the store is not asked again.
+    // An intact copy is read without accessing the store.
     std::fs::remove_file(lab.original(0)).unwrap();
     check_record(&lab.open(None), 3).unwrap();
 }
 
 #[test]
-fn a_shard_that_is_damaged_in_the_store_is_named_and_no_copy_of_it_is_kept() {
+fn a_shard_damaged_in_the_store_is_named_and_not_cached() {
     let lab = Lab::new();
     flip_bit(&lab.original(0), lab.manifest.shards[0].bytes as usize - 1);
     let error = lab.open(None).shard(0).unwrap_err().to_string();
@@ -199,15 +199,15 @@ fn a_shard_that_is_damaged_in_the_store_is_named_and_no_copy_of_it_is_kept() {
 }
 
 #[test]
-fn a_cache_that_others_fill_is_told() {
+fn a_cache_filled_by_another_job_is_reported() {
     let lab = Lab::new();
     let limit = needed_bytes(&lab.manifest, 1);
-    // Another job's shards, in use.
+    // Shards in use by another job.
     let held: Vec<_> = [0, 6].map(|shard| lab.open(Some(limit)).shard(shard).unwrap()).into();
-    let began = Instant::now();
+    let start = Instant::now();
     let error = lab.open(Some(limit)).shard(1).unwrap_err().to_string();
     assert!(error.contains("all of it is in use") && error.contains("data.cache_dir"), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(60));
+    assert!(start.elapsed() < Duration::from_secs(60));
     drop(held);
     lab.open(Some(limit)).shard(1).unwrap();
     assert!(lab.used() <= limit);
@@ -226,15 +226,15 @@ fn two_jobs_share_a_folder_and_fetch_each_shard_once() {
     let before: Vec<u64> = (0..12).map(inode).collect();
     (0..12).for_each(|shard| drop(lab.open(None).shard(shard).unwrap()));
     assert_eq!(before, (0..12).map(inode).collect::<Vec<_>>());
-    assert_eq!(lab.used(), needed_bytes(&lab.manifest, 0), "nothing but the shards is left");
+    assert_eq!(lab.used(), needed_bytes(&lab.manifest, 0), "files other than the shards are left");
 }
 
 const PART_VARIABLE: &str = "ARINAR_TEST_HOLD_PART";
 
-/// Not a test: takes the lock that a downloading process holds, and waits.
+/// Not a test: takes the lock of a downloading process and waits.
 #[test]
-#[ignore = "run by another test in a process of its own"]
-fn hold_a_part() {
+#[ignore = "run by another test in a separate process"]
+fn hold_partial_file() {
     let part = std::env::var_os(PART_VARIABLE).unwrap();
     let file = File::options().create(true).truncate(false).write(true).open(&part).unwrap();
     file.lock().unwrap();
@@ -244,13 +244,13 @@ fn hold_a_part() {
 }
 
 #[test]
-fn a_process_killed_in_a_download_leaves_no_lock() {
+fn a_process_killed_during_a_download_leaves_no_lock() {
     let lab = Lab::new();
     let part = lab.copy(0).with_extension("safetensors.part");
-    lab.open(None).shuffle_window(None).unwrap(); // makes the folder a cache
+    lab.open(None).shuffle_window(None).unwrap(); // turns the folder into a cache
     std::fs::create_dir_all(part.parent().unwrap()).unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "cache::hold_a_part", "--ignored", "--nocapture"])
+        .args(["--exact", "cache::hold_partial_file", "--ignored", "--nocapture"])
         .env(PART_VARIABLE, &part)
         .stdout(Stdio::piped())
         .spawn()
@@ -262,7 +262,7 @@ fn a_process_killed_in_a_download_leaves_no_lock() {
         move || check_record(&dataset, 0)
     });
     std::thread::sleep(Duration::from_millis(300));
-    assert!(!waiting.is_finished(), "it does not wait for the other process");
+    assert!(!waiting.is_finished(), "the reader does not wait for the other process");
     child.kill().unwrap();
     child.wait().unwrap();
     waiting.join().unwrap().unwrap();
@@ -271,23 +271,23 @@ fn a_process_killed_in_a_download_leaves_no_lock() {
 }
 
 #[test]
-fn what_killed_processes_left_goes_when_space_is_needed() {
+fn leftovers_of_killed_processes_are_deleted_when_space_is_needed() {
     let lab = Lab::new();
     let folder = lab.copy(0).parent().unwrap().to_path_buf();
-    lab.open(None).shuffle_window(None).unwrap(); // makes the folder a cache
+    lab.open(None).shuffle_window(None).unwrap(); // turns the folder into a cache
     std::fs::create_dir_all(&folder).unwrap();
     let limit = needed_bytes(&lab.manifest, 1);
-    let left: Vec<PathBuf> =
+    let leftovers: Vec<PathBuf> =
         ["shard-00007.safetensors.part", "shard-00003.safetensors.damaged"].map(|name| folder.join(name)).into();
-    left.iter().for_each(|path| std::fs::write(path, vec![0; limit as usize / 2]).unwrap());
+    leftovers.iter().for_each(|path| std::fs::write(path, vec![0; limit as usize / 2]).unwrap());
     lab.open(Some(limit)).shard(0).unwrap();
-    assert!(lab.used() <= limit && !left.iter().all(|path| path.exists()));
+    assert!(lab.used() <= limit && !leftovers.iter().all(|path| path.exists()));
 }
 
 #[test]
-fn a_name_that_leads_out_of_the_folder_is_no_manifest() {
+fn manifests_with_names_outside_the_folder_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = hand_made(folder.path(), &[4]);
+    let manifest = write_synthetic_dataset(folder.path(), &[4]);
     for name in
         ["../shard", "/etc/passwd", ".hidden", "a/b", "", "thesis.pdf", "0123456789ABCDEF", "shard-1.safetensors"]
     {
@@ -300,13 +300,13 @@ fn a_name_that_leads_out_of_the_folder_is_no_manifest() {
             }
             write_json(&folder.path().join("manifest.json"), &other);
             let error = Dataset::open(text(folder.path())).unwrap_err().to_string();
-            let what = if id { "is not a dataset id" } else { "is not the name of a shard" };
-            assert!(error.contains(what), "{error}");
+            let problem = if id { "is not a dataset id" } else { "is not the name of a shard" };
+            assert!(error.contains(problem), "{error}");
         }
     }
 }
 
-/// Every file below a folder, with its contents.
+/// Returns every file below a folder with its contents.
 fn all_files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -324,7 +324,7 @@ fn all_files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn a_folder_that_holds_something_else_is_no_cache() {
+fn a_folder_with_unrelated_files_is_rejected_as_a_cache() {
     let lab = Lab::new();
     let home = lab.cache();
     for file in [".ssh/id_rsa", "docs/thesis.pdf"] {
@@ -344,7 +344,7 @@ fn a_folder_that_holds_something_else_is_no_cache() {
 }
 
 #[test]
-fn what_others_keep_in_a_cache_is_neither_deleted_nor_written_to() {
+fn unrelated_files_in_a_cache_are_neither_deleted_nor_changed() {
     let lab = Lab::new();
     let limit = needed_bytes(&lab.manifest, 1);
     let dataset = lab.open(Some(limit));
@@ -352,7 +352,7 @@ fn what_others_keep_in_a_cache_is_neither_deleted_nor_written_to() {
     let elsewhere = lab.folder.path().join("elsewhere");
     std::fs::create_dir(&elsewhere).unwrap();
     std::fs::write(elsewhere.join("shard-00000.safetensors"), "of another disk").unwrap();
-    // Each is larger than the cache's limit, and older than every copy.
+    // Each is larger than the cache's limit and older than every cached shard.
     for file in ["docs/thesis.pdf", "docs/shard-00000.safetensors", &format!("{DATASET_ID}/notes.part"), "loose.part"] {
         let path = lab.cache().join(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -360,16 +360,16 @@ fn what_others_keep_in_a_cache_is_neither_deleted_nor_written_to() {
     }
     std::os::unix::fs::symlink(&elsewhere, lab.cache().join("00000000deadbeef")).unwrap();
     let ours = |path: &Path| path.to_string_lossy().contains(&format!("{DATASET_ID}/shard-"));
-    let theirs = || -> Vec<_> { all_files(lab.folder.path()).into_iter().filter(|(path, _)| !ours(path)).collect() };
-    let before = theirs();
+    let unrelated = || -> Vec<_> { all_files(lab.folder.path()).into_iter().filter(|(path, _)| !ours(path)).collect() };
+    let before = unrelated();
     for shard in 0..12 {
         drop(dataset.shard(shard).unwrap());
         dataset.enter_window(&dataset.shuffle(3, 1), shard as u64 + 100);
     }
-    assert_eq!(theirs(), before);
+    assert_eq!(unrelated(), before);
     let copies = (0..12).filter(|&shard| lab.copy(shard).exists()).count();
     assert!((1..12).contains(&copies), "{copies} copies: nothing was evicted");
-    // A link in the place of an unfinished copy, or of the dataset's folder, would lead the download elsewhere.
+    // A symlink in place of a partial file, or of the dataset's folder, would redirect the download.
     let thesis = lab.cache().join("docs/thesis.pdf");
     let missing = (0..12).find(|&shard| !lab.copy(shard).exists()).unwrap();
     let part = lab.copy(missing).with_extension("safetensors.part");

@@ -1,5 +1,5 @@
-//! `arinar-data convert`: the official code's cached .npz files to a dataset. tests/fixtures/npz/make.py made them with
-//! NumPy.
+//! Tests of `arinar-data convert`, which converts the official code's cached .npz files to a dataset. The files were
+//! written with NumPy by tests/fixtures/npz/make.py.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ use arinar_data::format::{Manifest, View};
 use arinar_data::read::Dataset;
 use arinar_store::Store;
 use arinar_tests::mpi::mpirun;
-use arinar_tests::support::data::{arinar_data, ended, files, program, succeeded, text};
+use arinar_tests::support::data::{arinar_data, exit_status, files, program, succeeded, text};
 use half::f16;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
@@ -34,7 +34,7 @@ fn manifest(out: &Path) -> Manifest {
     Manifest::read(&Store::open(text(out)).unwrap()).unwrap()
 }
 
-/// An array as NumPy writes it.
+/// Returns an array in NumPy's file format.
 fn npy(dtype: &str, shape: &str, data: &[u8]) -> Vec<u8> {
     let mut header = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}");
     header.push_str(&" ".repeat((128 - 10 - 1 - header.len() % 64) % 64));
@@ -67,11 +67,11 @@ fn good(path: &Path, value: f32) {
 }
 
 #[test]
-fn cached_latents_become_a_dataset_with_every_value_in_its_place() {
+fn every_cached_latent_is_converted_exactly() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let said = succeeded(&convert(&cached(), &out, &["--shard-bytes", "1KB"]));
-    assert!(said.contains("5 pictures of 3 classes in 5 shards"), "{said}");
+    let stdout = succeeded(&convert(&cached(), &out, &["--shard-bytes", "1KB"]));
+    assert!(stdout.contains("5 pictures of 3 classes in 5 shards"), "{stdout}");
     succeeded(&arinar_data(&["verify", "--deep", text(&out)]));
     let dataset = Dataset::open(text(&out)).unwrap();
     let manifest = &dataset.manifest;
@@ -101,11 +101,11 @@ fn cached_latents_become_a_dataset_with_every_value_in_its_place() {
 }
 
 #[test]
-fn the_vae_given_is_kept_and_must_fit() {
+fn a_given_vae_must_fit_and_is_stored() {
     let folder = tempfile::tempdir().unwrap();
     let (out, vae) = (folder.path().join("out"), folder.path().join("vae.safetensors"));
     arinar_tests::support::data::tiny_vae(&vae);
-    let (code, _, stderr) = ended(&convert(&cached(), &out, &["--vae", text(&vae)]));
+    let (code, _, stderr) = exit_status(&convert(&cached(), &out, &["--vae", text(&vae)]));
     assert!(code == 78 && stderr.contains("[32, 2, 2]") && stderr.contains("[8, n, n]"), "{code} {stderr}");
     assert!(!out.join("manifest.json").exists());
     let official = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pytorch/kl16.ckpt");
@@ -115,35 +115,35 @@ fn the_vae_given_is_kept_and_must_fit() {
 }
 
 #[test]
-fn every_file_that_cannot_be_used_is_named_with_its_reason() {
+fn every_unusable_file_is_reported_with_a_reason() {
     let folder = tempfile::tempdir().unwrap();
     let (from, out) = (folder.path().join("from"), folder.path().join("out"));
-    let place = |name: &str| from.join(name);
+    let path = |name: &str| from.join(name);
     let array = floats(&[1.0; LENGTH]);
     for index in 0..40 {
-        good(&place(&format!("a/{index:03}.npz")), index as f32);
+        good(&path(&format!("a/{index:03}.npz")), index as f32);
     }
     let mut large = vec![1.0; LENGTH];
     large[5] = 70_000.0;
     let mut nan = vec![1.0; LENGTH];
     nan[LENGTH - 1] = f32::NAN;
-    write_npz(&place("b/large.npz"), &[("moments", &array), ("moments_flip", &floats(&large))]);
-    write_npz(&place("b/nan.npz"), &[("moments", &floats(&nan)), ("moments_flip", &array)]);
-    write_npz(&place("b/lacks.npz"), &[("moments", &array)]);
+    write_npz(&path("b/large.npz"), &[("moments", &array), ("moments_flip", &floats(&large))]);
+    write_npz(&path("b/nan.npz"), &[("moments", &floats(&nan)), ("moments_flip", &array)]);
+    write_npz(&path("b/lacks.npz"), &[("moments", &array)]);
     let other = npy("<f4", "(32, 1, 2)", &[0; 256]);
-    write_npz(&place("b/shape.npz"), &[("moments", &other), ("moments_flip", &other)]);
+    write_npz(&path("b/shape.npz"), &[("moments", &other), ("moments_flip", &other)]);
     let double = npy("<f8", "(32, 2, 2)", &[0; 1024]);
-    write_npz(&place("b/double.npz"), &[("moments", &double), ("moments_flip", &double)]);
+    write_npz(&path("b/double.npz"), &[("moments", &double), ("moments_flip", &double)]);
     let endless = npy("<f4", "(99999999999, 99999999999, 32)", &[0; 64]);
-    write_npz(&place("b/endless.npz"), &[("moments", &endless), ("moments_flip", &endless)]);
+    write_npz(&path("b/endless.npz"), &[("moments", &endless), ("moments_flip", &endless)]);
     let deep = npy("<f4", &"(".repeat(30_000), &[0; 64]);
-    write_npz(&place("b/deep.npz"), &[("moments", &deep), ("moments_flip", &deep)]);
-    std::fs::write(place("b/text.npz"), "no archive").unwrap();
-    let whole = std::fs::read(place("a/000.npz")).unwrap();
-    std::fs::write(place("b/cut.npz"), &whole[..whole.len() / 2]).unwrap();
+    write_npz(&path("b/deep.npz"), &[("moments", &deep), ("moments_flip", &deep)]);
+    std::fs::write(path("b/text.npz"), "no archive").unwrap();
+    let whole = std::fs::read(path("a/000.npz")).unwrap();
+    std::fs::write(path("b/cut.npz"), &whole[..whole.len() / 2]).unwrap();
     let mut flipped = whole.clone();
     flipped[300] ^= 1;
-    std::fs::write(place("b/flipped.npz"), flipped).unwrap();
+    std::fs::write(path("b/flipped.npz"), flipped).unwrap();
 
     let reasons = [
         "b/large: array moments_flip is 7e4 at [1, 0, 1]",
@@ -157,25 +157,25 @@ fn every_file_that_cannot_be_used_is_named_with_its_reason() {
         "b/cut: is not a whole",
         "b/flipped: is not a complete .npz file: moments",
     ];
-    let (code, _, stderr) = ended(&convert(&from, &out, &[]));
+    let (code, _, stderr) = exit_status(&convert(&from, &out, &[]));
     assert_eq!(code, 1, "{stderr}");
     for reason in reasons.iter().chain(&["10 of 50 pictures cannot be used", "--skip-bad"]) {
         assert!(stderr.contains(reason), "{reason:?} is not in {stderr}");
     }
     assert!(!out.join("manifest.json").exists());
-    let said = succeeded(&convert(&from, &out, &["--skip-bad"]));
-    assert!(said.contains("40 pictures") && said.contains("10 left out"), "{said}");
+    let stdout = succeeded(&convert(&from, &out, &["--skip-bad"]));
+    assert!(stdout.contains("40 pictures") && stdout.contains("10 left out"), "{stdout}");
     let manifest = manifest(&out);
     assert_eq!((manifest.num_samples, manifest.num_sources, manifest.skipped.len()), (40, 50, 10));
     assert_eq!(manifest.class_counts, [40, 0]);
 }
 
-/// A picture that the order of the shards puts into one of the last.
+/// Index of a picture that belongs to one of the last shards.
 const LATE: usize = 300;
 const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
 
 #[test]
-fn a_killed_run_goes_on_and_two_ranks_make_the_same() {
+fn a_killed_run_resumes_and_two_ranks_write_the_same_dataset() {
     let folder = tempfile::tempdir().unwrap();
     let from = folder.path().join("from");
     let file = |index: usize| from.join(format!("{}/{index:04}.npz", index % 7));
@@ -184,7 +184,7 @@ fn a_killed_run_goes_on_and_two_ranks_make_the_same() {
     let whole = folder.path().join("whole");
     succeeded(&convert(&from, &whole, &options));
     let killed = folder.path().join("killed");
-    // A picture of a late shard is a pipe into which nobody writes: the program stops there.
+    // Replace a picture of a late shard by a pipe without a writer, on which the program blocks.
     let pipe = file(LATE);
     std::fs::remove_file(&pipe).unwrap();
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -195,18 +195,18 @@ fn a_killed_run_goes_on_and_two_ranks_make_the_same() {
         .spawn()
         .unwrap();
     let started = Instant::now();
-    // It cannot be opened before somebody reads from it.
+    // The pipe cannot be opened for writing before the program reads from it.
     while File::options().write(true).custom_flags(NONBLOCK).open(&pipe).is_err() {
-        assert!(started.elapsed() < Duration::from_secs(120), "it does not come to the pipe");
+        assert!(started.elapsed() < Duration::from_secs(120), "the program does not reach the pipe");
         std::thread::sleep(Duration::from_millis(2));
     }
     run.kill().unwrap();
     run.wait().unwrap();
-    assert!(killed.join("shard-00000.safetensors").exists(), "it came to the pipe before it had made a shard");
+    assert!(killed.join("shard-00000.safetensors").exists(), "the program reached the pipe before it wrote a shard");
     std::fs::remove_file(&pipe).unwrap();
     good(&pipe, LATE as f32 / 16.0);
-    let said = succeeded(&convert(&from, &killed, &options));
-    assert!(said.contains("were kept from an earlier run"), "{said}");
+    let stdout = succeeded(&convert(&from, &killed, &options));
+    assert!(stdout.contains("were kept from an earlier run"), "{stdout}");
     assert!(files(&killed) == files(&whole));
     let two = folder.path().join("two");
     let output = mpirun(2)
@@ -220,11 +220,11 @@ fn a_killed_run_goes_on_and_two_ranks_make_the_same() {
 }
 
 #[test]
-fn wrong_command_lines_exit_78_and_name_the_cure() {
+fn wrong_command_lines_exit_78_with_advice() {
     let folder = tempfile::tempdir().unwrap();
     let (from, out) = (folder.path().join("from"), folder.path().join("out"));
     let wrong = |part: &str| {
-        let (code, _, stderr) = ended(&convert(&from, &out, &[]));
+        let (code, _, stderr) = exit_status(&convert(&from, &out, &[]));
         assert!(code == 78 && stderr.contains(part), "{code} {stderr}");
     };
     wrong("cannot read");

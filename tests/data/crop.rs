@@ -1,4 +1,4 @@
-//! ADM's crop against Pillow: fixtures/crop/make.py made the pictures.
+//! Compares ADM's crop with Pillow. fixtures/crop/make.py made the pictures.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Largest difference in grey levels between our crop of `input` and the picture Pillow made.
+/// Returns the largest difference in grey levels between our crop of `input` and Pillow's result.
 fn difference(input: &str, expected: &str) -> u8 {
     let expected = image::load_from_memory(&fixture(expected)).unwrap().into_rgb8();
     let found = load_picture(&fixture(input), expected.width()).unwrap();
@@ -36,12 +36,12 @@ fn enlarging_is_within_one_grey_level_of_pillow() {
 }
 
 #[test]
-fn cmyk_becomes_the_rgb_that_pillow_makes_of_it() {
+fn cmyk_is_converted_to_rgb_as_by_pillow() {
     assert!(difference("cmyk.jpg", "cmyk-16.png") <= 2);
 }
 
 #[test]
-fn sixteen_bits_become_eight() {
+fn sixteen_bit_pictures_are_reduced_to_eight_bits() {
     let picture = load_picture(&fixture("grey16.png"), 16).unwrap();
     assert!(picture.pixels().all(|pixel| pixel.0 == [0x4d; 3]));
 }

@@ -1,4 +1,4 @@
-//! `arinar-data encode`, `verify` and `inspect` as a user runs them.
+//! Tests that run `arinar-data encode`, `verify` and `inspect` as a user does.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,17 +13,17 @@ use arinar_tests::mpi::mpirun;
 use arinar_tests::reference::random::{Draws, SHARD_ORDER};
 use arinar_tests::reference::records::Records;
 use arinar_tests::support::data::{
-    arinar_data, ended, files, flip_bit, picture_tree, program, succeeded, text, tiny_vae,
+    arinar_data, exit_status, files, flip_bit, picture_tree, program, succeeded, text, tiny_vae,
 };
 use image::{Rgb, RgbImage};
 use tch::{Device, Tensor};
 
-/// Pictures and a VAE in a folder of their own.
-struct Workplace {
+/// Pictures and a VAE in a temporary folder.
+struct Fixture {
     folder: tempfile::TempDir,
 }
 
-impl Workplace {
+impl Fixture {
     fn new(pictures: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         picture_tree(&folder.path().join("pictures"), pictures);
@@ -35,7 +35,8 @@ impl Workplace {
         self.folder.path().join(name)
     }
 
-    /// Arguments of an encode run to the folder `out`; one thread, so that sums are made in one order.
+    /// Returns the arguments of an encode run that writes to the folder `out`. It uses one thread, so that sums are
+    /// computed in a fixed order.
     fn arguments(&self, out: &str, more: &[&str]) -> Vec<String> {
         let (images, vae, out) = (self.path("pictures"), self.path("vae.safetensors"), self.path(out));
         let fixed = ["encode", "--images", text(&images), "--vae", text(&vae), "--out", text(&out)];
@@ -54,10 +55,10 @@ impl Workplace {
 }
 
 #[test]
-fn a_tree_becomes_a_dataset_that_inspect_and_verify_read() {
-    let work = Workplace::new(70);
-    let said = succeeded(&work.encode("out", &[]));
-    assert!(said.contains("70 pictures of 2 classes in 3 shards"), "{said}");
+fn an_encoded_folder_is_read_by_inspect_and_verify() {
+    let work = Fixture::new(70);
+    let stdout = succeeded(&work.encode("out", &[]));
+    assert!(stdout.contains("70 pictures of 2 classes in 3 shards"), "{stdout}");
     let manifest = work.manifest("out");
     assert_eq!((manifest.num_samples, manifest.class_counts.as_slice()), (70, &[46, 24][..]));
     assert_eq!(manifest.moments_shape(), [8, 4, 4]);
@@ -71,12 +72,13 @@ fn a_tree_becomes_a_dataset_that_inspect_and_verify_read() {
     assert!(succeeded(&arinar_data(&["verify", "--deep", text(&out)])).contains("3 shards with 70 records are sound"));
 }
 
-/// A picture that no mirror and no swap of axes or colours leaves as it is.
+/// Returns a picture that is changed by mirroring and by any swap of axes or colours.
 fn asymmetric(index: u32) -> RgbImage {
     RgbImage::from_fn(8, 8, |x, y| Rgb([(30 * x + index) as u8, (250 - 25 * y) as u8, (x * y * 5) as u8]))
 }
 
-/// A picture as the VAE takes it, [1, 3, 8, 8], levels 0 to 255 being -1 to 1; `column` says where its columns come from.
+/// Returns a picture as the VAE's input, [1, 3, 8, 8], with levels 0 to 255 mapped to -1 to 1. `column` maps each
+/// column to the column of the picture that it is taken from.
 fn as_input(picture: &RgbImage, column: impl Fn(u32) -> u32) -> Tensor {
     let level = |channel: usize, y: u32, x: u32| f32::from(picture.get_pixel(column(x), y).0[channel]) / 127.5 - 1.0;
     let levels: Vec<f32> = (0..3)
@@ -87,8 +89,8 @@ fn as_input(picture: &RgbImage, column: impl Fn(u32) -> u32) -> Tensor {
 }
 
 #[test]
-fn records_are_the_moments_of_the_picture_and_of_its_mirror_image() {
-    let work = Workplace::new(0);
+fn records_hold_the_moments_of_the_picture_and_of_its_mirror_image() {
+    let work = Fixture::new(0);
     for index in 0..5 {
         let class = if index < 3 { "birds" } else { "apes" };
         asymmetric(index).save(work.path("pictures").join(class).join(format!("{index}.png"))).unwrap();
@@ -105,18 +107,18 @@ fn records_are_the_moments_of_the_picture_and_of_its_mirror_image() {
         let picture = asymmetric(pictures[record.source_id as usize]);
         let expected = [as_input(&picture, |x| x), as_input(&picture, |x| 7 - x)].map(|input| moments(&input));
         for (view, expected) in record.views.iter().zip(&expected) {
-            // Half precision keeps eleven bits.
+            // Half precision has eleven bits.
             let error = ((view - expected).abs() / (expected.abs() + 0.01)).max().double_value(&[]);
             assert!(error < 1e-3, "picture {}: {error}", record.source_id);
         }
-        let apart = (&expected[0] - &expected[1]).abs().max().double_value(&[]);
-        assert!(apart > 0.05, "the mirror image is like the picture: {apart}");
+        let difference = (&expected[0] - &expected[1]).abs().max().double_value(&[]);
+        assert!(difference > 0.05, "the mirror image has the same moments: {difference}");
     }
 }
 
 #[test]
-fn pictures_are_spread_over_the_shards_at_random() {
-    let work = Workplace::new(70);
+fn pictures_are_randomly_distributed_over_the_shards() {
+    let work = Fixture::new(70);
     succeeded(&work.encode("out", &["--seed", "9"]));
     let dataset = Records::read(&work.path("out"));
     assert_eq!(dataset.shards, [24, 24, 22]);
@@ -125,8 +127,8 @@ fn pictures_are_spread_over_the_shards_at_random() {
 }
 
 #[test]
-fn two_ranks_make_the_same_dataset_as_one() {
-    let work = Workplace::new(70);
+fn two_ranks_write_the_same_dataset_as_one() {
+    let work = Fixture::new(70);
     succeeded(&work.encode("one", &[]));
     let output = mpirun(2)
         .args(["--bind-to", "none"])
@@ -134,28 +136,28 @@ fn two_ranks_make_the_same_dataset_as_one() {
         .args(work.arguments("two", &[]))
         .output()
         .expect("run mpirun");
-    let said = succeeded(&output);
-    assert_eq!(said.matches("70 pictures").count(), 1, "{said}");
+    let stdout = succeeded(&output);
+    assert_eq!(stdout.matches("70 pictures").count(), 1, "{stdout}");
     assert_eq!(files(&work.path("two")), files(&work.path("one")));
 }
 
 #[test]
-fn an_error_of_one_kind_on_all_ranks_is_said_once() {
-    let work = Workplace::new(5);
+fn an_error_common_to_all_ranks_is_printed_once() {
+    let work = Fixture::new(5);
     let output = mpirun(2)
         .args(["--bind-to", "none"])
         .arg(program("arinar-data"))
         .args(work.arguments("out", &["--image-size=9"]))
         .output()
         .expect("run mpirun");
-    let (code, _, stderr) = ended(&output);
+    let (code, _, stderr) = exit_status(&output);
     assert_eq!((code, stderr.matches("multiple of the VAE's stride").count()), (78, 1), "{stderr}");
 }
 
 #[test]
-fn a_killed_run_goes_on_where_it_was() {
-    let work = Workplace::new(400);
-    // Small batches take their time.
+fn a_killed_run_resumes() {
+    let work = Fixture::new(400);
+    // Small batches make the run slow enough to be killed.
     let options = ["--batch", "1"];
     succeeded(&work.encode("whole", &options));
     let mut run = Command::new(program("arinar-data"))
@@ -167,20 +169,20 @@ fn a_killed_run_goes_on_where_it_was() {
     let second_shard = work.path("killed/shard-00001.safetensors");
     let started = Instant::now();
     while !second_shard.exists() {
-        assert!(started.elapsed() < Duration::from_secs(120), "no shard appears");
+        assert!(started.elapsed() < Duration::from_secs(120), "no second shard was written");
         std::thread::sleep(Duration::from_millis(1));
     }
     run.kill().unwrap();
     run.wait().unwrap();
-    assert!(!work.path("killed/manifest.json").exists(), "it ended before it could be killed");
-    let said = succeeded(&work.encode("killed", &options));
-    assert!(said.contains("were kept from an earlier run"), "{said}");
+    assert!(!work.path("killed/manifest.json").exists(), "the run ended before it could be killed");
+    let stdout = succeeded(&work.encode("killed", &options));
+    assert!(stdout.contains("were kept from an earlier run"), "{stdout}");
     assert_eq!(files(&work.path("killed")), files(&work.path("whole")));
 }
 
 #[test]
 fn running_again_repairs_a_damaged_dataset_and_keeps_the_rest() {
-    let work = Workplace::new(70);
+    let work = Fixture::new(70);
     succeeded(&work.encode("out", &[]));
     let whole = files(&work.path("out"));
     let out = work.path("out");
@@ -188,35 +190,38 @@ fn running_again_repairs_a_damaged_dataset_and_keeps_the_rest() {
     let bytes = std::fs::read(out.join("shard-00002.safetensors")).unwrap();
     std::fs::write(out.join("shard-00002.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
     for arguments in [vec!["verify", text(&out)], vec!["verify", "--deep", text(&out)]] {
-        let (code, _, stderr) = ended(&arinar_data(&arguments));
+        let (code, _, stderr) = exit_status(&arinar_data(&arguments));
         assert_eq!(code, 1);
         for part in ["shard-00001.safetensors is damaged: record ", "wrong CRC32C", "shard-00002", "2 of 3 shards"] {
             assert!(stderr.contains(part), "{stderr}");
         }
     }
     std::fs::remove_file(out.join("shard-00000.safetensors")).unwrap();
-    assert!(ended(&arinar_data(&["verify", text(&out)])).2.contains("the file is missing"));
+    assert!(exit_status(&arinar_data(&["verify", text(&out)])).2.contains("the file is missing"));
     succeeded(&work.encode("out", &[]));
     assert_eq!(files(&out), whole);
-    let said = succeeded(&work.encode("out", &[]));
-    assert!(said.contains("70 were kept from an earlier run"), "{said}");
+    let stdout = succeeded(&work.encode("out", &[]));
+    assert!(stdout.contains("70 were kept from an earlier run"), "{stdout}");
 }
 
 #[test]
-fn pictures_that_do_not_decode_are_named_and_can_be_left_out() {
-    let work = Workplace::new(70);
+fn undecodable_pictures_are_named_and_can_be_skipped() {
+    let work = Fixture::new(70);
     let good = std::fs::read(work.path("pictures/apes/0001.png")).unwrap();
     std::fs::write(work.path("pictures/apes/0001.png"), &good[..good.len() / 2]).unwrap();
     std::fs::write(work.path("pictures/birds/0003.png"), "no picture").unwrap();
-    let (code, _, stderr) = ended(&work.encode("out", &[]));
+    let (code, _, stderr) = exit_status(&work.encode("out", &[]));
     assert_eq!(code, 1);
     for part in ["2 of 70 pictures", "apes/0001.png", "birds/0003.png", "--skip-bad"] {
         assert!(stderr.contains(part), "{stderr}");
     }
     assert!(!work.path("out/manifest.json").exists());
 
-    let said = succeeded(&work.encode("out", &["--skip-bad"]));
-    assert!(said.contains("68 pictures") && said.contains("2 left out") && said.contains("birds/0003.png"), "{said}");
+    let stdout = succeeded(&work.encode("out", &["--skip-bad"]));
+    assert!(
+        stdout.contains("68 pictures") && stdout.contains("2 left out") && stdout.contains("birds/0003.png"),
+        "{stdout}"
+    );
     let manifest = work.manifest("out");
     assert_eq!((manifest.num_samples, manifest.num_sources), (68, 70));
     assert_eq!(manifest.skipped, ["apes/0001.png", "birds/0003.png"]);
@@ -225,7 +230,7 @@ fn pictures_that_do_not_decode_are_named_and_can_be_left_out() {
     succeeded(&arinar_data(&["verify", "--deep", text(&work.path("out"))]));
     assert!(succeeded(&work.encode("out", &["--skip-bad"])).contains("2 left out"));
 
-    // Once repaired, the shards that lack them are made again.
+    // Once the pictures are repaired, the shards that lack them are written again.
     std::fs::write(work.path("pictures/apes/0001.png"), &good).unwrap();
     std::fs::write(work.path("pictures/birds/0003.png"), &good).unwrap();
     succeeded(&work.encode("out", &[]));
@@ -233,14 +238,14 @@ fn pictures_that_do_not_decode_are_named_and_can_be_left_out() {
 }
 
 #[test]
-fn another_dataset_is_not_overwritten_by_accident() {
-    let work = Workplace::new(70);
+fn another_dataset_is_overwritten_only_on_request() {
+    let work = Fixture::new(70);
     succeeded(&work.encode("out", &["--shard-bytes", "10KB"]));
     let before = files(&work.path("out"));
-    let (code, _, stderr) = ended(&work.encode("out", &["--seed", "2"]));
+    let (code, _, stderr) = exit_status(&work.encode("out", &["--seed", "2"]));
     assert!(code == 78 && stderr.contains("--overwrite"), "{code} {stderr}");
     std::fs::remove_file(work.path("out/manifest.json")).unwrap();
-    let (code, _, stderr) = ended(&work.encode("out", &["--seed", "2"]));
+    let (code, _, stderr) = exit_status(&work.encode("out", &["--seed", "2"]));
     assert!(code == 78 && stderr.contains("shard-00000"), "{code} {stderr}");
     assert_eq!(files(&work.path("out"))[..], before[1..]);
     succeeded(&work.encode("out", &["--seed", "2", "--overwrite"]));
@@ -249,10 +254,10 @@ fn another_dataset_is_not_overwritten_by_accident() {
 }
 
 #[test]
-fn wrong_command_lines_exit_78_and_name_the_cure() {
-    let work = Workplace::new(5);
+fn wrong_command_lines_exit_78_with_advice() {
+    let work = Fixture::new(5);
     let wrong = |arguments: &[&str], part: &str| {
-        let (code, _, stderr) = ended(&arinar_data(arguments));
+        let (code, _, stderr) = exit_status(&arinar_data(arguments));
         assert!(code == 78 && stderr.contains(part), "{arguments:?}: {code} {stderr}");
     };
     wrong(&["encode"], "--images");
@@ -273,7 +278,7 @@ fn wrong_command_lines_exit_78_and_name_the_cure() {
 }
 
 #[test]
-fn help_says_what_there_is() {
+fn help_lists_the_commands() {
     let help = succeeded(&arinar_data(&["--help"]));
     for command in ["encode", "train-vae", "inspect", "verify"] {
         assert!(help.contains(command), "{help}");

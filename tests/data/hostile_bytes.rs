@@ -1,8 +1,8 @@
-//! Bytes from outside that are damaged in every way: each parser ends in a clear error or in exactly the right data,
-//! never in a panic or in wrong data.
+//! Tests of the parsers of external data with randomly damaged input: each parser returns a clear error or exactly the
+//! right data, and never panics or returns wrong data.
 //!
-//! This is the bounded stand-in for fuzzing: cargo-fuzz needs a nightly compiler. A fixed seed makes the cases of every
-//! run the same; `HOSTILE_SEED=N` makes others, `HOSTILE_TIMES=N` N times as many.
+//! This is a bounded replacement for fuzzing, since cargo-fuzz needs a nightly compiler. A fixed seed gives every run
+//! the same cases. `HOSTILE_SEED=N` selects other cases; `HOSTILE_TIMES=N` runs N times as many.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,7 @@ use arinar_data::read::{Dataset, ResumeToken};
 use arinar_model::text::one_line;
 use arinar_model::weights::{WeightsError, WeightsFile};
 use arinar_store::Store;
-use arinar_tests::support::data::{DATASET_ID, LATENT, hand_made, text};
+use arinar_tests::support::data::{DATASET_ID, LATENT, text, write_synthetic_dataset};
 use arinar_tests::support::hostile::{Damage, cases};
 use arinar_trainer::config::TrainConfig;
 use tch::{Device, Kind, Tensor};
@@ -28,7 +28,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
-/// One line that a person can read, whatever the file said.
+/// Asserts that an error is one readable line, even if it quotes the damaged file.
 fn assert_clear(error: &dyn std::fmt::Display) {
     let message = error.to_string();
     assert!(!message.is_empty() && !message.chars().any(|c| c.is_control()), "{message:?}");
@@ -38,7 +38,7 @@ fn assert_clear(error: &dyn std::fmt::Display) {
 #[test]
 fn manifests() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = hand_made(folder.path(), &[5, 3]);
+    let manifest = write_synthetic_dataset(folder.path(), &[5, 3]);
     let path = folder.path().join("manifest.json");
     let whole = std::fs::read(&path).unwrap();
     let store = Store::open(text(folder.path())).unwrap();
@@ -54,7 +54,7 @@ fn manifests() {
 #[test]
 fn shards() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = hand_made(folder.path(), &[6]);
+    let manifest = write_synthetic_dataset(folder.path(), &[6]);
     let facts = &manifest.shards[0];
     let path = folder.path().join(&facts.name);
     let whole = std::fs::read(&path).unwrap();
@@ -70,7 +70,7 @@ fn shards() {
             Ok(_) => assert!(damaged == whole),
             Err(error) => assert_clear(&error),
         }
-        // Even without the manifest a record that is handed out is one of those that were written.
+        // Even without the manifest, every record returned is one of those that were written.
         if let Ok(layout) = ShardLayout::parse(damaged, shape) {
             assert!(records(damaged, &layout).iter().all(|record| expected.contains(record)));
         }
@@ -94,14 +94,15 @@ fn shards() {
 #[test]
 fn tokens() {
     let folder = tempfile::tempdir().unwrap();
-    hand_made(folder.path(), &[5, 3]);
+    write_synthetic_dataset(folder.path(), &[5, 3]);
     let dataset = Dataset::open(text(folder.path())).unwrap();
     let token = serde_json::json!({"version": 1, "dataset_id": DATASET_ID, "seed": 4, "epoch": 7, "position": 6,
                                    "window": 0, "global_batch": 2});
     let whole = serde_json::to_vec_pretty(&token).unwrap();
     cases(300, &whole, |damaged| match serde_json::from_slice::<ResumeToken>(damaged) {
         Ok(found) => match found.check(&dataset.manifest, 4, 2, 0) {
-            // A digit of epoch or position may have changed: a checkpoint's hash tells that, see `checkpoints`.
+            // A changed digit of epoch or position goes unnoticed here. In a checkpoint its hash detects that; see
+            // `checkpoints`.
             Ok(position) => assert_eq!(position.0, found.epoch * 8 + found.position),
             Err(error) => assert_clear(&error),
         },
@@ -130,13 +131,13 @@ fn checkpoints() {
     assert_eq!(files.len(), 5);
     for path in files {
         let whole = std::fs::read(&path).unwrap();
-        // The manifest is the one file that no hash vouches for.
+        // The manifest is the only file whose hash is not stored elsewhere.
         let count = if path.ends_with("manifest.json") { 200 } else { 60 };
         cases(count, &whole, |damaged| {
             std::fs::write(&path, damaged).unwrap();
             match read() {
                 Ok(found) => assert!(found == expected, "{}", path.display()),
-                Err(message) => assert_clear(&one_line(&message)), // as it is told, see `exit`
+                Err(message) => assert_clear(&one_line(&message)), // as the program prints it
             }
         });
         std::fs::write(&path, &whole).unwrap();
@@ -149,7 +150,7 @@ fn zeros(shapes: &[(&str, &[i64])]) -> BTreeMap<String, Tensor> {
     shapes.iter().map(|(name, shape)| ((*name).to_owned(), zeros(shape))).collect()
 }
 
-/// The tensors of dtypes.pth.
+/// Reads the tensors of dtypes.pth, or of a damaged copy.
 fn read_dtypes(path: &Path) -> Result<BTreeMap<String, Tensor>, WeightsError> {
     let loaded = zeros(&[
         ("bf16", &[3, 2]),
@@ -180,7 +181,7 @@ fn pytorch_files() {
     });
 }
 
-/// A PyTorch file with another pickle in it, and all checksums right.
+/// Returns a PyTorch file with its pickle replaced and all checksums correct.
 fn with_pickle(whole: &[u8], pickle: &[u8]) -> Vec<u8> {
     let mut archive = ZipArchive::new(Cursor::new(whole)).unwrap();
     let mut other = ZipWriter::new(Cursor::new(Vec::new()));
@@ -206,7 +207,8 @@ fn pickles() {
         let mut archive = ZipArchive::new(Cursor::new(&whole)).unwrap();
         let entry = format!("{}/data.pkl", Path::new(name).file_stem().unwrap().to_str().unwrap());
         archive.by_name(&entry).unwrap().read_to_end(&mut pickle).unwrap();
-        // Its checksum is made anew, so what it says now may be read: only that it ends, and how, matters.
+        // The checksum is recomputed, so the damaged pickle may be valid. The test only requires that reading ends, and
+        // that an error is clear.
         cases(300, &pickle, |damaged| {
             std::fs::write(&path, with_pickle(&whole, damaged)).unwrap();
             if let Err(error) = read_dtypes(&path) {
@@ -218,7 +220,7 @@ fn pickles() {
 }
 
 #[test]
-fn pickles_that_claim_too_much() {
+fn pickles_that_claim_excessive_sizes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("claims.pth");
     let whole = std::fs::read(fixture("pytorch/dtypes.pth")).unwrap();
@@ -232,10 +234,10 @@ fn pickles_that_claim_too_much() {
         ("pairs of pairs of pairs", bomb),
         ("a pickle of 5 MiB", vec![b'N'; 5 << 20]),
     ];
-    for (what, pickle) in claims {
+    for (claim, pickle) in claims {
         std::fs::write(&path, with_pickle(&whole, &pickle)).unwrap();
-        let error = read_dtypes(&path).expect_err(what);
-        assert!(matches!(error, WeightsError::PyTorch { .. }), "{what}: {error}");
+        let error = read_dtypes(&path).expect_err(claim);
+        assert!(matches!(error, WeightsError::PyTorch { .. }), "{claim}: {error}");
         assert_clear(&error);
     }
 }
@@ -245,7 +247,7 @@ fn cached_latents() {
     const SHAPE: [usize; 3] = [32, 2, 2];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.npz");
-    // One as np.savez writes it, one compressed.
+    // One file as written by np.savez, and one compressed file.
     for name in ["n01440764/n01440764_18.JPEG.npz", "n01443537/n01443537_10007.JPEG.npz"] {
         let original = fixture("npz/cached").join(name);
         let expected = read_moments(&original, SHAPE).unwrap();
@@ -267,7 +269,7 @@ fn safetensors_headers() {
     let whole = arinar_model::weights::serialize(&path, &tensors, &BTreeMap::new()).unwrap();
     let header = whole.len() - 8;
     let loaded = zeros(&[("a", &[2])]);
-    // The format has no checksum: only its header is damaged here, and whether it is read is all that can be asked.
+    // The format has no checksum, so values cannot be verified: damage only the header and check the errors.
     cases(200, &whole[..header], |damaged| {
         std::fs::write(&path, [damaged, &whole[header..]].concat()).unwrap();
         if let Err(error) = WeightsFile::open(&path).and_then(|file| file.fill_model(&loaded)) {
@@ -277,11 +279,11 @@ fn safetensors_headers() {
 }
 
 #[test]
-fn damage_is_damage() {
+fn damage_changes_the_bytes_as_described() {
     let whole: Vec<u8> = (0..=255).collect();
-    let mut same = 0;
-    cases(200, &whole, |damaged| same += u32::from(damaged == whole));
-    assert!(same < 40, "{same} of 200 cases change nothing");
+    let mut unchanged = 0;
+    cases(200, &whole, |damaged| unchanged += u32::from(damaged == whole));
+    assert!(unchanged < 40, "{unchanged} of 200 cases leave the bytes unchanged");
     assert_eq!(Damage::Flip { at: 3, bit: 1 }.apply(b"abcdefgh".to_vec()), b"abcfefgh");
     assert_eq!(Damage::Swap { at: 1, first: 2, second: 3 }.apply(b"abcdefgh".to_vec()), b"adefbcgh");
     assert_eq!(Damage::Splice { from: 0, to: 6, length: 4 }.apply(b"abcdefgh".to_vec()), b"abcdefab");

@@ -1,4 +1,5 @@
-//! The loader: the right samples, the same on every run and for every world, never a damaged one.
+//! Tests of the loader: it yields the right samples, the same in every run and for every world size, and never a
+//! damaged one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +10,9 @@ use arinar_data::DataError;
 use arinar_data::format::MANIFEST_NAME;
 use arinar_data::random::{Purpose, SampleRandom};
 use arinar_data::read::{Batch, BatchSource, Dataset, Loader, LoaderConfig, Position, SampleKey};
-use arinar_tests::support::data::{DATASET_ID, LATENT, MIRRORED, SCALE, flip_bit, hand_made, label_of, mean_of, text};
+use arinar_tests::support::data::{
+    DATASET_ID, LATENT, MIRRORED, SCALE, flip_bit, label_of, mean_of, text, write_synthetic_dataset,
+};
 use tch::Tensor;
 
 fn config(rank: usize, world: usize, micro_batch: usize) -> LoaderConfig {
@@ -33,7 +36,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     Vec::try_from(tensor.flatten(0, -1)).unwrap()
 }
 
-/// Samples, labels and latents of the first `steps` global batches, as `world` ranks see them together.
+/// Returns samples, labels and latents of the first `steps` global batches as read by `world` ranks together.
 fn read(folder: &Path, world: usize, micro_batch: usize, steps: usize) -> Vec<(SampleKey, i64, Vec<f32>)> {
     let dataset = open(folder);
     let mut ranks: Vec<_> = (0..world)
@@ -53,9 +56,9 @@ fn read(folder: &Path, world: usize, micro_batch: usize, steps: usize) -> Vec<(S
 }
 
 #[test]
-fn samples_come_with_their_label_picture_view_and_noise() {
+fn samples_have_the_expected_label_picture_view_and_noise() {
     let folder = tempfile::tempdir().unwrap();
-    hand_made(folder.path(), &[10, 1, 14]);
+    write_synthetic_dataset(folder.path(), &[10, 1, 14]);
     let mut mirrored = 0;
     let samples = read(folder.path(), 1, 12, 25);
     for (key, label, latent) in &samples {
@@ -74,9 +77,9 @@ fn samples_come_with_their_label_picture_view_and_noise() {
 }
 
 #[test]
-fn a_batch_has_the_shapes_it_promises() {
+fn batches_have_the_documented_shapes() {
     let folder = tempfile::tempdir().unwrap();
-    hand_made(folder.path(), &[30]);
+    write_synthetic_dataset(folder.path(), &[30]);
     let Batch { latents, labels, samples, .. } =
         Loader::new(open(folder.path()), config(1, 2, 3), Position::default()).unwrap().next_batch().unwrap();
     assert_eq!(latents.size(), [3, LATENT[0] as i64, LATENT[1] as i64, LATENT[2] as i64]);
@@ -85,9 +88,9 @@ fn a_batch_has_the_shapes_it_promises() {
 }
 
 #[test]
-fn every_world_gets_the_same_samples_to_the_last_bit() {
+fn samples_are_bitwise_equal_for_every_world_size() {
     let folder = tempfile::tempdir().unwrap();
-    hand_made(folder.path(), &[10, 1, 14]);
+    write_synthetic_dataset(folder.path(), &[10, 1, 14]);
     let one = read(folder.path(), 1, 12, 7);
     for (world, micro_batch) in [(1, 4), (2, 6), (2, 2), (3, 4), (4, 1)] {
         assert_eq!(read(folder.path(), world, micro_batch, 7), one, "{world} ranks, micro-batch {micro_batch}");
@@ -95,18 +98,18 @@ fn every_world_gets_the_same_samples_to_the_last_bit() {
 }
 
 #[test]
-fn a_resumed_loader_goes_on_with_the_first_unfinished_global_batch() {
+fn a_resumed_loader_starts_at_the_first_unfinished_global_batch() {
     let folder = tempfile::tempdir().unwrap();
-    hand_made(folder.path(), &[10, 15]);
+    write_synthetic_dataset(folder.path(), &[10, 15]);
     let dataset = open(folder.path());
     let whole = read(folder.path(), 1, 12, 6);
     let mut loader = Loader::new(dataset.clone(), config(0, 1, 4), Position::default()).unwrap();
-    for handed_out in 0..9 {
+    for yielded in 0..9 {
         let token = loader.position();
         let json = serde_json::to_string(&token).unwrap();
         let token: arinar_data::read::ResumeToken = serde_json::from_str(&json).unwrap();
         let start = token.check(&dataset.manifest, 5, 12, 0).unwrap();
-        let first = handed_out / 3 * 12;
+        let first = yielded / 3 * 12;
         assert_eq!(start, Position(first as u64));
         let mut resumed = Loader::new(dataset.clone(), config(0, 1, 12), start).unwrap();
         let batch = resumed.next_batch().unwrap();
@@ -119,9 +122,9 @@ fn a_resumed_loader_goes_on_with_the_first_unfinished_global_batch() {
 }
 
 #[test]
-fn a_token_of_another_run_names_every_difference() {
+fn a_resume_token_of_another_run_is_rejected_with_every_difference() {
     let folder = tempfile::tempdir().unwrap();
-    hand_made(folder.path(), &[10]);
+    write_synthetic_dataset(folder.path(), &[10]);
     let dataset = open(folder.path());
     let mut token = Loader::new(dataset.clone(), config(0, 1, 12), Position::default()).unwrap().position();
     token.dataset_id = "other".to_owned();
@@ -145,14 +148,14 @@ fn a_token_of_another_run_names_every_difference() {
 }
 
 #[test]
-fn a_batch_that_ranks_cannot_share_is_refused() {
+fn a_batch_that_is_not_divisible_by_the_ranks_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
-    hand_made(folder.path(), &[10]);
+    write_synthetic_dataset(folder.path(), &[10]);
     let error = Loader::new(open(folder.path()), config(0, 5, 1), Position::default()).unwrap_err();
     assert!(error.is_configuration() && error.to_string().contains("use 10 or 15"), "{error}");
 }
 
-/// The error that reading the dataset ends with.
+/// Returns the error with which reading the dataset ends.
 fn failure(dataset: Arc<Dataset>) -> DataError {
     let mut loader = Loader::new(dataset, config(0, 1, 12), Position::default()).unwrap();
     let error = (0..20).find_map(|_| loader.next_batch().err()).expect("an error within 20 batches");
@@ -161,9 +164,9 @@ fn failure(dataset: Arc<Dataset>) -> DataError {
 }
 
 #[test]
-fn a_flipped_bit_is_found_when_the_shard_is_opened() {
+fn a_flipped_bit_is_detected_when_the_shard_is_opened() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = hand_made(folder.path(), &[10, 15]);
+    let manifest = write_synthetic_dataset(folder.path(), &[10, 15]);
     // The last byte belongs to the mirrored view of the last record.
     flip_bit(&folder.path().join("shard-00001.safetensors"), manifest.shards[1].bytes as usize - 1);
     let message = failure(open(folder.path())).to_string();
@@ -173,9 +176,9 @@ fn a_flipped_bit_is_found_when_the_shard_is_opened() {
 }
 
 #[test]
-fn a_bit_that_flips_while_the_shard_is_open_is_found_at_the_next_read() {
+fn a_bit_flipped_while_the_shard_is_open_is_detected_by_the_next_read() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = hand_made(folder.path(), &[10]);
+    let manifest = write_synthetic_dataset(folder.path(), &[10]);
     let dataset = open(folder.path());
     dataset.shard(0).unwrap();
     flip_bit(&folder.path().join("shard-00000.safetensors"), manifest.shards[0].bytes as usize - 1);
@@ -186,7 +189,7 @@ fn a_bit_that_flips_while_the_shard_is_open_is_found_at_the_next_read() {
 #[test]
 fn a_truncated_or_missing_shard_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = hand_made(folder.path(), &[10]);
+    let manifest = write_synthetic_dataset(folder.path(), &[10]);
     let shard = folder.path().join("shard-00000.safetensors");
     let bytes = std::fs::read(&shard).unwrap();
     std::fs::write(&shard, &bytes[..bytes.len() - 7]).unwrap();
@@ -200,13 +203,13 @@ fn a_truncated_or_missing_shard_is_named() {
 }
 
 #[test]
-fn no_dataset_a_newer_one_and_a_broken_manifest_are_told_apart() {
+fn missing_newer_and_broken_datasets_have_different_errors() {
     let folder = tempfile::tempdir().unwrap();
     let error = |folder: &Path| Dataset::open(text(folder)).unwrap_err();
     let missing = error(&folder.path().join("nowhere"));
     assert!(missing.is_configuration() && missing.to_string().contains("arinar-data encode"), "{missing}");
     assert!(!folder.path().join("nowhere").exists());
-    let mut manifest = hand_made(folder.path(), &[10]);
+    let mut manifest = write_synthetic_dataset(folder.path(), &[10]);
     let path = folder.path().join(MANIFEST_NAME);
     std::fs::write(&path, r#"{"version": 99, "something": "new"}"#).unwrap();
     let newer = error(folder.path());

@@ -1,4 +1,4 @@
-//! Tests of datasets: making, storing, caching and reading them.
+//! Tests of creating, storing, caching and reading datasets.
 
 mod cache;
 mod convert;

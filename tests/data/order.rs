@@ -1,4 +1,4 @@
-//! The global order: the same samples in the same batches for any number of ranks, each once per epoch.
+//! Tests of the global sample order: any number of ranks reads the same batches, with each sample once per epoch.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +6,7 @@ use arinar_data::read::{BatchLayout, MicroBatches, ScheduledSample, Shuffle};
 
 const WORLDS: [usize; 4] = [1, 2, 3, 4];
 
-/// Shards of 1 to 9 samples.
+/// Returns a shuffle over shards of 1 to 9 samples.
 fn shuffle(samples: usize, seed: u64, window: u64) -> Shuffle {
     let mut left = samples as u64;
     let counts = (1..=9).cycle().map_while(|count| {
@@ -17,14 +17,14 @@ fn shuffle(samples: usize, seed: u64, window: u64) -> Shuffle {
     Shuffle::new(counts, seed, window)
 }
 
-/// The first `batches` global batches as `world` ranks see them together, each in the order of its places.
+/// Returns the first `batches` global batches as read by `world` ranks together, each in batch order.
 fn global_batches(
     (samples, seed, window): (usize, u64, u64),
     global: usize,
     world: usize,
     batches: usize,
 ) -> Vec<Vec<ScheduledSample>> {
-    // All ways to cut a rank's part in micro-batches must agree; take the smallest.
+    // Every micro-batch size must give the same order; use the smallest.
     let micro_batch = 1;
     let accumulation = global / world;
     let mut ranks: Vec<_> = (0..world)
@@ -43,7 +43,7 @@ fn global_batches(
 }
 
 #[test]
-fn every_world_sees_the_same_global_batches_in_the_same_order() {
+fn the_order_is_the_same_for_every_world_size() {
     for order in [(100, 1, 0), (7, 2, 1), (12, 3, 0), (1, 4, 0), (1906, 5, 0), (1906, 5, 3), (100, 1, 4)] {
         let one = global_batches(order, 12, 1, 30);
         for world in WORLDS {
@@ -53,14 +53,14 @@ fn every_world_sees_the_same_global_batches_in_the_same_order() {
 }
 
 #[test]
-fn each_sample_comes_once_per_epoch_and_nothing_is_dropped() {
+fn every_sample_appears_once_per_epoch() {
     for (samples, seed, window) in [(100, 1, 0), (7, 2, 1), (12, 3, 0), (97, 4, 2), (97, 4, 5)] {
         for world in WORLDS {
             let batches = global_batches((samples, seed, window), 12, world, samples);
-            let places: Vec<ScheduledSample> = batches.into_iter().flatten().collect();
-            for (epoch, places) in places.chunks_exact(samples).enumerate() {
-                assert!(places.iter().all(|place| place.epoch == epoch as u64));
-                let mut seen: Vec<u64> = places.iter().map(|place| place.sample).collect();
+            let scheduled: Vec<ScheduledSample> = batches.into_iter().flatten().collect();
+            for (epoch, scheduled) in scheduled.chunks_exact(samples).enumerate() {
+                assert!(scheduled.iter().all(|entry| entry.epoch == epoch as u64));
+                let mut seen: Vec<u64> = scheduled.iter().map(|entry| entry.sample).collect();
                 seen.sort_unstable();
                 assert_eq!(seen, (0..samples as u64).collect::<Vec<_>>());
             }
@@ -69,8 +69,8 @@ fn each_sample_comes_once_per_epoch_and_nothing_is_dropped() {
 }
 
 #[test]
-fn micro_batches_cut_a_global_batch_without_changing_it() {
-    let places = |world: usize, micro_batch: usize| {
+fn the_micro_batch_size_does_not_change_the_order() {
+    let order = |world: usize, micro_batch: usize| {
         let mut all = Vec::new();
         let mut ranks: Vec<_> = (0..world)
             .map(|rank| {
@@ -83,9 +83,9 @@ fn micro_batches_cut_a_global_batch_without_changing_it() {
         }
         all
     };
-    let whole = places(1, 24);
+    let expected = order(1, 24);
     for (world, micro_batch) in [(1, 1), (1, 8), (2, 12), (2, 3), (3, 4), (4, 6), (4, 2)] {
-        assert_eq!(places(world, micro_batch), whole, "{world} ranks, micro-batch {micro_batch}");
+        assert_eq!(order(world, micro_batch), expected, "{world} ranks, micro-batch {micro_batch}");
     }
 }
 
@@ -93,7 +93,7 @@ fn micro_batches_cut_a_global_batch_without_changing_it() {
 fn epochs_and_seeds_have_different_orders() {
     let order = |seed, window, epoch: usize| -> Vec<u64> {
         let batches = global_batches((40, seed, window), 40, 1, epoch + 1);
-        batches[epoch].iter().map(|place| place.sample).collect()
+        batches[epoch].iter().map(|entry| entry.sample).collect()
     };
     for window in [0, 3] {
         assert_ne!(order(1, window, 0), order(1, window, 1));

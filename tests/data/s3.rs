@@ -1,4 +1,5 @@
-//! Reading a dataset from S3 as the ranks of a node do: through faults, within the egress and the memory promised.
+//! Tests that read a dataset from S3 as the ranks of a node do, despite faults and within the documented limits of
+//! egress and memory.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,13 +12,13 @@ use arinar_data::format::Manifest;
 use arinar_data::read::cache::{CacheConfig, needed_bytes};
 use arinar_data::read::{Batch, BatchSource, Dataset, Loader, LoaderConfig, Position};
 use arinar_tests::s3::{Fault, Faults, S3Server};
-use arinar_tests::support::data::{MIRRORED, SCALE, ended, hand_made, label_of, mean_of};
+use arinar_tests::support::data::{MIRRORED, SCALE, exit_status, label_of, mean_of, write_synthetic_dataset};
 use serde::{Deserialize, Serialize};
 
 const BUCKET: &str = "data";
 const TASK_VARIABLE: &str = "ARINAR_TEST_READER";
 
-/// What the ranks of a node are to do, in step with each other as all-reduces keep them.
+/// Work for the ranks of a node, which proceed in lockstep as in training.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Task {
     url: String,
@@ -27,23 +28,23 @@ struct Task {
     world: usize,
     micro_batch: usize,
     batches: usize,
-    /// Whether the samples are those of `hand_made`.
-    hand_made: bool,
+    /// Whether the dataset was written by `write_synthetic_dataset`, so that the samples can be checked.
+    check_samples: bool,
 }
 
-/// What came of it.
+/// Result of a [`Task`].
 #[derive(Debug, Serialize, Deserialize)]
 struct Report {
-    /// "epoch sample" of each.
+    /// Epoch and index of each sample.
     samples: Vec<(u64, u64)>,
-    /// Most anonymous memory above what the process had when it began to read, in bytes.
+    /// Largest increase of anonymous memory since reading started, in bytes.
     memory: u64,
     error: Option<String>,
 }
 
-/// Not a test: the ranks, in a process of their own, because a store takes its options from the environment.
+/// Not a test: the ranks, in a separate process because a store takes its options from the environment.
 #[test]
-#[ignore = "run by other tests in a process of its own"]
+#[ignore = "run by other tests in a separate process"]
 fn reader() {
     let task: Task = serde_json::from_str(&std::env::var(TASK_VARIABLE).unwrap()).unwrap();
     println!("\nreport {}", serde_json::to_string(&read(&task)).unwrap());
@@ -73,7 +74,7 @@ fn read(task: &Task) -> Report {
             for rank in &mut ranks {
                 let batch = rank.next_batch()?;
                 report.samples.extend(batch.samples.iter().map(|key| (key.epoch, key.sample)));
-                if task.hand_made {
+                if task.check_samples {
                     check(&batch);
                 }
             }
@@ -85,7 +86,7 @@ fn read(task: &Task) -> Report {
     report
 }
 
-/// Each sample's label, and the mean of it or of its mirror image.
+/// Asserts that each sample has its label, and the mean of its original or mirrored view.
 fn check(batch: &Batch) {
     for (index, key) in batch.samples.iter().enumerate() {
         let first = batch.latents.double_value(&[index as i64, 0, 0, 0]) / SCALE;
@@ -101,7 +102,7 @@ fn anonymous_memory() -> u64 {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
 }
 
-/// A bucket with a dataset.
+/// A bucket with a dataset, and a cache folder.
 struct Lab {
     folder: tempfile::TempDir,
     server: S3Server,
@@ -113,7 +114,7 @@ impl Lab {
         let folder = tempfile::tempdir().unwrap();
         let server = S3Server::start(&folder.path().join("store"));
         server.create_bucket(BUCKET);
-        let manifest = hand_made(&server.object_path(BUCKET, "set"), shards);
+        let manifest = write_synthetic_dataset(&server.object_path(BUCKET, "set"), shards);
         Self { folder, server, manifest }
     }
 
@@ -126,7 +127,7 @@ impl Lab {
             world: 1,
             micro_batch: 8,
             batches,
-            hand_made: true,
+            check_samples: true,
         }
     }
 
@@ -138,7 +139,7 @@ impl Lab {
             .env("ARINAR_STORE_PATIENCE", "20")
             .output()
             .unwrap();
-        let (_, stdout, stderr) = ended(&output);
+        let (_, stdout, stderr) = exit_status(&output);
         assert!(output.status.success(), "{stdout}\n{stderr}");
         serde_json::from_str(stdout.lines().find_map(|line| line.strip_prefix("report ")).unwrap()).unwrap()
     }
@@ -148,15 +149,15 @@ impl Lab {
     }
 }
 
-/// 12 shards, 88 samples: an epoch is 11 batches of 8.
+/// Samples of each shard: 88 in total, so that an epoch is 11 batches of 8.
 const SHARDS: [usize; 12] = [9, 12, 3, 8, 8, 8, 10, 2, 7, 8, 8, 5];
 
 #[test]
-fn every_fault_is_survived_without_a_wrong_sample() {
+fn faults_never_cause_a_wrong_sample() {
     let lab = Lab::new(&SHARDS);
-    let calm = lab.read(&lab.task(2, 22));
-    assert_eq!(calm.error, None);
-    assert_eq!(calm.samples.len(), 2 * 88);
+    let expected = lab.read(&lab.task(2, 22));
+    assert_eq!(expected.error, None);
+    assert_eq!(expected.samples.len(), 2 * 88);
     let kinds = [
         Fault::InternalError,
         Fault::SlowDown,
@@ -177,15 +178,15 @@ fn every_fault_is_survived_without_a_wrong_sample() {
             seed: 1,
             ..Faults::default()
         });
-        let wild = lab.read(&lab.task(2, 22));
-        assert_eq!(wild.error, None, "{kind:?}");
-        assert_eq!(wild.samples, calm.samples, "{kind:?}");
+        let report = lab.read(&lab.task(2, 22));
+        assert_eq!(report.error, None, "{kind:?}");
+        assert_eq!(report.samples, expected.samples, "{kind:?}");
         assert!(lab.server.counters().faults() > 0, "{kind:?} never happened");
     }
 }
 
 #[test]
-fn a_manifest_that_is_damaged_on_its_way_is_asked_for_again() {
+fn a_manifest_corrupted_in_transit_is_requested_again() {
     let lab = Lab::new(&SHARDS);
     let flips = Faults::first(2, Fault::FlipBit, &["GET"]);
     lab.server.set_faults(Faults { prefix: format!("{BUCKET}/set/manifest"), ..flips });
@@ -194,8 +195,8 @@ fn a_manifest_that_is_damaged_on_its_way_is_asked_for_again() {
 }
 
 #[test]
-fn two_ranks_of_a_node_fetch_each_shard_once_an_epoch() {
-    // Windows of about 80 samples, which is more than ranks in step with each other are ever apart.
+fn two_ranks_of_a_node_fetch_each_shard_once_per_epoch() {
+    // Windows have about 80 samples, more than two ranks in lockstep are ever apart.
     let lab = Lab::new(&[40, 43, 38, 41, 44, 36, 40, 42, 38, 40, 39, 39]);
     let (samples, epochs) = (480, 3);
     let total: u64 = lab.manifest.shards.iter().map(|shard| shard.bytes).sum();
@@ -206,11 +207,11 @@ fn two_ranks_of_a_node_fetch_each_shard_once_an_epoch() {
     let expected: Vec<_> =
         (0..epochs as u64).flat_map(|epoch| (0..samples as u64).map(move |sample| (epoch, sample))).collect();
     assert_eq!(seen, expected);
-    // Three epochs, and at their end the two windows that were read ahead.
+    // Three epochs, plus the two windows that are prefetched at their end.
     let ahead = needed_bytes(&lab.manifest, 2);
     let most = epochs as u64 * total * 102 / 100 + ahead;
     assert!(lab.egress() <= most, "{} bytes instead of {most}", lab.egress());
-    // A cache that holds everything is filled once.
+    // A cache that holds the whole dataset is filled once.
     lab.server.reset_counters();
     std::fs::remove_dir_all(lab.folder.path().join("cache")).unwrap();
     let whole = Task { limit: None, window: 0, ..lab.task(0, epochs * samples / 8) };
@@ -219,28 +220,28 @@ fn two_ranks_of_a_node_fetch_each_shard_once_an_epoch() {
 }
 
 #[test]
-fn a_store_that_stays_away_ends_in_one_clear_line() {
+fn an_unreachable_store_ends_in_a_one_line_error() {
     let lab = Lab::new(&SHARDS);
     lab.server.set_faults(Faults { down: true, ..Faults::default() });
-    let began = Instant::now();
+    let start = Instant::now();
     let error = lab.read(&lab.task(2, 22)).error.unwrap();
     assert!(error.contains("s3://data/set") && !error.contains('\n'), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(90));
+    assert!(start.elapsed() < Duration::from_secs(90));
 }
 
 #[test]
-fn memory_stays_within_the_budget_and_64_mib() {
-    // 192 MiB in shards of 32 MiB: more than may be held.
+fn memory_stays_within_four_batches_and_64_mib() {
+    // The dataset has 192 MiB in shards of 32 MiB, more than the loader may hold.
     let lab = Lab::new(&[]);
     let folder = lab.server.object_path(BUCKET, "large");
-    let manifest = arinar_tests::support::data::large(&folder, 6, 512);
+    let manifest = arinar_tests::support::data::write_large_dataset(&folder, 6, 512);
     let url = format!("s3://{BUCKET}/large");
     let task = Task { url, limit: Some(needed_bytes(&manifest, 1)), micro_batch: 32, batches: 96, ..lab.task(1, 0) };
-    let report = lab.read(&Task { hand_made: false, ..task.clone() });
+    let report = lab.read(&Task { check_samples: false, ..task.clone() });
     assert_eq!(report.error, None);
     assert_eq!(report.samples.len(), 32 * 96);
-    // Two batches ahead, the one in hand, and one more on its way into tensors; f32 latents are as large as both
-    // moments in f16.
+    // Two prefetched batches, the current one, and one that is being converted to tensors. Latents in f32 are as large
+    // as both moments in f16.
     let batch = 32 * (32 << 10);
     assert!(report.memory < 4 * batch + (64 << 20), "{} MiB", report.memory >> 20);
     println!("loader: {} MiB above the start", report.memory >> 20);

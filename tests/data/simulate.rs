@@ -1,4 +1,4 @@
-//! `arinar-data simulate` and `bench` as a user runs them.
+//! Tests that run `arinar-data simulate` and `bench` as a user does.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,12 +6,12 @@ use arinar_data::commands::simulate::quality;
 use arinar_data::format::Manifest;
 use arinar_data::read::Shuffle;
 use arinar_store::Store;
-use arinar_tests::support::data::{arinar_data, ended, flip_bit, hand_made, succeeded, text};
+use arinar_tests::support::data::{arinar_data, exit_status, flip_bit, succeeded, text, write_synthetic_dataset};
 use serde_json::Value;
 
-/// 40 shards of 25 samples, of which only the manifest is left, with 1000 samples in 10 classes.
-fn manifest_alone(folder: &std::path::Path) -> Manifest {
-    let manifest = hand_made(folder, &[25; 40]);
+/// Writes only the manifest of a dataset of 40 shards of 25 samples, 1000 samples in 10 classes.
+fn write_manifest(folder: &std::path::Path) -> Manifest {
+    let manifest = write_synthetic_dataset(folder, &[25; 40]);
     for shard in &manifest.shards {
         std::fs::remove_file(folder.join(&shard.name)).unwrap();
     }
@@ -22,14 +22,14 @@ fn manifest_alone(folder: &std::path::Path) -> Manifest {
 }
 
 fn simulate(folder: &std::path::Path, more: &[&str]) -> Vec<Value> {
-    let said = succeeded(&arinar_data(&[&["simulate", "--data", text(folder), "--json"], more].concat()));
-    serde_json::from_str(&said).unwrap()
+    let stdout = succeeded(&arinar_data(&[&["simulate", "--data", text(folder), "--json"], more].concat()));
+    serde_json::from_str(&stdout).unwrap()
 }
 
 #[test]
-fn egress_and_cache_need_follow_from_window_and_limit() {
+fn egress_and_cache_size_follow_from_window_and_limit() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = manifest_alone(folder.path());
+    let manifest = write_manifest(folder.path());
     let (bytes, shard) = (manifest.shards.iter().map(|shard| shard.bytes).sum::<u64>(), manifest.shards[0].bytes);
     let limit = (8 * shard + 100).to_string();
     let job = ["--nodes", "4", "--ranks-per-node", "2", "--global-batch", "40", "--cache-limit", &limit];
@@ -41,53 +41,56 @@ fn egress_and_cache_need_follow_from_window_and_limit() {
     assert!(found[0]["egress_later_epochs"].as_u64().unwrap() <= bytes);
     assert!(found[1]["egress_first_epoch"].is_null());
     assert_eq!(found[2]["cache_needed"], bytes);
-    // Without a limit everything is fetched once.
+    // Without a limit every shard is fetched once.
     let found = simulate(folder.path(), &["--window", "4"]);
     assert_eq!((&found[0]["egress_first_epoch"], &found[0]["egress_later_epochs"]), (&bytes.into(), &0.into()));
-    let said = succeeded(&arinar_data(&["simulate", "--data", text(folder.path()), "--window", "4"]));
+    let stdout = succeeded(&arinar_data(&["simulate", "--data", text(folder.path()), "--window", "4"]));
     for part in ["1000 samples in 40 shards", "window of 4 shards", "full shuffle", "1.00 x the dataset", "classes"] {
-        assert!(said.contains(part), "{part:?} is not in {said}");
+        assert!(stdout.contains(part), "{part:?} is not in {stdout}");
     }
 }
 
 #[test]
-fn quality_is_what_theory_says() {
+fn shuffle_quality_matches_theory() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = manifest_alone(folder.path());
-    let look = |window| quality(&manifest, &Shuffle::new([25; 40], 1, window), 50, 1);
-    let (one, four, full) = (look(1), look(4), look(0));
-    // A batch of 50 from windows of one shard of 25 is two whole shards.
+    let manifest = write_manifest(folder.path());
+    let quality_of = |window| quality(&manifest, &Shuffle::new([25; 40], 1, window), 50, 1);
+    let (one, four, full) = (quality_of(1), quality_of(4), quality_of(0));
+    // With windows of one shard of 25 samples, a batch of 50 is two whole shards.
     assert_eq!((one.shards_per_batch, one.largest_share), (2.0, 0.5));
     assert_eq!(full.pairs_from_one_window, 1.0);
-    // 50 of 1000 without putting back hit 40 * (1 - C(975, 50) / C(1000, 50)) = 29.1 of 40 shards.
+    // 50 of 1000 samples without replacement hit 40 * (1 - C(975, 50) / C(1000, 50)) = 29.1 of 40 shards.
     assert!((full.shards_per_batch - 29.1).abs() < 1.0, "{full:?}");
     assert!(one.largest_share > four.largest_share && four.largest_share > full.largest_share);
-    // Classes are spread over the shards, so that a window has as many as anything.
+    // Classes are spread over all shards, so the window does not change the number of classes in a batch.
     for quality in [&one, &four, &full] {
         assert!((quality.classes_per_batch.unwrap() - 9.95).abs() < 0.15, "{quality:?}");
     }
-    // Two samples of a batch were in one of ten windows before: of one shard surely, else with 3 in 39.
+    // Probability that two samples of a batch were in the same one of ten windows before: 1 if they are of the same
+    // shard, otherwise 3/39.
     assert!(four.pairs_from_one_window < 0.45 && four.pairs_from_one_window > 0.2, "{four:?}");
 }
 
 #[test]
-fn bench_tells_cold_from_warm_and_finds_damage() {
+fn bench_separates_cold_and_warm_reads_and_detects_damage() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = hand_made(folder.path(), &[20, 30]);
-    let said = succeeded(&arinar_data(&["bench", "--data", text(folder.path()), "--seconds", "1"]));
-    assert!(said.contains("cold: 2 of 2 shards") && said.contains("warm: ") && said.contains("records/s"), "{said}");
-    assert_eq!(said.lines().count(), 2, "{said}");
+    let manifest = write_synthetic_dataset(folder.path(), &[20, 30]);
+    let stdout = succeeded(&arinar_data(&["bench", "--data", text(folder.path()), "--seconds", "1"]));
+    for part in ["cold: 2 of 2 shards", "warm: ", "records/s"] {
+        assert!(stdout.contains(part), "{part:?} is not in {stdout}");
+    }
+    assert_eq!(stdout.lines().count(), 2, "{stdout}");
     flip_bit(&folder.path().join(&manifest.shards[1].name), 1200);
-    let (code, _, stderr) = ended(&arinar_data(&["bench", "--data", text(folder.path())]));
+    let (code, _, stderr) = exit_status(&arinar_data(&["bench", "--data", text(folder.path())]));
     assert!(code == 1 && stderr.contains("shard-00001.safetensors is damaged"), "{stderr}");
 }
 
 #[test]
 fn wrong_command_lines_exit_78() {
     let folder = tempfile::tempdir().unwrap();
-    manifest_alone(folder.path());
+    write_manifest(folder.path());
     let wrong = |arguments: &[&str], part: &str| {
-        let (code, _, stderr) = ended(&arinar_data(arguments));
+        let (code, _, stderr) = exit_status(&arinar_data(arguments));
         assert!(code == 78 && stderr.contains(part), "{code} {stderr}");
     };
     let data = text(folder.path());

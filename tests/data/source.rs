@@ -1,4 +1,4 @@
-//! Listing pictures in folders and tar files.
+//! Tests of listing pictures in folders and tar files.
 
 #![allow(clippy::unwrap_used)]
 
@@ -27,7 +27,7 @@ fn the_embedded_dataset_has_1906_pictures_in_9_classes() {
 }
 
 #[test]
-fn a_folder_and_a_tar_of_it_are_the_same() {
+fn a_folder_and_its_tar_list_the_same_pictures() {
     let folder = tempfile::tempdir().unwrap();
     let tree = folder.path().join("tree");
     picture_tree(&tree, 12);
@@ -46,7 +46,7 @@ fn a_folder_and_a_tar_of_it_are_the_same() {
 }
 
 #[test]
-fn pictures_at_the_top_of_a_tar_belong_to_the_class_of_its_name() {
+fn pictures_at_the_top_of_a_tar_belong_to_the_class_named_by_the_tar() {
     let folder = tempfile::tempdir().unwrap();
     picture_tree(folder.path(), 9);
     for class in ["birds", "apes"] {
@@ -59,7 +59,7 @@ fn pictures_at_the_top_of_a_tar_belong_to_the_class_of_its_name() {
 }
 
 #[test]
-fn links_are_followed_and_loops_are_not() {
+fn links_are_followed_but_loops_are_not() {
     let folder = tempfile::tempdir().unwrap();
     picture_tree(&folder.path().join("real"), 3);
     let tree = folder.path().join("tree");
@@ -71,7 +71,7 @@ fn links_are_followed_and_loops_are_not() {
 }
 
 #[test]
-fn what_cannot_be_used_is_said_in_one_sentence() {
+fn unusable_sources_have_clear_errors() {
     let folder = tempfile::tempdir().unwrap();
     let tree = folder.path().join("tree");
     picture_tree(&tree, 3);

@@ -1,5 +1,5 @@
-//! Keeps the library in memory once it is loaded: the threads of its streams must not lose their code when a program
-//! that only looked whether it is there closes it again.
+//! Links the library with `nodelete`, which keeps it in memory once it is loaded. Otherwise a program that only probes
+//! for it and closes it again would unmap the code of the stream threads.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -1,6 +1,6 @@
-//! The demo's dataset and a run, both in a bucket, on a bad day: a tenth of all requests fails in every way a store can
-//! fail, ranks are killed in a step, in an upload and in a download, and a bit of the cache flips. The run ends
-//! bit-identical to one on a good day, and every sample is seen where it belongs.
+//! A chaos test of a run in a bucket on the demo's dataset: a tenth of all requests fail in every way in which a store
+//! can fail, ranks are killed in a step, in an upload and in a download, and a bit of the cache flips. The run must end
+//! bit-identical to an undisturbed one, with the same samples in every step.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -12,13 +12,13 @@ use std::{
 
 use arinar_data::format::Manifest;
 use arinar_tests::s3::{BLOCK, Fault, Faults, S3Server};
-use arinar_tests::support::trainer::{Ended, launch, trainer};
+use arinar_tests::support::trainer::{ProcessOutput, launch, trainer};
 
 const BUCKET: &str = "chaos";
 const GLOBAL_BATCH: u64 = 32;
-/// Three epochs and a bit.
+/// Slightly more than three epochs.
 const STEPS: u64 = 185;
-/// Every way to fail that passes.
+/// All transient faults.
 const KINDS: [Fault; 7] = [
     Fault::InternalError,
     Fault::SlowDown,
@@ -28,8 +28,8 @@ const KINDS: [Fault; 7] = [
     Fault::Truncate,
     Fault::FlipBit,
 ];
-/// Nobody waits for a test longer.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Timeout of every wait.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 const CONFIG: &str = "seed: 5
 run: {name: chaos, dir: 's3://chaos/run', log_dir: LOGS}
@@ -49,14 +49,14 @@ train: {threads: 1}
 log: {every: 1, format: text}
 ";
 
-/// A store with the dataset, and what a machine keeps on its disk.
+/// A store with the dataset, and a machine's local files.
 struct World {
     folder: tempfile::TempDir,
     server: S3Server,
 }
 
 impl World {
-    /// Encodes the demo's pictures into `store`, or copies a store in which that has been done.
+    /// Encodes the demo's images into the store, or copies the dataset of another store.
     fn new(encoded: Option<&World>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let server = S3Server::start(&folder.path().join("store"));
@@ -70,9 +70,9 @@ impl World {
                 assert!(copied.success());
             }
         }
-        let place = |name: &str| world.path(name).display().to_string();
+        let path = |name: &str| world.path(name).display().to_string();
         let config =
-            CONFIG.replace("LOGS", &place("logs")).replace("CACHE", &place("cache")).replace("SPOOL", &place("spool"));
+            CONFIG.replace("LOGS", &path("logs")).replace("CACHE", &path("cache")).replace("SPOOL", &path("spool"));
         std::fs::write(world.path("chaos.yaml"), config).unwrap();
         world
     }
@@ -88,7 +88,7 @@ impl World {
         command.arg(repository.join("tests/data/noto-emoji-32.tar")).args(["--image-size", "32", "--vae"]);
         command.arg(repository.join("data/assets/emoji-vae.safetensors"));
         command.args(["--out", "s3://chaos/emoji", "--shard-bytes", "300KB"]).envs(self.server.environment());
-        Ended::of(command.output().unwrap()).succeeded();
+        ProcessOutput::of(command.output().unwrap()).succeeded();
     }
 
     fn train(&self) -> Command {
@@ -99,35 +99,35 @@ impl World {
         command
     }
 
-    /// Starts training, waits until `moment` comes, and kills a rank with SIGKILL.
-    fn train_until(&self, rank: usize, mut moment: impl FnMut(&World) -> bool) {
+    /// Starts training, waits until `condition` holds, and kills a rank with SIGKILL.
+    fn train_until(&self, rank: usize, mut condition: impl FnMut(&World) -> bool) {
         let output = |name: &str| std::fs::File::options().create(true).append(true).open(self.path(name)).unwrap();
         let mut mpirun = self.train().stdout(Stdio::from(output("stdout"))).stderr(output("stderr")).spawn().unwrap();
-        let began = Instant::now();
-        while !moment(self) {
-            let ended = mpirun.try_wait().unwrap();
-            assert!(ended.is_none() && began.elapsed() < PATIENCE, "{ended:?}: {}", self.told());
+        let started = Instant::now();
+        while !condition(self) {
+            let status = mpirun.try_wait().unwrap();
+            assert!(status.is_none() && started.elapsed() < TIMEOUT, "{status:?}: {}", self.output());
             std::thread::sleep(Duration::from_millis(1));
         }
         kill_rank(&mpirun, rank);
         assert!(!mpirun.wait().unwrap().success());
     }
 
-    fn told(&self) -> String {
+    fn output(&self) -> String {
         let read = |name: &str| std::fs::read_to_string(self.path(name)).unwrap_or_default();
         format!("{}\n{}", read("stdout"), read("stderr"))
     }
 
-    /// Steps whose samples are logged.
+    /// Returns the last step whose samples are logged.
     fn steps(&self) -> u64 {
         self.samples().keys().next_back().copied().unwrap_or(0)
     }
 
-    /// For each step its samples as "sample epoch".
+    /// Returns the samples of each step as "sample epoch".
     fn samples(&self) -> BTreeMap<u64, BTreeSet<String>> {
         let mut samples = BTreeMap::<u64, BTreeSet<String>>::new();
         let log = std::fs::read_to_string(self.path("samples")).unwrap_or_default();
-        // A killed rank may leave half a line at the end, and only there.
+        // Only the last line may be incomplete after a kill.
         let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
         for line in whole.lines() {
             let (step, sample) = line.split_once(' ').unwrap();
@@ -136,10 +136,10 @@ impl World {
         samples
     }
 
-    /// Every tensor of the final checkpoint in the bucket.
+    /// Returns the tensor files of the final checkpoint in the bucket.
     fn tensors(&self) -> BTreeMap<String, Vec<u8>> {
         let folder = self.server.object_path(BUCKET, &format!("run/step-{STEPS:08}"));
-        assert!(folder.join("manifest.json").is_file(), "{}", self.told());
+        assert!(folder.join("manifest.json").is_file(), "{}", self.output());
         let mut tensors = BTreeMap::new();
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -152,7 +152,7 @@ impl World {
         tensors
     }
 
-    /// A cached shard, if there is one.
+    /// Returns the path of a cached shard, if there is one.
     fn cached_shard(&self) -> Option<PathBuf> {
         let dataset = std::fs::read_dir(self.path("cache")).ok()?.find_map(|entry| {
             let path = entry.ok()?.path();
@@ -172,76 +172,76 @@ fn kill_rank(mpirun: &Child, rank: usize) {
     assert!(Command::new("kill").args(["-9", ranks[rank % ranks.len()]]).status().unwrap().success());
 }
 
-/// A number that differs from run to run; it is printed, so that a failure can be looked into.
-fn arbitrary() -> u64 {
+/// Returns a seed that differs between runs and prints it, so that a failure can be investigated.
+fn random_seed() -> u64 {
     let number = u64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos()) / 1000;
     println!("chaos seed {number}");
     number
 }
 
 #[test]
-fn chaos_changes_nothing() {
-    let calm = World::new(None);
-    let manifest = calm.server.object_path(BUCKET, "emoji/manifest.json");
+fn chaos_does_not_change_the_result() {
+    let undisturbed = World::new(None);
+    let manifest = undisturbed.server.object_path(BUCKET, "emoji/manifest.json");
     let manifest: Manifest = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
     assert!(manifest.shards.iter().map(|shard| shard.bytes).sum::<u64>() > 2_000_000, "the cache must be too small");
-    let wild = World::new(Some(&calm));
-    Ended::of(calm.train().output().unwrap()).succeeded();
+    let disturbed = World::new(Some(&undisturbed));
+    ProcessOutput::of(undisturbed.train().output().unwrap()).succeeded();
 
-    let seed = arbitrary();
-    wild.server.set_faults(Faults {
+    let seed = random_seed();
+    disturbed.server.set_faults(Faults {
         of_ten: 1,
         kinds: KINDS.to_vec(),
         seed,
-        // Slow enough that a download takes its time.
+        // Slow enough for a kill during a download.
         bytes_per_second: 4_000_000,
         ..Faults::default()
     });
     let rank = (seed % 2) as usize;
     let traffic = |world: &World, below: &str| world.server.counters().below(&format!("{BUCKET}/{below}"));
-    // In a step, at some time in the first epoch.
+    // Kill a rank in a step of the first epoch.
     let step = 5 + seed % 40;
-    wild.train_until(rank, |world| world.steps() >= step);
-    let shard = wild.cached_shard().unwrap();
+    disturbed.train_until(rank, |world| world.steps() >= step);
+    let shard = disturbed.cached_shard().unwrap();
     let mut bytes = std::fs::read(&shard).unwrap();
-    let at = bytes.len() - 1 - (seed as usize % (bytes.len() / 2));
-    bytes[at] ^= 1 << (seed % 8);
+    let position = bytes.len() - 1 - (seed as usize % (bytes.len() / 2));
+    bytes[position] ^= 1 << (seed % 8);
     std::fs::write(&shard, bytes).unwrap();
-    // In an upload: when a checkpoint's next file comes in.
-    let before = wild.steps() + 20;
+    // Kill a rank in an upload, when the store receives data of a checkpoint.
+    let before = disturbed.steps() + 20;
     let mut uploaded = None;
-    wild.train_until(rank + 1, |world| {
+    disturbed.train_until(rank + 1, |world| {
         let received = traffic(world, "run/step-").received;
         if world.steps() < before {
             return false;
         }
         received > *uploaded.get_or_insert(received)
     });
-    // In a download: when a shard begins to come.
+    // Kill a rank in a download, when a shard is requested.
     let mut downloaded = None;
-    let before = wild.steps() + 20;
-    wild.train_until(rank, |world| {
+    let before = disturbed.steps() + 20;
+    disturbed.train_until(rank, |world| {
         let requests = traffic(world, "emoji/shard-").requests;
         if world.steps() < before {
             return false;
         }
         requests > *downloaded.get_or_insert(requests)
     });
-    Ended::of(wild.train().output().unwrap()).succeeded();
+    ProcessOutput::of(disturbed.train().output().unwrap()).succeeded();
 
-    let counters = wild.server.counters();
+    let counters = disturbed.server.counters();
     println!("requests: {:?}, faults: {:?}", counters.requests, counters.faults);
-    assert_eq!(counters.faults.len(), KINDS.len(), "some way to fail never came");
-    // Of requests that a killed rank did not finish there may be more than were counted, and so of faults.
+    assert_eq!(counters.faults.len(), KINDS.len(), "not every kind of fault occurred");
+    // Requests that a killed rank did not finish may not be counted, so there may be more faults.
     assert!(counters.faults() >= counters.requests.values().map(|requests| requests / BLOCK).sum());
-    assert!(calm.tensors() == wild.tensors(), "the runs differ");
-    let (expected, seen) = (calm.samples(), wild.samples());
+    assert!(undisturbed.tensors() == disturbed.tensors(), "the runs differ");
+    let (expected, seen) = (undisturbed.samples(), disturbed.samples());
     assert_eq!(expected.len() as u64, STEPS);
     for (step, samples) in &expected {
         assert_eq!(samples.len() as u64, GLOBAL_BATCH, "step {step}");
         assert_eq!(seen.get(step), Some(samples), "step {step}");
     }
-    // An epoch holds each of the 1,906 samples once.
+    // An epoch contains each of the 1,906 samples once.
     let in_order: Vec<&String> = expected.values().flatten().collect();
     for epoch in 0..3 {
         let ending = format!(" {epoch}");

@@ -1,4 +1,4 @@
-//! What the launcher says before it starts anything, and what it serves while a job runs.
+//! Tests of the launcher's command line, `--dry-run`, errors before a start, and the status page.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -7,10 +7,10 @@ use std::{
     process::Command,
 };
 
-use arinar_tests::support::launcher::{Said, Stage, program, signal, until};
+use arinar_tests::support::launcher::{LauncherOutput, Stage, program, signal, wait_until};
 use rustix::process::Signal;
 
-/// Every metric that the dashboards use, and its labels.
+/// All metrics of the dashboards, with their labels.
 const METRICS: [&str; 31] = [
     "arinar_step ",
     "arinar_total_steps ",
@@ -45,32 +45,32 @@ const METRICS: [&str; 31] = [
     "# TYPE arinar_time_seconds gauge",
 ];
 
-/// One line, with this part, and this code.
+/// Asserts the exit code and that the error is one line that contains `part`.
 #[track_caller]
-fn one_line(said: Said, code: i32, part: &str) {
-    let said = said.ended(code);
-    assert_eq!(said.stderr.lines().count(), 1, "{}", said.stderr);
-    said.says("arinar-launcher: ").says(part);
+fn assert_one_line(output: LauncherOutput, code: i32, part: &str) {
+    let output = output.exited_with(code);
+    assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
+    output.reports("arinar-launcher: ").reports(part);
 }
 
 #[test]
-fn a_dry_run_is_the_command_and_starts_nothing() {
+fn a_dry_run_prints_the_command_and_starts_nothing() {
     let stage = Stage::new("{}");
-    let said = stage.run(&["--nproc", "2", "--set", "a=b c", "--dry-run", "--", "--import", "x"]).ended(0);
+    let output = stage.run(&["--nproc", "2", "--set", "a=b c", "--dry-run", "--", "--import", "x"]).exited_with(0);
     let root = if rustix::process::geteuid().is_root() { "--allow-run-as-root " } else { "" };
-    let wanted = format!(
+    let expected = format!(
         "mpirun {root}-n 2 --host localhost:2 --map-by slot --bind-to none --tag-output -x ARINAR_LAUNCHER {} \
          --config {} --set 'a=b c' --import x\n",
         program("arinar-stand-in-trainer").display(),
         stage.path("config.json").display()
     );
-    // With fewer cores than ranks they give way to each other.
-    let shown = said.stdout.replace(" --mca mpi_yield_when_idle 1", "");
-    assert!(shown.contains(&wanted), "{shown}\n{wanted}");
+    // With fewer cores than ranks, idle ranks yield.
+    let shown = output.stdout.replace(" --mca mpi_yield_when_idle 1", "");
+    assert!(shown.contains(&expected), "{shown}\n{expected}");
     assert!(shown.contains("#   rank 1: "), "{shown}");
     assert!(!stage.path("logs/ranks").exists());
-    // What is printed is a shell's command.
-    let printed = said.stdout.replace("mpirun ", "printf '%s|' ");
+    // The printed line is a valid shell command.
+    let printed = output.stdout.replace("mpirun ", "printf '%s|' ");
     let words = Command::new("sh").arg("-c").arg(printed).output().unwrap().stdout;
     assert!(String::from_utf8(words).unwrap().contains("|--set|a=b c|--import|x|"));
 }
@@ -81,31 +81,31 @@ fn a_dry_run_with_hosts_names_them() {
     let hosts = stage.path("hosts");
     std::fs::write(&hosts, "a slots=2 # first\nb slots=3\n").unwrap();
     let mut command = stage.command(&["--dry-run", "--hostfile"]);
-    let said = Said::by(command.arg(&hosts).env("AWS_REGION", "x")).ended(0);
-    assert!(said.stdout.contains("-n 4 --host a:2,b:2 "), "{}", said.stdout);
-    assert!(said.stdout.contains(" -x AWS_REGION "), "{}", said.stdout);
-    assert!(said.stdout.contains("#   rank 3: b"), "{}", said.stdout);
+    let output = LauncherOutput::of(command.arg(&hosts).env("AWS_REGION", "x")).exited_with(0);
+    assert!(output.stdout.contains("-n 4 --host a:2,b:2 "), "{}", output.stdout);
+    assert!(output.stdout.contains(" -x AWS_REGION "), "{}", output.stdout);
+    assert!(output.stdout.contains("#   rank 3: b"), "{}", output.stdout);
 }
 
 #[test]
-fn what_is_wrong_is_one_line() {
+fn errors_are_reported_in_one_line() {
     let stage = Stage::new("{}");
-    one_line(stage.run(&["--nproc", "3"]), 78, "batch.global 8 is not divisible by --nproc 3; use 2 or 4");
-    one_line(stage.run(&["--nproc", "x"]), 78, "--nproc");
-    one_line(stage.run(&["--mpirun", "/nowhere/mpirun"]), 78, "/nowhere/mpirun");
-    one_line(stage.run(&["--mpirun", "true"]), 78, "is not Open MPI's mpirun");
-    one_line(stage.run(&["--trainer", "/nowhere/trainer"]), 78, "--trainer");
-    let without = Said::by(stage.command(&[]).env("PATH", "/nowhere"));
-    one_line(without, 78, "mpirun is not on the PATH; install Open MPI");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
-    one_line(stage.run(&["--nproc", "2", "--status-port", &port]), 78, "--status-port 127.0.0.1:");
+    assert_one_line(stage.run(&["--nproc", "3"]), 78, "batch.global 8 is not divisible by --nproc 3; use 2 or 4");
+    assert_one_line(stage.run(&["--nproc", "x"]), 78, "--nproc");
+    assert_one_line(stage.run(&["--mpirun", "/nowhere/mpirun"]), 78, "/nowhere/mpirun");
+    assert_one_line(stage.run(&["--mpirun", "true"]), 78, "is not Open MPI's mpirun");
+    assert_one_line(stage.run(&["--trainer", "/nowhere/trainer"]), 78, "--trainer");
+    let without = LauncherOutput::of(stage.command(&[]).env("PATH", "/nowhere"));
+    assert_one_line(without, 78, "mpirun is not on the PATH; install Open MPI");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    assert_one_line(stage.run(&["--nproc", "2", "--status-port", &port]), 78, "--status-port 127.0.0.1:");
     std::fs::write(stage.path("hosts"), "a slots=x\n").unwrap();
     let hosts = stage.path("hosts").display().to_string();
-    one_line(stage.run(&["--hostfile", &hosts]), 78, "line 1: slots=x");
+    assert_one_line(stage.run(&["--hostfile", &hosts]), 78, "line 1: slots=x");
     std::fs::write(stage.path("config.json"), "no JSON").unwrap();
-    let said = stage.run(&[]);
-    assert_eq!(said.stderr.lines().count(), 1, "{}", said.stderr);
+    let output = stage.run(&[]);
+    assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
 }
 
 #[test]
@@ -113,27 +113,31 @@ fn an_unreachable_host_is_named() {
     let stage = Stage::new("{}");
     let hosts = stage.path("hosts").display().to_string();
     std::fs::write(&hosts, "localhost slots=2\nnode-b slots=2\n").unwrap();
-    // A stand-in for ssh that reaches nobody.
+    // A stand-in for ssh that reaches no host.
     let agent = stage.path("agent");
     std::fs::write(&agent, "#!/bin/sh\necho \"$1: no route\" >&2\nexit 255\n").unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&agent, mode).unwrap();
     let run = |more: &[&str]| {
         let mut command = stage.command(&["--hostfile", &hosts]);
-        Said::by(command.args(more).env("OMPI_MCA_plm_rsh_agent", &agent))
+        LauncherOutput::of(command.args(more).env("OMPI_MCA_plm_rsh_agent", &agent))
     };
-    run(&[]).ended(1).says("cannot reach node-b (node-b: no route)").says("--min-ranks");
-    // With two ranks the run goes on, on the host that is left.
-    run(&["--min-ranks", "2"]).ended(0).says("lost node-b").says("continuing with 2 of 4 ranks").says("20 steps");
+    run(&[]).exited_with(1).reports("cannot reach node-b (node-b: no route)").reports("--min-ranks");
+    // With two ranks, the run continues on the remaining host.
+    run(&["--min-ranks", "2"])
+        .exited_with(0)
+        .reports("lost node-b")
+        .reports("continuing with 2 of 4 ranks")
+        .reports("20 steps");
 }
 
 #[test]
-fn the_page_tells_all() {
+fn the_status_page_and_metrics_are_complete() {
     let stage = Stage::new(r#"{"steps": 100000}"#);
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let running = stage.start(&["--nproc", "2", "--status-port", &free.to_string()]);
-    running.says("all 2 ranks have reported");
-    let status = until("steps in /status", || {
+    running.wait_for_log("all 2 ranks have reported");
+    let status = wait_until("steps in /status", || {
         let status: serde_json::Value = serde_json::from_str(&get(free, "/status")).unwrap();
         (status["step"].as_u64() > Some(0) && status["per_rank"][1]["step"].as_u64() > Some(0)).then_some(status)
     });
@@ -146,7 +150,7 @@ fn the_page_tells_all() {
     }
     assert!(metrics.ends_with("# EOF\n"));
     signal(running.pid(), Signal::TERM);
-    running.wait().ended(75);
+    running.wait().exited_with(75);
 }
 
 fn get(address: std::net::SocketAddr, path: &str) -> String {

@@ -1,4 +1,4 @@
-//! Tests of the launcher with the real programs.
+//! Integration tests of the launcher that run the real programs.
 
 mod chaos;
 mod command;

@@ -1,7 +1,7 @@
-//! Two machines on one: two network namespaces with names and addresses of their own, between which nothing passes but TCP,
-//! and two ranks of the real trainer on each. One is cut off while they train.
+//! A test with two hosts on one machine: two network namespaces with their own host names and addresses, connected only
+//! by TCP, and two ranks of the real trainer on each. One host is disconnected during training.
 //!
-//! It needs root, to make the namespaces; what it makes has a name of its own and goes with the test.
+//! The test needs root to create the namespaces. They have unique names and are deleted when the test ends.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -10,40 +10,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_tests::support::launcher::{lives, program, until, within};
-use arinar_tests::support::trainer::Ended;
+use arinar_tests::support::launcher::{is_alive, program, wait_at_most, wait_until};
+use arinar_tests::support::trainer::ProcessOutput;
 use arinar_tests::support::trial::{GONE, Jobs, Trial, started_by};
 
-/// As `--silence-limit`.
+/// The value of `--silence-limit`.
 const SILENCE: Duration = Duration::from_secs(6);
-/// Other numbers of ranks differ by rounding, which training magnifies: in the first steps after the restart it is this
-/// share of the loss, as in `trainer_resume.rs`.
+/// Maximum relative difference of the losses between world sizes in the first steps after the restart, as in
+/// `tests/trainer/resume.rs`. It comes from rounding, which training magnifies.
 const ROUNDING: f32 = 1e-5;
-/// Steps in which it is not magnified yet.
+/// Steps in which rounding errors are not magnified yet.
 const FIRST_STEPS: u64 = 10;
 
-/// A machine: a network namespace.
+/// A host in a network namespace.
 struct Node {
     namespace: String,
     name: &'static str,
     address: &'static str,
 }
 
-/// Two machines with a cable between them.
+/// Two hosts connected by a pair of virtual Ethernet devices.
 struct Network {
     near: Node,
     far: Node,
-    /// Runs what the near machine sends to the far one.
+    /// Runs the commands that the near host sends to the far one.
     server: Option<Child>,
 }
 
-/// The name of the cable's end on each machine.
+/// Name of the network device on each host.
 const CABLE: &str = "cable";
 
 fn ip(arguments: &[&str]) {
-    let ended = Command::new("ip").args(arguments).output().expect("ip of iproute2 (ops/bootstrap.sh --tests)");
-    let told = String::from_utf8_lossy(&ended.stderr);
-    assert!(ended.status.success(), "ip {}: {}; this test needs root", arguments.join(" "), told.trim());
+    let output = Command::new("ip").args(arguments).output().expect("ip of iproute2 (ops/bootstrap.sh --tests)");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {}: {}; this test needs root", arguments.join(" "), error.trim());
 }
 
 impl Node {
@@ -59,7 +59,7 @@ impl Node {
         }
     }
 
-    /// This command on this machine. It becomes the process that is started.
+    /// Returns a command that runs the given one on this host, in the same process.
     fn on(&self, command: &Command) -> Command {
         let mut starter = Command::new("ip");
         let rename = "hostname \"$1\" && shift && exec \"$@\"";
@@ -67,19 +67,19 @@ impl Node {
         started_by(starter, command)
     }
 
-    /// Processes on this machine.
+    /// Returns the processes on this host.
     fn processes(&self) -> Vec<u32> {
         let listed = Command::new("ip").args(["netns", "pids", &self.namespace]).output().unwrap();
         String::from_utf8(listed.stdout).unwrap().lines().map(|pid| pid.trim().parse().unwrap()).collect()
     }
 
-    /// Processes of this program on this machine.
+    /// Returns the number of processes of a program on this host.
     fn running(&self, program: &str) -> usize {
-        let is_it = |pid: &u32| {
+        let matches = |pid: &u32| {
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            lives(*pid) && program.starts_with(name.trim_end()) && !name.is_empty()
+            is_alive(*pid) && program.starts_with(name.trim_end()) && !name.is_empty()
         };
-        self.processes().iter().filter(|pid| is_it(pid)).count()
+        self.processes().iter().filter(|pid| matches(pid)).count()
     }
 }
 
@@ -96,15 +96,15 @@ impl Network {
         far.connect();
         let mut serve = Command::new(program("arinar-stand-in-shell"));
         serve.args(["--serve", far.address]).env("TMPDIR", trial.lab.path("tmp"));
-        let said = File::create(trial.lab.path("node-b.log")).unwrap();
+        let log = File::create(trial.lab.path("node-b.log")).unwrap();
         let mut server = far.on(&serve);
-        server.stdout(said.try_clone().unwrap()).stderr(said);
+        server.stdout(log.try_clone().unwrap()).stderr(log);
         network.server = Some(server.spawn().unwrap());
         network
     }
 
-    /// Pulls the cable.
-    fn cut(&self) {
+    /// Disconnects the far host.
+    fn disconnect(&self) {
         ip(&["-n", &self.far.namespace, "link", "set", CABLE, "down"]);
     }
 }
@@ -113,7 +113,7 @@ impl Drop for Network {
     fn drop(&mut self) {
         for node in [&self.near, &self.far] {
             for pid in node.processes() {
-                // It may have ended meanwhile.
+                // The process may have exited already.
                 let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
             }
             let _ = Command::new("ip").args(["netns", "delete", &node.namespace]).output();
@@ -125,7 +125,7 @@ impl Drop for Network {
 }
 
 #[test]
-fn a_machine_that_is_cut_off_is_named_and_the_others_go_on() {
+fn a_disconnected_host_is_named_and_the_others_continue() {
     let mut trial = Trial::tiny(&["model.outer.dropout=0", "train.max_steps=200", "checkpoint.every=10 steps"]);
     (trial.ranks, trial.silence) = (4, SILENCE);
     let network = Network::new(&trial);
@@ -134,45 +134,50 @@ fn a_machine_that_is_cut_off_is_named_and_the_others_go_on() {
     let mut launcher = trial.command(&["--hostfile", hosts.to_str().unwrap(), "--min-ranks", "2"]);
     launcher.env("OMPI_MCA_plm_rsh_agent", program("arinar-stand-in-shell"));
     let running = trial.watch(network.near.on(&launcher));
-    running.says("all 4 ranks have reported");
+    running.wait_for_log("all 4 ranks have reported");
     trial.next_checkpoint();
     assert_eq!((network.near.running("arinar-trainer"), network.far.running("arinar-trainer")), (2, 2));
     let mut jobs = Jobs::default();
-    jobs.see(&running.below());
-    network.cut();
-    let cut = Instant::now();
-    let told = running.says("the job hangs: all ranks wait for ranks 2, 3, each of which is silent");
-    assert!(cut.elapsed() < 10 * SILENCE, "{:?}", cut.elapsed());
-    assert!(told.contains("its host is unreachable (node-b, pid "), "{told}");
-    // Those that are cut off hear nothing either, and end by themselves: nobody can end them.
-    within(GONE, "the ranks that are cut off to end", || (network.far.running("arinar-trainer") == 0).then_some(()));
-    within(2 * GONE, "mpirun's daemon to end", || (network.far.running("orted") == 0).then_some(()));
-    running.says(&format!("lost {} (", network.far.address));
-    running.says("continuing with 2 of 4 ranks, each with more samples per step");
-    until("ranks of the second start", || (network.near.running("arinar-trainer") == 2).then_some(()));
-    jobs.see(&running.below());
-    let said = running.wait().ended(0);
-    said.says("restarts: 1 by host lost").says("(to 200 of 200)");
+    jobs.record(&running.descendants());
+    network.disconnect();
+    let disconnected = Instant::now();
+    let line = running.wait_for_log("the job hangs: all ranks wait for ranks 2, 3, each of which is silent");
+    assert!(disconnected.elapsed() < 10 * SILENCE, "{:?}", disconnected.elapsed());
+    assert!(line.contains("its host is unreachable (node-b, pid "), "{line}");
+    // The disconnected ranks receive nothing either and must exit by themselves, because the launcher cannot reach
+    // them.
+    wait_at_most(GONE, "the exit of the disconnected ranks", || {
+        (network.far.running("arinar-trainer") == 0).then_some(())
+    });
+    wait_at_most(2 * GONE, "the exit of mpirun's daemon", || (network.far.running("orted") == 0).then_some(()));
+    running.wait_for_log(&format!("lost {} (", network.far.address));
+    running.wait_for_log("continuing with 2 of 4 ranks, each with more samples per step");
+    wait_until("ranks of the second start", || (network.near.running("arinar-trainer") == 2).then_some(()));
+    jobs.record(&running.descendants());
+    let output = running.wait().exited_with(0);
+    output.reports("restarts: 1 by host lost").reports("(to 200 of 200)");
     trial.assert_nothing_is_left(&jobs);
-    let resumed = trial.goes_on_from("attempt 2: ").strip_prefix("step-").unwrap().parse().unwrap();
-    assert_like_all_along(&trial, resumed);
+    let resumed = trial.resumed_from("attempt 2: ").strip_prefix("step-").unwrap().parse().unwrap();
+    assert_like_undisturbed(&trial, resumed);
 }
 
-/// The run of four ranks that nothing disturbs saw the same samples in each step, so that the global batch was kept; up to
-/// the restart it had the same losses, and after it the same but for rounding.
-fn assert_like_all_along(trial: &Trial, resumed: u64) {
-    Ended::of(trial.undisturbed().output().unwrap()).succeeded();
+/// Compares with an undisturbed run on four ranks. Every step must have the same samples, so that the global batch is
+/// kept. The losses must agree up to rounding, before the restart and in the first steps after it.
+fn assert_like_undisturbed(trial: &Trial, resumed: u64) {
+    ProcessOutput::of(trial.undisturbed().output().unwrap()).succeeded();
     assert_eq!(trial.samples("samples"), trial.samples("calm-samples"));
-    trial.put_ranks_aside();
-    let (cut, calm) = (trial.lab.curve("logs", "train_loss"), trial.lab.curve("calm-logs", "train_loss"));
-    assert_eq!((cut.len(), calm.len()), (200, 200));
-    let apart = |steps: std::ops::RangeInclusive<u64>| {
-        steps.map(|step| (cut[&step] - calm[&step]).abs() / calm[&step].abs().max(1.0)).fold(0.0, f32::max)
+    trial.move_rank_logs();
+    let (disturbed, undisturbed) = (trial.lab.curve("logs", "train_loss"), trial.lab.curve("calm-logs", "train_loss"));
+    assert_eq!((disturbed.len(), undisturbed.len()), (200, 200));
+    let difference = |steps: std::ops::RangeInclusive<u64>| {
+        steps
+            .map(|step| (disturbed[&step] - undisturbed[&step]).abs() / undisturbed[&step].abs().max(1.0))
+            .fold(0.0, f32::max)
     };
-    let (before, after) = (apart(1..=resumed), apart(resumed + 1..=resumed + FIRST_STEPS));
+    let (before, after) = (difference(1..=resumed), difference(resumed + 1..=resumed + FIRST_STEPS));
     println!(
-        "losses differ by {before:e} before step {resumed}, {after:e} after it, {:e} at last",
-        apart(resumed + 1..=200)
+        "losses differ by {before:e} before step {resumed}, {after:e} after it, {:e} at most until the end",
+        difference(resumed + 1..=200)
     );
     assert!(before < ROUNDING && after < ROUNDING);
 }

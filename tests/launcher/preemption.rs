@@ -1,5 +1,5 @@
-//! SIGTERM or SIGUSR1 at any rank, not only at the launcher, at any time: the job ends with a checkpoint, or with nothing
-//! to save, and with 75, within the time there is. The run goes on from there.
+//! Tests of SIGTERM and SIGUSR1 to any rank, not only to the launcher, at any time: the job saves a checkpoint, unless
+//! there is nothing to save, and exits with 75 within the grace period. The run can be resumed.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -8,16 +8,16 @@ use std::{
 };
 
 use arinar_tests::s3::{Fault, Faults, S3Server};
-use arinar_tests::support::launcher::{Running, Said, signal, until};
+use arinar_tests::support::launcher::{LauncherOutput, Running, signal, wait_until};
 use arinar_tests::support::trial::Trial;
 use rustix::process::Signal;
 
-/// As `--grace`.
+/// The value of `--grace`.
 const GRACE: Duration = Duration::from_secs(24);
 
 const REQUESTS: [(usize, Signal); 4] = [(0, Signal::TERM), (1, Signal::USR1), (1, Signal::TERM), (0, Signal::USR1)];
 
-/// A run, and the store that it may be in.
+/// A run, and the store if it is in a bucket.
 struct Preempted {
     trial: Trial,
     server: Option<S3Server>,
@@ -54,23 +54,24 @@ impl Preempted {
         self.server.as_ref().unwrap().set_faults(Faults { prefix: prefix.to_owned(), ..stall });
     }
 
-    fn heal(&self) {
+    fn clear_faults(&self) {
         self.server.as_ref().unwrap().set_faults(Faults::default());
     }
 
-    /// Asks the job to end, by one of its ranks, and waits until it has.
-    fn end(&self, running: Running, (rank, request): (usize, Signal)) -> Said {
+    /// Sends a signal to one of the job's ranks and waits until the job has ended.
+    fn preempt(&self, running: Running, (rank, request): (usize, Signal)) -> LauncherOutput {
         let pid = running.rank(rank);
-        let asked = Instant::now();
+        let requested = Instant::now();
         signal(pid, request);
-        let said = running.wait().ended(75).says("no restart");
-        println!("{request:?} at rank {rank}: ended after {:?}", asked.elapsed());
-        assert!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
-        said
+        let output = running.wait().exited_with(75).reports("no restart");
+        println!("{request:?} at rank {rank}: ended after {:?}", requested.elapsed());
+        assert!(requested.elapsed() < GRACE, "{:?}", requested.elapsed());
+        output
     }
 
-    fn wait_for(&self, rank_0_says: &str) {
-        until(rank_0_says, || self.trial.log("rank-0").contains(rank_0_says).then_some(()));
+    /// Waits until the log of rank 0 contains `part`.
+    fn wait_for(&self, part: &str) {
+        wait_until(part, || self.trial.log("rank-0").contains(part).then_some(()));
     }
 }
 
@@ -79,11 +80,10 @@ fn while_the_program_is_loaded() {
     let run = Preempted::on_disk(&["train.max_steps=5"]);
     for request in REQUESTS {
         let running = run.start();
-        let said = run.end(running, request);
-        let (early, later) = ("start again to resume", "start again to go on");
-        assert!(said.stderr.contains(early) || said.stderr.contains(later), "{}", said.stderr);
+        let output = run.preempt(running, request);
+        output.reports("start again to resume");
     }
-    run.trial.run(&[]).ended(0);
+    run.trial.run(&[]).exited_with(0);
     assert_eq!(run.trial.lab.checkpoints("run"), ["step-00000005"]);
 }
 
@@ -91,27 +91,27 @@ fn while_the_program_is_loaded() {
 fn while_the_run_starts() {
     let run = Preempted::in_a_bucket(&["train.max_steps=5"]);
     for (request, starts) in REQUESTS[..2].iter().zip(1..) {
-        // It asks what is there, and gets no answer.
+        // The run lists its checkpoints and gets no response.
         run.stall("LIST", "runs");
         let running = run.start();
-        until("all ranks of this start", || {
+        wait_until("all ranks of this start", || {
             (run.trial.log("launcher").matches("all 2 ranks have reported").count() == starts).then_some(())
         });
-        run.end(running, *request).says("before the first step, so that nothing is lost; start again to go on");
-        run.heal();
+        run.preempt(running, *request).reports("before the first step, so that nothing is lost; start again to resume");
+        run.clear_faults();
     }
-    Said::by(&mut run.command()).ended(0);
+    LauncherOutput::of(&mut run.command()).exited_with(0);
     assert_eq!(run.trial.lab.checkpoints("s3/runs/tiny"), ["step-00000005"]);
 }
 
 #[test]
-fn in_a_step() {
+fn during_a_step() {
     let run = Preempted::on_disk(&["train.max_steps=1000000", "checkpoint.every=1h"]);
     let mut saved = 0;
     for request in REQUESTS {
         let running = run.start();
         run.wait_for(&format!("step {}/", saved + 10));
-        run.end(running, request).says("stopped by a signal after saving step");
+        run.preempt(running, request).reports("stopped by a signal after saving step");
         let newest = run.trial.lab.checkpoints("run").pop().unwrap();
         let step: u64 = newest.strip_prefix("step-").unwrap().parse().unwrap();
         assert!(step >= saved + 10, "{step}");
@@ -119,50 +119,50 @@ fn in_a_step() {
     }
 }
 
-/// After every step a checkpoint is due anyway, so the one that the signal asks for is there already.
+/// A checkpoint is due after every step, so the checkpoint that the signal requests exists already.
 #[test]
-fn in_a_step_that_saves() {
+fn during_a_step_that_saves() {
     let run = Preempted::on_disk(&["train.max_steps=1000000", "checkpoint.every=1 step"]);
     for (request, starts) in REQUESTS.into_iter().zip(1..) {
         let running = run.start();
-        until("all ranks of this start", || {
+        wait_until("all ranks of this start", || {
             (run.trial.log("launcher").matches("all 2 ranks have reported").count() == starts).then_some(())
         });
         let before = run.trial.lab.checkpoints("run").pop();
-        until("another checkpoint", || (run.trial.lab.checkpoints("run").pop() > before).then_some(()));
-        run.end(running, request).says("stopped by a signal after saving step");
+        wait_until("another checkpoint", || (run.trial.lab.checkpoints("run").pop() > before).then_some(()));
+        run.preempt(running, request).reports("stopped by a signal after saving step");
     }
 }
 
 #[test]
-fn while_a_checkpoint_is_sent() {
+fn while_a_checkpoint_is_uploaded() {
     for request in &REQUESTS[..2] {
         let run = Preempted::in_a_bucket(&["train.max_steps=1000000", "checkpoint.every=10 steps"]);
         run.stall("PUT", "runs/tiny/step-00000010/optimizer");
         let running = run.start();
         run.wait_for("saved step-00000010");
-        // In the time that is left for it, it cannot be sent.
-        run.end(running, *request).says("stopped by a signal after saving step");
+        // The upload cannot be completed within the grace period.
+        run.preempt(running, *request).reports("stopped by a signal after saving step");
         run.wait_for("not everything is in s3://runs/tiny");
-        run.heal();
+        run.clear_faults();
         let newest = run.trial.lab.checkpoints("s3/runs/tiny");
         assert!(newest.is_empty(), "{newest:?}");
         let more = ["--set", "train.max_steps=1"];
-        Said::by(run.command().args(more)).ended(0);
-        assert!(!run.trial.lab.checkpoints("s3/runs/tiny").is_empty(), "what was left was not sent");
+        LauncherOutput::of(run.command().args(more)).exited_with(0);
+        assert!(!run.trial.lab.checkpoints("s3/runs/tiny").is_empty(), "the remaining checkpoint was not uploaded");
     }
 }
 
 #[test]
-fn while_the_last_checkpoint_is_sent() {
+fn while_the_last_checkpoint_is_uploaded() {
     for request in &REQUESTS[2..] {
         let run = Preempted::in_a_bucket(&["train.max_steps=15", "checkpoint.every=1h"]);
         run.stall("PUT", "runs/tiny/step-00000015/optimizer");
         let running = run.start();
         run.wait_for("uploading to s3://runs/tiny");
-        run.end(running, *request).says("stopped by a signal after saving step 15");
-        run.heal();
-        Said::by(&mut run.command()).ended(0);
+        run.preempt(running, *request).reports("stopped by a signal after saving step 15");
+        run.clear_faults();
+        LauncherOutput::of(&mut run.command()).exited_with(0);
         assert_eq!(run.trial.lab.checkpoints("s3/runs/tiny"), ["step-00000015"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Whole sampling runs, teacher-forced along trajectories that the official code recorded.
+//! Compares whole sampling runs with the official code, teacher-forced along its recorded trajectories.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,16 +10,16 @@ use arinar_model::{Arinar, arinar::patchify};
 use arinar_tests::golden::{Comparison, Golden};
 use tch::{Device, Kind, Tensor, nn};
 
-/// Replays the recorded features of one run and compares all that it is shown on the way.
+/// Replays the recorded features of one run and compares all inputs that it receives.
 struct Recorded<'a> {
     golden: &'a Golden,
     run: &'a str,
     comparison: Comparison<'a>,
     guidance: Vec<f64>,
-    /// Recorded rows are in ascending order of positions within a picture; these are the rows in the order
-    /// of this step, [N].
+    /// Indices of the recorded rows in the order of this step, [N]. Recorded rows are in ascending order of positions
+    /// within a picture.
     rows: Tensor,
-    /// The recorded features of this step in its order, [N, C]; none once the recording has ended.
+    /// Recorded features in the order of this step, [N, C]; `None` once the recording has ended.
     features: Option<Tensor>,
     tokens: i64,
     seen: Vec<Mixture>,
@@ -43,7 +43,7 @@ impl<'a> Recorded<'a> {
         format!("{}_it{:02}.{tensor}", self.run, self.guidance.len() - 1)
     }
 
-    /// Brings rows of this step (one or two halves) into the recorded order.
+    /// Returns rows of this step (one or two halves) in the recorded order.
     fn recorded_order(&self, rows: &Tensor) -> Tensor {
         let back = self.rows.argsort(0, false);
         let halves = rows.size()[0] / self.tokens;
@@ -103,7 +103,7 @@ impl FeatureSource for Recorded<'_> {
 
 fn options(golden: &Golden, run: &str) -> SampleOptions {
     let real = |key: &str| golden.real(&format!("/config/run_{run}/{key}"));
-    // Run c says nothing on the schedule: without guidance there is none.
+    // Run c has no guidance, hence no schedule.
     let schedule = match golden.value(&format!("/config/run_{run}")).get("cfg_schedule").and_then(|name| name.as_str())
     {
         Some("linear") | None => GuidanceSchedule::Linear,
@@ -124,7 +124,7 @@ fn labels(golden: &Golden, run: &str) -> Vec<i64> {
     if golden.value(&format!("/config/run_{run}/labels")).is_null() { vec![NULL_CLASS; labels.len()] } else { labels }
 }
 
-/// Runs the product's sampling loop along the recording.
+/// Runs the product's sampling loop along the recorded run.
 fn replay(run: &str) {
     let golden = Golden::read("full_sample");
     let config = golden.model_config();
@@ -144,7 +144,7 @@ fn replay(run: &str) {
     assert_eq!(observed, (1..=steps).map(|step| (step, steps)).collect::<Vec<_>>());
     check_guidance(&golden, run, &source.guidance);
     if golden.tensor_names(&format!("{run}_out.")).is_empty() {
-        // Only the first iterations were recorded: what they revealed must be in place.
+        // Only the first iterations were recorded: compare the tokens that they revealed.
         check_revealed(&golden, run, &patchify(&latents));
     } else {
         assert_eq!(latents, golden.tensor(&format!("{run}_out.latents")));
@@ -168,16 +168,16 @@ fn check_revealed(golden: &Golden, run: &str, tokens: &Tensor) {
 }
 
 #[test]
-fn a_run_without_guidance() {
+fn sampling_without_guidance() {
     replay("a");
 }
 
 #[test]
-fn a_run_with_guidance() {
+fn sampling_with_guidance() {
     replay("b");
 }
 
 #[test]
-fn a_run_without_labels() {
+fn sampling_without_labels() {
     replay("c");
 }

@@ -1,5 +1,5 @@
-//! Mixtures and guidance by resampling against the official sampler: exact selection weights of fixed
-//! candidates, and the distribution of what is drawn.
+//! Compares mixtures and guidance by resampling with the official sampler: the exact selection weights of fixed
+//! candidates, and the distribution of the draws.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,12 +8,12 @@ use arinar_model::guidance::{FeatureSource, Resampler, Step, selection_probabili
 use arinar_tests::golden::Golden;
 use tch::{Kind, Tensor};
 
-/// Values drawn per setting with guidance (each from a thousand candidates) and without.
+/// Number of values drawn per setting with guidance (each from a thousand candidates) and without.
 const DRAWS: (i64, i64) = (1600, 40_000);
-/// Rows drawn at once: so few that their candidates stay in the cache.
+/// Rows drawn at once, few enough for their candidates to stay in the CPU cache.
 const ROWS: i64 = 100;
 
-/// Mixtures of all cases, [cases, K], or the single one of the divergent case.
+/// Returns the mixtures of all cases, [cases, K], or the one of the divergent case.
 fn mixture(golden: &Golden, prefix: &str, side: &str) -> Mixture {
     let part = |name: &str| {
         let tensor = golden.tensor(&format!("{prefix}in.{name}_{side}"));
@@ -24,7 +24,7 @@ fn mixture(golden: &Golden, prefix: &str, side: &str) -> Mixture {
 }
 
 #[test]
-fn selection_weights_are_the_official_ones() {
+fn selection_weights_match_the_official_ones() {
     let golden = Golden::read("gmm_sampling");
     let (conditional, null) = (mixture(&golden, "", "c"), mixture(&golden, "", "u"));
     let candidates = golden.tensor("in.candidates");
@@ -41,20 +41,20 @@ fn selection_weights_are_the_official_ones() {
 }
 
 #[test]
-fn where_the_density_is_improper_the_extreme_candidate_wins() {
+fn the_extreme_candidate_wins_if_the_density_is_improper() {
     let golden = Golden::read("gmm_sampling");
     let (conditional, null) = (mixture(&golden, "divergent.", "c"), mixture(&golden, "divergent.", "u"));
     let candidates = golden.tensor("divergent.in.candidates").unsqueeze(0);
     let guidance = golden.reals("/config/cfgs").into_iter().fold(1.0, f64::max);
     let probability = selection_probability(&candidates, &conditional, &null, guidance).squeeze_dim(0);
     let expected = golden.tensor("divergent.prob");
-    // Weights span hundreds of orders of magnitude; what counts is the mass, to float32's precision.
+    // Weights span hundreds of orders of magnitude; compare their mass to float32's precision.
     let mut comparison = golden.comparison();
     comparison.check_within("divergent.prob", &probability, &expected, 1e-6);
     comparison.finish();
 }
 
-/// Draws one value per row through the product's sampler.
+/// Draws one value per row with the product's sampler.
 fn draw(conditional: &Mixture, null: Option<&Mixture>, guidance: f64, temperature: f64) -> Tensor {
     let mut sampler = Resampler::new(temperature);
     let nothing = Tensor::new();
@@ -67,7 +67,7 @@ fn repeated(mixture: &Mixture, case: i64, rows: i64) -> Mixture {
     Mixture { log_weight: repeat(&mixture.log_weight), mean: repeat(&mixture.mean), logvar: repeat(&mixture.logvar) }
 }
 
-/// Largest distance between the empirical distribution of `draws` and a density on `grid`.
+/// Returns the largest distance between the empirical distribution of `draws` and a density on `grid`.
 fn kolmogorov_smirnov(draws: &Tensor, grid: &Tensor, density: &Tensor) -> f64 {
     let (sorted, _) = draws.to_kind(Kind::Double).sort(0, false);
     let below = grid.to_kind(Kind::Double).searchsorted(&sorted, false, true, "right", None::<Tensor>);
@@ -98,7 +98,7 @@ fn draws_follow_the_guided_density() {
         let place = (index("/config/cfgs", guidance), index("/config/temperatures", temperature));
         let density = density.get(case).get(place.0).get(place.1);
         let distance = kolmogorov_smirnov(&draws, &grid, &density);
-        // The 1% level for this many draws, as the manifest recommends.
+        // The 1% significance level for this number of draws, as the manifest recommends.
         let limit = 1.63 / (rows as f64).sqrt() + number("ks_official_vs_analytic");
         println!("case {case}, guidance {guidance}, temperature {temperature}: {distance:.4} of {limit:.4}");
         assert!(distance < limit, "case {case}, guidance {guidance}, temperature {temperature}: {distance}");

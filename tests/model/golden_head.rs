@@ -1,4 +1,5 @@
-//! The ARINAR head against the official one: loss, gradients, and cached decoding equal to teacher forcing.
+//! Compares the loss, the gradients and cached decoding of the ARINAR head with the official one, and cached decoding
+//! with teacher forcing.
 
 use arinar_model::config::{HeadConfig, HeadKind};
 use arinar_model::gmm::Mixture;
@@ -8,7 +9,7 @@ use arinar_model::weights;
 use arinar_tests::golden::{Golden, max_error};
 use tch::{Device, Kind, Tensor, nn};
 
-/// Replays fixed features [N, F] and keeps the mixtures it is shown.
+/// Replays fixed features, [N, F], and stores the mixtures that it receives.
 struct Replay {
     features: Tensor,
     seen: Vec<Mixture>,
@@ -58,7 +59,7 @@ fn case() -> Case {
 }
 
 #[test]
-fn teacher_forcing_gives_the_official_mixtures() {
+fn teacher_forcing_matches_the_official_mixtures() {
     let Case { golden, head, .. } = case();
     let (z, target) = (golden.tensor("in.z"), golden.tensor("in.target"));
     let raw = head.forward(&z, &target);
@@ -74,10 +75,10 @@ fn teacher_forcing_gives_the_official_mixtures() {
 }
 
 #[test]
-fn loss_and_gradients_are_the_official_ones() {
+fn loss_and_gradients_match_the_official_ones() {
     let Case { golden, store, head } = case();
     let z = golden.tensor("in.z").set_requires_grad(true);
-    // The official code runs every token and weighs by the mask; running the masked ones is the same.
+    // The official code evaluates every token and weights by the mask; evaluating only masked tokens is equivalent.
     let masked = golden.tensor("in.mask").nonzero().squeeze_dim(1);
     let target = golden.tensor("in.target").index_select(0, &masked);
     let loss = head.negative_log_likelihood(&z.index_select(0, &masked), &target).mean(None::<Kind>);
@@ -92,7 +93,7 @@ fn loss_and_gradients_are_the_official_ones() {
 }
 
 #[test]
-fn cached_decoding_gives_the_official_mixtures() {
+fn cached_decoding_matches_the_official_mixtures() {
     let Case { golden, head, .. } = case();
     let mut comparison = golden.comparison();
     for (prefix, z, features, guided) in

@@ -1,4 +1,4 @@
-//! Names, shapes and numbers of parameters against the official state dicts, and the initialisation.
+//! Compares names, shapes and counts of parameters, and their initialisation, with the official code.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +28,7 @@ fn whole_models_have_the_official_keys() {
 }
 
 #[test]
-fn each_layer_alone_has_the_official_keys() {
+fn each_layer_has_the_official_keys() {
     let golden = Golden::read("outer_mar");
     let config = golden.model_config();
     let store = nn::VarStore::new(Device::Cpu);
@@ -49,7 +49,7 @@ fn each_layer_alone_has_the_official_keys() {
 }
 
 #[test]
-fn the_trainable_parameters_are_the_official_ones() {
+fn the_trainable_parameters_match_the_official_ones() {
     let golden = Golden::read("arinar_train");
     let config = golden.model_config();
     let store = whole_model(&config);
@@ -66,11 +66,11 @@ fn the_trainable_parameters_are_the_official_ones() {
     }
 }
 
-/// The published sizes of a model, found by the start of its title.
+/// Returns the published sizes of the model whose title starts with `title`.
 fn production_counts(golden: &Golden, title: &str) -> Value {
     let counts = golden.value("/production_param_counts").as_object().unwrap();
     let found = counts.iter().find(|(name, _)| name.starts_with(title));
-    found.unwrap_or_else(|| panic!("golden manifest does not count {title}")).1.clone()
+    found.unwrap_or_else(|| panic!("golden manifest has no counts of {title}")).1.clone()
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn larger_models_have_the_published_number_of_parameters() {
     }
 }
 
-/// Standard deviation that the official initialisation gives a tensor; zero and one are constants.
+/// Returns the standard deviation of a tensor in the official initialisation; zero and one mean constants.
 fn official_deviation(name: &str, shape: &[i64], config: &ModelConfig) -> f64 {
     let damped_by_depth = 0.02 / (2.0 * config.head.depth as f64).sqrt();
     match name.strip_prefix(weights::HEAD_PREFIX) {
@@ -118,7 +118,7 @@ fn official_deviation(name: &str, shape: &[i64], config: &ModelConfig) -> f64 {
 }
 
 #[test]
-fn the_initialisation_is_the_official_one() {
+fn the_initialisation_matches_the_official_one() {
     let config = ModelConfig {
         image_size: 64,
         outer: OuterConfig { width: 96, heads: 4, encoder_depth: 2, decoder_depth: 1, ..ModelConfig::arinar_b().outer },

@@ -1,4 +1,4 @@
-//! The MAR encoder and decoder against the official ones.
+//! Compares the MAR encoder and decoder with the official ones.
 
 use arinar_model::arinar::patchify;
 use arinar_model::mask::{Mask, gather};
@@ -27,14 +27,14 @@ impl Case {
         self.outer.class_embedding(&labels, &Tensor::full_like(&labels, i64::from(drop)).to_kind(Kind::Bool))
     }
 
-    /// Conditions in the order of positions.
+    /// Returns the conditions in the order of positions.
     fn decode(&self, encoded: &Tensor, mask: &Mask) -> Tensor {
         gather(&self.outer.decode(encoded, mask, false), &mask.order().argsort(1, false))
     }
 }
 
 #[test]
-fn encoder_and_decoder_give_the_official_conditions() {
+fn encoder_and_decoder_match_the_official_conditions() {
     let case = case();
     let tokens = case.golden.tensor("in.tokens");
     let mask = Mask::from_dense(&case.golden.tensor("in.mask"));
@@ -49,7 +49,7 @@ fn encoder_and_decoder_give_the_official_conditions() {
 }
 
 #[test]
-fn everything_may_be_masked() {
+fn all_tokens_may_be_masked() {
     let case = case();
     let tokens = case.golden.tensor("in.tokens").zeros_like();
     let mask = Mask::from_dense(&case.golden.tensor("in.mask").ones_like());
@@ -83,7 +83,7 @@ fn masked_tokens_are_not_read() {
 }
 
 #[test]
-fn a_single_block_is_timms() {
+fn a_single_block_matches_timm() {
     let case = case();
     let config = case.golden.model_config();
     let store = nn::VarStore::new(Device::Cpu);
@@ -99,13 +99,13 @@ fn a_single_block_is_timms() {
 }
 
 #[test]
-fn patches_are_the_official_ones() {
+fn patches_match_the_official_ones() {
     let golden = Golden::read("outer_mar");
     assert_eq!(patchify(&golden.tensor("in.patchify_latent")), golden.tensor("out.patchify_p1"));
 }
 
 #[test]
-fn dropout_acts_in_encoder_and_decoder_and_in_training_only() {
+fn dropout_applies_in_encoder_and_decoder_in_training_only() {
     let case = case();
     let mut config = case.golden.model_config();
     config.outer.dropout = 0.1;
@@ -131,8 +131,8 @@ const WIDTH: i64 = 16;
 const HEADS: i64 = 2;
 const HALF: f64 = 0.5;
 
-/// Returns what a block with dropout 1/2 adds to its input, [B, N, D]. Its weights are zero except those given, and both
-/// layer norms output ones.
+/// Returns the output of a block with dropout 1/2 minus its input, [B, N, D]. Its weights are zero except those given,
+/// and both layer norms output ones.
 fn branch(batch: i64, length: i64, train: bool, given: &[(&str, Tensor)]) -> Tensor {
     tch::manual_seed(3);
     let store = nn::VarStore::new(Device::Cpu);
@@ -157,7 +157,7 @@ fn identity() -> Tensor {
     Tensor::eye(WIDTH, (Kind::Float, Device::Cpu))
 }
 
-/// Asserts that the share of elements with this value is as expected, within six standard deviations.
+/// Asserts that the share of elements equal to `value` is as expected, within six standard deviations.
 #[track_caller]
 fn assert_share(elements: &Tensor, value: f64, expected: f64) {
     let share = (elements - value).abs().lt(1e-3).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
@@ -166,33 +166,33 @@ fn assert_share(elements: &Tensor, value: f64, expected: f64) {
 }
 
 #[test]
-fn attention_weights_and_their_projection_are_dropped_each_by_itself() {
-    // One token attends to itself: its weight is one, and with these weights the branch is one everywhere.
+fn attention_weights_and_the_projection_are_dropped_independently() {
+    // A single token attends to itself with weight one, so with these weights the branch is one everywhere.
     let value = Tensor::cat(&[Tensor::zeros([2 * WIDTH, WIDTH], (Kind::Float, Device::Cpu)), identity()], 0);
     let given = [("attn.qkv.weight", value), ("attn.proj.weight", identity())];
     assert_eq!(branch(2, 1, false, &given), Tensor::ones([2, 1, WIDTH], (Kind::Float, Device::Cpu)));
     let heads = branch(20_000, 1, true, &given).view([-1, WIDTH / HEADS]);
-    // An element outlives both, and is doubled by each; a head's elements share one attention weight.
+    // Each dropout doubles the elements that it keeps. The elements of a head share one attention weight.
     assert_share(&heads, 4.0, 0.25);
     assert_share(&heads, 0.0, 0.75);
     let whole_head = 0.5 + 0.5 * HALF.powi((WIDTH / HEADS) as i32);
     let limit = 6.0 * 0.5 / (heads.size()[0] as f64).sqrt();
     let empty = heads.eq(0.0).all_dim(1, false).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
-    // Heads of one sample are independent, elements of one head are not: fewer draws than elements.
+    // Heads are independent, but the elements of one head are not, so there are fewer draws than elements.
     assert!((empty - whole_head).abs() < limit, "{empty} of the heads are dropped");
 }
 
 #[test]
-fn hidden_units_and_the_output_of_the_mlp_are_dropped_each_by_itself() {
+fn hidden_units_and_the_output_of_the_mlp_are_dropped_independently() {
     // Every output is the mean of two hidden units of GELU(3).
     let hidden = Tensor::full([4 * WIDTH], 3.0, (Kind::Float, Device::Cpu));
     let none = Tensor::zeros([WIDTH, 2 * WIDTH], (Kind::Float, Device::Cpu));
     let half = identity() * 0.5 / Tensor::from(3.0_f32).gelu("none");
     let given = [("mlp.fc1.bias", hidden), ("mlp.fc2.weight", Tensor::cat(&[half.shallow_clone(), half, none], 1))];
-    let calm = branch(2, 3, false, &given);
-    assert!((calm - 1.0).abs().max().double_value(&[]) < 1e-6);
+    let undropped = branch(2, 3, false, &given);
+    assert!((undropped - 1.0).abs().max().double_value(&[]) < 1e-6);
     let outputs = branch(2000, 3, true, &given);
-    // Two, one or none of the hidden units live, each doubled, and then the output lives or not and is doubled.
+    // Zero, one or two hidden units are kept and doubled; then the output is kept and doubled, or dropped.
     assert_share(&outputs, 4.0, 0.125);
     assert_share(&outputs, 2.0, 0.25);
     assert_share(&outputs, 0.0, 0.625);

@@ -1,4 +1,4 @@
-//! Masking, guidance and learning-rate schedules against the official ones.
+//! Compares the schedules of masking, guidance and the learning rate with the official ones.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,13 +8,13 @@ use arinar_model::schedule::{
 use arinar_tests::golden::Golden;
 
 #[test]
-fn as_many_tokens_stay_masked_as_officially() {
+fn numbers_of_masked_tokens_match_in_sampling() {
     let golden = Golden::read("schedule");
     let length = golden.size("seq_len");
     for steps in golden.integers("/config/num_iter") {
         let lengths = mask_lengths(length, steps);
         let mut expected: Vec<i64> = Vec::try_from(golden.tensor(&format!("mask_len.iter{steps}"))).unwrap();
-        // The official schedule ends with one, but the last step reveals everything that is left.
+        // The official schedule ends with one, but its last step reveals all remaining tokens.
         assert_eq!(expected.pop(), Some(1));
         expected.push(0);
         assert_eq!(lengths, expected, "{steps} steps");
@@ -26,7 +26,7 @@ fn as_many_tokens_stay_masked_as_officially() {
 }
 
 #[test]
-fn guidance_grows_as_officially() {
+fn guidance_matches_the_official_schedule() {
     let golden = Golden::read("schedule");
     let length = golden.size("seq_len");
     let names = golden.tensor_names("cfg_iter.iter");
@@ -39,7 +39,7 @@ fn guidance_grows_as_officially() {
         assert_eq!(lengths.len(), expected.len());
         for (masked, expected) in lengths.into_iter().zip(expected) {
             let linear = guidance_at(GuidanceSchedule::Linear, scale, masked, length);
-            // The official code works in float32.
+            // The official code computes in float32.
             assert!((linear - expected).abs() <= 2.0 * f64::from(f32::EPSILON) * expected.abs(), "{name} {masked}");
             assert_eq!(guidance_at(GuidanceSchedule::Constant, scale, masked, length), scale);
         }
@@ -47,7 +47,7 @@ fn guidance_grows_as_officially() {
 }
 
 #[test]
-fn mask_ratios_are_a_truncated_normal() {
+fn mask_ratios_follow_a_truncated_normal_distribution() {
     let golden = Golden::read("schedule");
     let least = golden.real("/config/mask_ratio_min");
     let quantiles = golden.value("/values/mask_ratio_quantiles").as_object().unwrap();
@@ -59,20 +59,20 @@ fn mask_ratios_are_a_truncated_normal() {
     let grid: Vec<f64> = Vec::try_from(golden.tensor("mask_ratio.x")).unwrap();
     let levels: Vec<f64> = Vec::try_from(golden.tensor("mask_ratio.cdf")).unwrap();
     for (ratio, level) in grid.into_iter().zip(levels) {
-        // Grid and levels are rounded to float32.
+        // The recorded grid and levels are rounded to float32.
         let error = mask_ratio_quantile(level, least) - ratio.clamp(least, 1.0);
         assert!(error.abs() < 1e-6, "{ratio}: {error}");
     }
 }
 
 #[test]
-fn as_many_tokens_are_masked_in_training_as_officially() {
+fn numbers_of_masked_tokens_match_in_training() {
     let golden = Golden::read("schedule");
     let (length, least) = (golden.size("mask_seq_len"), golden.real("/config/mask_ratio_min"));
     let probabilities: Vec<f64> = Vec::try_from(golden.tensor("num_masked.prob")).unwrap();
     let mut below = 0.0;
     for (masked, probability) in probabilities.iter().enumerate() {
-        // The middle of this count's share of the uniform numbers.
+        // The middle of the interval of uniform numbers that give this count.
         if *probability > 0.0 {
             let ratio = mask_ratio_quantile(below + probability / 2.0, least);
             assert_eq!(num_masked(length, ratio), masked as i64);
@@ -87,7 +87,7 @@ fn as_many_tokens_are_masked_in_training_as_officially() {
 }
 
 #[test]
-fn the_mean_mask_ratio_is_the_official_one() {
+fn the_mean_mask_ratio_matches_the_official_one() {
     let golden = Golden::read("schedule");
     let least = golden.real("/config/mask_ratio_min");
     let draws = 20_000;
@@ -100,7 +100,7 @@ fn the_mean_mask_ratio_is_the_official_one() {
 }
 
 #[test]
-fn learning_rates_are_the_official_ones() {
+fn learning_rates_match_the_official_ones() {
     let golden = Golden::read("schedule");
     for (name, schedule) in [("constant", LrSchedule::Constant), ("cosine", LrSchedule::Cosine)] {
         let real = |key: &str| golden.real(&format!("/values/lr.{name}/{key}"));

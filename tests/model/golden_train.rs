@@ -1,5 +1,5 @@
-//! Training against the official code: the loss, the gradients of all parameters, and AdamW steps with weight
-//! decay groups, clipping and EMA. Limits are those of the manifest's "recommended_check".
+//! Compares training with the official code: the loss, the gradients of all parameters, and AdamW steps with weight
+//! decay groups, clipping and EMA. The limits are those of the manifest's "recommended_check".
 
 #![allow(clippy::unwrap_used)]
 
@@ -47,7 +47,7 @@ fn relative(actual: f64, expected: f64) -> f64 {
 }
 
 #[test]
-fn the_loss_is_the_official_one_whatever_the_order_of_tokens() {
+fn the_loss_matches_the_official_one_for_any_order_of_tokens() {
     let case = case();
     let expected = case.losses()[0];
     let ordered = Mask::from_orders(&case.golden.tensor("in.orders"), case.golden.size("num_masked"));
@@ -58,7 +58,7 @@ fn the_loss_is_the_official_one_whatever_the_order_of_tokens() {
 }
 
 #[test]
-fn the_gradients_are_the_official_ones() {
+fn the_gradients_match_the_official_ones() {
     let case = case();
     case.loss(&case.mask()).backward();
     let mut comparison = case.golden.comparison();
@@ -66,7 +66,7 @@ fn the_gradients_are_the_official_ones() {
     for (name, parameter) in &parameters {
         let expected = case.golden.tensor(&format!("grad.{name}"));
         let gradient = parameter.grad();
-        // The null class is not used: its gradient is exactly zero, and libtorch need not store one.
+        // The null class is unused, so its gradient is exactly zero, and libtorch need not store one.
         let gradient = if gradient.defined() { gradient } else { parameter.zeros_like() };
         let limit = 2e-5 * expected.abs().max().double_value(&[]);
         comparison.check_within(&format!("grad.{name}"), &gradient, &expected, limit);
@@ -74,7 +74,7 @@ fn the_gradients_are_the_official_ones() {
     comparison.finish();
 }
 
-/// Parameters and EMA after the golden number of steps.
+/// Parameters and EMA after the recorded number of steps.
 struct Trained {
     case: Case,
     parameters: FlatParameters,
@@ -111,8 +111,8 @@ fn check_loss(step: usize, loss: f64, expected: f64) {
     assert!(relative(loss, expected) < limit, "step {step}: {loss} {expected}");
 }
 
-/// A trained tensor and its golden, flat, without the elements that have no gradient but rounding noise: the
-/// key bias, which Adam moves at random.
+/// Returns a trained tensor and its golden value, flattened and without the key bias, whose gradient is only rounding
+/// noise and which Adam therefore moves at random.
 fn comparable(golden: &Golden, name: &str, actual: &Tensor) -> (Tensor, Tensor) {
     let expected = golden.tensor(name).flatten(0, -1);
     let actual = actual.flatten(0, -1);
@@ -130,7 +130,7 @@ fn share_above(error: &Tensor, limit: f64) -> f64 {
 }
 
 #[test]
-fn three_steps_move_the_parameters_as_officially() {
+fn parameters_after_three_steps_match_the_official_ones() {
     let Trained { case, parameters, .. } = train();
     let (mut squares, mut elements) = (0.0, 0.0);
     for slot in parameters.slots() {
@@ -148,7 +148,7 @@ fn three_steps_move_the_parameters_as_officially() {
 }
 
 #[test]
-fn the_ema_follows_as_officially() {
+fn the_ema_after_three_steps_matches_the_official_one() {
     let Trained { case, parameters, ema } = train();
     for slot in parameters.slots() {
         let name = format!("ema.{}", slot.name);
@@ -160,18 +160,18 @@ fn the_ema_follows_as_officially() {
 }
 
 #[test]
-fn what_has_no_gradient_only_decays() {
+fn parameters_without_gradients_only_decay() {
     let Trained { case, parameters, .. } = train();
     let labels: Vec<i64> = Vec::try_from(case.golden.tensor("in.labels")).unwrap();
     let config = case.golden.model_config();
     let absent: Vec<i64> = (0..config.classes).filter(|class| !labels.contains(class)).collect();
-    assert!(!absent.is_empty(), "the golden batch leaves no class out");
+    assert!(!absent.is_empty(), "the golden batch contains every class");
     let absent = Tensor::from_slice(&absent);
     let trained = |name: &str| {
         let slot = parameters.slots().iter().find(|slot| slot.name == name).unwrap();
         slot.view(parameters.values())
     };
-    // One unit in the last place per step: half for the product, half for the factor.
+    // Allow one unit in the last place per step: half for the product, half for the factor.
     let limit = case.golden.size("steps") as f64 * f64::from(f32::EPSILON);
     for (name, rows) in [("fake_latent", Tensor::from_slice(&[0_i64])), ("class_emb.weight", absent)] {
         let expected = case.golden.tensor(&format!("final.{name}")).index_select(0, &rows);

@@ -1,4 +1,4 @@
-//! The KL-VAE against the official one.
+//! Compares the KL-VAE with the official one.
 
 use std::collections::BTreeMap;
 
@@ -28,11 +28,11 @@ fn case() -> Case {
     Case { golden, store, config, vae }
 }
 
-/// What the production tokenizer multiplies latents by; the golden latents use it as well.
+/// Scale of the production tokenizer's latents, also used by the golden latents.
 const SCALE: f64 = arinar_model::vae::KL16_SCALE;
 
 #[test]
-fn pictures_encode_to_the_official_moments() {
+fn encoded_moments_match_the_official_ones() {
     let case = case();
     let moments = case.vae.encode(&case.golden.tensor("in.image"));
     let latent = moments.sample(&case.golden.tensor("in.eps")) * SCALE;
@@ -45,7 +45,7 @@ fn pictures_encode_to_the_official_moments() {
 }
 
 #[test]
-fn latents_decode_to_the_official_pictures() {
+fn decoded_pictures_match_the_official_ones() {
     let case = case();
     let decode = |latents: &Tensor| case.vae.decode(latents);
     let mut comparison = case.golden.comparison();
@@ -60,7 +60,7 @@ fn moments_survive_concatenation() {
     let case = case();
     let official = case.golden.tensor("out.moments");
     let moments = Moments::from_concatenated(&official);
-    assert!(official.chunk(2, 1)[1].min().double_value(&[]) < -30.0, "the clamp must have something to clamp");
+    assert!(official.chunk(2, 1)[1].min().double_value(&[]) < -30.0, "no golden value is below the clamp");
     assert_eq!(moments.logvar, case.golden.tensor("out.logvar"));
     assert_eq!(Moments::from_concatenated(&moments.concatenated()).mean, moments.mean);
 }
@@ -94,7 +94,7 @@ fn a_saved_vae_loads_with_its_sizes_and_scale() {
 }
 
 #[test]
-fn weights_of_another_size_are_refused_by_name() {
+fn weights_of_another_size_are_rejected_by_name() {
     let case = case();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("vae.safetensors");
@@ -104,5 +104,5 @@ fn weights_of_another_size_are_refused_by_name() {
     assert!(matches!(error, WeightsError::Mismatch { .. }), "{error}");
     let message = error.to_string();
     assert!(message.contains("vae.safetensors") && message.contains("wrong shape: decoder.conv_in.bias"), "{message}");
-    assert!(!message.contains('\n'), "one line: {message}");
+    assert!(!message.contains('\n'), "more than one line: {message}");
 }

@@ -1,4 +1,4 @@
-//! Tests of the model against numbers of the official code.
+//! Tests that compare the model with golden data from the official code.
 
 mod golden_full_sample;
 mod golden_head;

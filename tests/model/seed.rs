@@ -1,5 +1,5 @@
-//! Everything random in a model follows from its seeds. One test, alone in its process: all threads of a process
-//! share libtorch's generator.
+//! Tests that everything random in a model follows from its seeds. The test runs alone in its process, because all
+//! threads of a process share libtorch's generator.
 
 #![allow(clippy::unwrap_used)]
 
@@ -38,7 +38,7 @@ fn parameters_and_samples_follow_their_seeds() {
         assert_eq!(latents, sample(1, 3, guidance_scale));
         assert_ne!(latents, sample(2, 3, guidance_scale));
     }
-    // More steps than tokens: some have nothing to reveal.
+    // With more steps than tokens, some steps reveal nothing.
     let latents = sample(1, config.sequence_length() + 3, 3.0);
     assert_eq!(latents.isfinite().all(), Tensor::from(true));
     assert_eq!(latents.eq(0.0).any(), Tensor::from(false));

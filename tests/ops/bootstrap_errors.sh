@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
-# ops/bootstrap.sh ends with exit code 1 and one sentence where it cannot go on, and sees a damaged installation.
-# Stand-ins for programs come first on the PATH; no test reaches the network or installs anything.
+# Checks that ops/bootstrap.sh exits with 1 and one sentence if it cannot continue, and detects a damaged installation.
+# Stand-ins for programs come first on the PATH; no check reaches the network or installs anything.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 home=${ARINAR_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/arinar}
-work=$(mktemp -d "$home-test.XXXXXX") # beside the installation, so that it can be copied as hard links
+work=$(mktemp -d "$home-test.XXXXXX") # next to the installation, so that hard links to it are possible
 trap 'rm -rf "$work"' EXIT
 export ARINAR_HOME=$work/home
 
-# stand_in NAME LINE : a program NAME that runs this line of shell.
+# stand_in NAME LINE : creates a program NAME that runs this line of shell.
 stand_in() {
     mkdir -p "$work/bin"
     printf '#!/bin/sh\n%s\n' "$2" >"$work/bin/$1"
     chmod +x "$work/bin/$1"
 }
 
-# expect NAME PATTERN COMMAND... : the command exits 1 and its last line matches.
+# expect NAME PATTERN COMMAND... : fails unless the command exits with 1 and its last line matches.
 expect() {
     local name=$1 pattern=$2 output status=0
     shift 2
     output=$("$@" 2>&1) || status=$?
     if [ $status != 1 ] || ! tail -n 1 <<<"$output" | grep -Eq "$pattern"; then
-        printf '%s: exit code %s, said:\n%s\nexpected exit code 1 and: %s\n' "$name" $status "$output" "$pattern" >&2
+        printf '%s: exit code %s with this output:\n%s\nexpected exit code 1 and a last line that matches: %s\n' \
+            "$name" $status "$output" "$pattern" >&2
         exit 1
     fi
     rm -rf "${work:?}/bin"
@@ -40,7 +41,7 @@ expect "full disk" '^bootstrap: too little disk: .* needs [0-9]+ GB free and has
 expect "no network" '^bootstrap: pip could not install torch==[^:]*: .*(Connection|connection)' \
     env PIP_INDEX_URL=http://127.0.0.1:9/simple PIP_NO_INDEX=0 PIP_FIND_LINKS= PIP_RETRIES=1 ops/bootstrap.sh
 
-# Only the programs that the script itself runs: so mpicc is missing.
+# This folder has only the programs that the script itself runs, so mpicc is missing.
 mkdir "$work/few"
 for program in bash env dirname sed cut sort grep awk head tail cargo rustc c++ make mpirun mkdir flock cat df rm ls; do
     ln -s "$(command -v $program)" "$work/few/$program"
@@ -56,7 +57,7 @@ stand_in apt-get 'echo "E: Failed to fetch the package  Could not resolve host";
 expect "no packages" '^bootstrap: apt-get could not install libopenmpi-dev: E: Failed to fetch' \
     env PATH="$work/bin:$work/few" ops/bootstrap.sh
 
-# Debian's openmpi-bin alone: mpicc without the headers that it names.
+# With only Debian's openmpi-bin, mpicc names headers that do not exist.
 stand_in id 'echo 0'
 stand_in apt-get 'echo "E: Unable to locate package libopenmpi-dev"; exit 100'
 stand_in mpicc 'echo /nowhere/include'
@@ -68,10 +69,10 @@ expect "unknown argument" '^bootstrap: unknown argument --gpu' ops/bootstrap.sh 
 
 mkdir -p "$work/other/tmp"
 echo mine >"$work/other/tmp/thesis"
-expect "a folder of somebody else" '^bootstrap: ARINAR_HOME=.*/other is not empty .*; set ARINAR_HOME' \
+expect "a foreign folder" '^bootstrap: ARINAR_HOME=.*/other is not empty .*; set ARINAR_HOME' \
     env ARINAR_HOME="$work/other" ops/bootstrap.sh
 [ "$(find "$work/other" -type f)" = "$work/other/tmp/thesis" ] || {
-    echo "a folder of somebody else was changed" >&2
+    echo "a foreign folder was changed" >&2
     exit 1
 }
 
@@ -81,8 +82,8 @@ cp -al "$home/venv" "$ARINAR_HOME/venv"
 ops/bootstrap.sh --check
 cd "$ARINAR_HOME"/venv/lib/python3*/site-packages
 
-# damage gone|truncated FILE PATTERN : --check then finds what matches. The file is moved, never written to: it is
-# a hard link to that of the installation.
+# damage gone|truncated FILE PATTERN : fails unless --check reports the damaged file. The file is moved and never
+# written to, because it is a hard link to that of the installation.
 damage() {
     mv "$2" "$work/aside"
     [ "$1" = gone ] || echo >"$2"

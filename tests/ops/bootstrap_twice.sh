@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# ops/bootstrap.sh a second time says nothing, changes no file and asks no package manager for anything.
+# Checks that a second run of ops/bootstrap.sh prints nothing, changes no file and runs no package manager.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 home=${ARINAR_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/arinar}
 
-# Path, size, and times of change of contents and of the inode, of every file that a bootstrap may write.
+# Prints the path, size, modification time and inode change time of every file that a bootstrap may write.
 listing() {
     find "$home" -printf '%p %s %T@ %C@\n' | sort
     stat -c '%n %s %y' /var/lib/dpkg/status /var/lib/apt/lists 2>/dev/null || true
@@ -28,6 +28,6 @@ for program in apt-get dpkg-deb pip pip3 sudo; do
 done
 output=$(PATH=$stand_ins:$PATH ops/bootstrap.sh --tests 2>&1) || fail "the second run failed: $output"
 
-[ -z "$output" ] || fail "the second run said: $output"
+[ -z "$output" ] || fail "the second run printed: $output"
 changed=$(diff <(echo "$before") <(listing)) || fail "the second run changed files: $(head -n 5 <<<"$changed")"
-ops/bootstrap.sh --tests --check || fail "--check finds something missing"
+ops/bootstrap.sh --tests --check || fail "--check reports a missing item"

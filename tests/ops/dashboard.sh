@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The alarms do what they say (promtool), and the dashboard asks for what a launcher's /metrics has: a real Prometheus scrapes
-# one that trains.
+# Tests the alerts with promtool, and checks that the dashboard's queries match a launcher's /metrics: a real Prometheus
+# scrapes a launcher that trains.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . ops/env.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The files for Kubernetes and containers, as far as they can be checked without either: against the published schemas, and
-# the launcher's arguments against the launcher. No engine builds the image here: hadolint reads its recipe.
+# Checks the files for Kubernetes and containers without running either: the manifests against the published schemas,
+# the launcher's arguments with the launcher, and the Containerfile with hadolint.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . ops/env.sh

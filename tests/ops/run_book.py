@@ -1,8 +1,8 @@
-"""Every message that docs/operations.md quotes is in the sources, and every alarm is in it.
+"""Checks that every message quoted in docs/operations.md is in the sources, and that every alert is in the document.
 
-A message is the first column of a table that is headed "Message"; `...` in it stands for anything. All the rest of it is
-in one string literal of the programs, in this order; strings of tests do not count. Messages that the programs put
-together from several literals are listed here. Alarms are those of ops/grafana/alerts.yaml.
+A message is a cell in the first column of a table with the heading "Message", in which `...` stands for any text. The
+other parts must occur in one string literal of the programs, in this order; strings of tests do not count. Messages
+that the programs compose from several literals are listed here. The alerts are those of ops/grafana/alerts.yaml.
 """
 
 import re
@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 BOOK = Path("docs/operations.md")
-ALARMS = Path("ops/grafana/alerts.yaml")
+ALERTS = Path("ops/grafana/alerts.yaml")
 SOURCES = ["launcher/**/*.rs", "trainer/**/*.rs", "model/**/*.rs", "data/**/*.rs"]
-# Each is the pieces of one message; every piece is in one literal.
+# Each entry has the pieces of a message, each of which is in one literal.
 COMPOSED = [
     ("... was killed by ...", "SIGKILL...", ", probably sent by the kernel because memory ran out (see dmesg)"),
     ("SIGBUS...", ": shared memory (/dev/shm) may be full"),
@@ -23,7 +23,8 @@ COMPOSED = [
     ),
     ("cannot reach ...", "; repair it, remove it from --hostfile, or allow fewer ranks with --min-ranks"),
 ]
-# What matters of Rust's grammar; all else is skipped letter by letter. A lifetime is no character: nothing closes it.
+# The relevant tokens of Rust; everything else is skipped character by character. A lifetime does not match as a
+# character literal, because it has no closing quote.
 TOKEN = re.compile(
     r"""
     //[^\n]* | /\*.*?\*/
@@ -38,7 +39,7 @@ TOKEN = re.compile(
 
 
 def first_column(text, heading):
-    """The quoted first cells of all tables with this heading."""
+    """Returns the quoted first cells of all tables with this heading."""
     cells, inside = [], False
     for line in text.splitlines():
         if not line.startswith("|"):
@@ -51,7 +52,7 @@ def first_column(text, heading):
 
 
 def literals(source):
-    """The string literals of a source, without those of items under #[cfg(test)]."""
+    """Yields the string literals of a source, except those of items under #[cfg(test)]."""
     depth, test_depth = 0, None
     for token in TOKEN.finditer(source):
         if token["test"]:
@@ -60,7 +61,7 @@ def literals(source):
             depth += 1
         elif token["close"]:
             depth -= 1
-            # A closed bracket may be that of another attribute; a brace is the end of the item.
+            # A bracket may close another attribute; a brace ends the item.
             if depth == test_depth and token["close"] == "}":
                 test_depth = None
         elif token["end"]:
@@ -71,39 +72,40 @@ def literals(source):
 
 
 def strings():
-    """All that the programs may say: lines that go on are joined as the compiler joins them."""
+    """Returns all strings of the programs, with continued lines joined as by the compiler."""
     texts = set()
     for pattern in SOURCES:
         for path in sorted(Path().glob(pattern)):
-            # Modules of tests that have a file of their own are called so.
+            # Test modules in separate files have these names.
             if "tests" not in path.parts and path.name != "tests.rs":
                 texts.update(literals(path.read_text()))
     joined = (re.sub(r"\\\n\s*", "", text).replace('\\"', '"') for text in texts)
-    # What is put in at run time.
+    # Replace what is formatted at run time.
     return [re.sub(r"\{[^{}]*\}", "\0", text) for text in joined]
 
 
-def is_said(message, texts):
-    """True if all parts of the message between dots are in one of the strings, in their order."""
+def is_in_sources(message, texts):
+    """Returns true if all parts of the message between dots are in one of the strings, in order."""
     parts = [part.strip(" ;:,()") for part in message.split("...")]
     wanted = re.compile(".*".join(re.escape(part) for part in parts if part), re.DOTALL)
     return any(wanted.search(text) for text in texts)
 
 
 def main():
-    """Prints what is wrong; the exit code says whether something is."""
+    """Prints all problems and returns whether there are any."""
     book, texts = BOOK.read_text(), strings()
     messages = first_column(book, "Message")
     composed = {"".join(pieces): pieces for pieces in COMPOSED}
-    problems = [f"no message of the run book: {message}" for message in composed if message not in messages]
+    problems = [f"not in the run book: {message}" for message in composed if message not in messages]
     for message in messages:
         pieces = composed.get(message, [message])
-        problems += [f"no source says: {piece} (of: {message})" for piece in pieces if not is_said(piece, texts)]
-    told, alarms = first_column(book, "Alarm"), re.findall(r"- alert: (\w+)", ALARMS.read_text())
-    problems += [f"not in the run book: {alarm}" for alarm in alarms if alarm not in told]
-    problems += [f"no such alarm: {alarm}" for alarm in told if alarm not in alarms]
-    if len(messages) < 30 or len(alarms) < 5:
-        problems.append(f"only {len(messages)} messages and {len(alarms)} alarms were found")
+        absent = [piece for piece in pieces if not is_in_sources(piece, texts)]
+        problems += [f"not in the sources: {piece} (part of: {message})" for piece in absent]
+    documented, alerts = first_column(book, "Alarm"), re.findall(r"- alert: (\w+)", ALERTS.read_text())
+    problems += [f"not in the run book: {alert}" for alert in alerts if alert not in documented]
+    problems += [f"no such alert: {alert}" for alert in documented if alert not in alerts]
+    if len(messages) < 30 or len(alerts) < 5:
+        problems.append(f"only {len(messages)} messages and {len(alerts)} alerts were found")
     for problem in problems:
         print(f"run_book: {problem}", file=sys.stderr)
     return bool(problems)

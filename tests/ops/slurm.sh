@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# ops/slurm/train.sbatch on a real Slurm of one node: a job is asked to end, goes back into the queue and resumes; one whose
-# rank is killed does, too; a wrong configuration and `scancel` end a job for good. munged, slurmctld and slurmd run as
-# this user, in a temporary folder.
+# Tests ops/slurm/train.sbatch on a real Slurm with one node: a job is requeued and resumes after SIGUSR1 and after a
+# rank is killed, but not after a configuration error or `scancel`. munged, slurmctld and slurmd run as this user, in a
+# temporary folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . ops/env.sh
 
 checkout=$PWD
-work=$(mktemp -d /tmp/slurm.XXXXXX) # short: the path of a socket has 107 letters at most
+work=$(mktemp -d /tmp/slurm.XXXXXX) # short, because a socket's path has at most 107 bytes
 readonly checkout work
-readonly patience_secs=600
+readonly timeout_secs=600
 export SLURM_CONF=$work/slurm.conf PATH=$checkout/target/release:/usr/sbin:$PATH
 
 fail() {
@@ -20,32 +20,32 @@ fail() {
 
 pid_of() { cat "$work/$1.pid" 2>/dev/null; }
 
-gone() { ! kill -0 "$1" 2>/dev/null; }
+has_exited() { ! kill -0 "$1" 2>/dev/null; }
 
 no_job() { [ -z "$(squeue --noheader 2>&1)" ]; }
 
-# until_it_holds WHAT COMMAND...
-until_it_holds() {
-    local what=$1 deadline=$((SECONDS + patience_secs))
+# wait_until WHAT COMMAND... : waits until the command succeeds, or fails after a timeout.
+wait_until() {
+    local what=$1 deadline=$((SECONDS + timeout_secs))
     shift
     until "$@"; do
         [ $SECONDS -lt $deadline ] || {
-            echo "slurm: waited $patience_secs s in vain until $what" >&2
+            echo "slurm: timed out after $timeout_secs s waiting until $what" >&2
             return 1
         }
         sleep 0.2
     done
 }
 
-# Jobs first: slurmd leaves the processes of a job alone when it ends.
-end() {
+# Ends the jobs and then the daemons, because slurmd does not end a job's processes when it exits.
+cleanup() {
     local daemon pid
     if scancel --user="$(id -un)" 2>/dev/null; then
-        until_it_holds "no job runs" no_job || true
+        wait_until "no job runs" no_job || true
     fi
     for daemon in slurmd slurmctld munged; do
         if pid=$(pid_of $daemon) && kill "$pid" 2>/dev/null; then
-            until_it_holds "$daemon ends" gone "$pid" || true
+            wait_until "$daemon exits" has_exited "$pid" || true
         fi
     done
     rm -rf "$work"
@@ -64,8 +64,8 @@ start_slurm() {
     local me controller node
     me=$(id -un)
     read -r controller node <<<"$(free_ports)"
-    # A job in the queue starts again when its old credential has expired: after two minutes, unless set; five
-    # seconds are the least.
+    # A requeued job starts only after its old credential has expired: by default after two minutes; the minimum is five
+    # seconds.
     cat >"$SLURM_CONF" <<END
 ClusterName=trial
 SlurmctldHost=localhost
@@ -93,11 +93,11 @@ END
         --log-file="$work/munged.log" --seed-file="$work/munge/seed"
     slurmctld
     slurmd -N localhost
-    until_it_holds "the node is idle" node_is_idle || fail "Slurm does not start"
+    wait_until "the node is idle" node_is_idle || fail "Slurm did not start"
 }
 
-# submit NAME OPTION... -- OVERRIDE... : its output goes to NAME.log, its number to $job. The demo's few epochs would end
-# a run early on a fast machine, so that train.max_steps alone ends it.
+# submit NAME OPTION... -- OVERRIDE... : submits a job that writes to NAME.log, and stores its number in $job. The run
+# only ends at train.max_steps; the demo's few epochs would end it early on a fast machine.
 submit() {
     local name=$1 options=() overrides=() override
     shift
@@ -112,31 +112,32 @@ submit() {
         --set optim.epochs=1000000 --set run.dir="$work/$name" --set run.log_dir="$work/$name/logs" "${overrides[@]}")
 }
 
-says() { grep -Eqs -- "$2" "$work/$1.log"; }
+log_has() { grep -Eqs -- "$2" "$work/$1.log"; }
 
 state() { scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'; }
 
-is() { [ "$(state "$1")" = "$2" ]; }
+has_state() { [ "$(state "$1")" = "$2" ]; }
 
-# expect NAME PATTERN : the job's log says it in the end.
-expect() { until_it_holds "$1.log says $2" says "$1" "$2" || fail "$1 failed"; }
+# expect NAME PATTERN : waits until the job's log matches the pattern.
+expect() { wait_until "$1.log has $2" log_has "$1" "$2" || fail "$1 failed"; }
 
-expect_state() { until_it_holds "job $1 is $2" is "$1" "$2" || fail "job $1 is $(state "$1")"; }
+expect_state() { wait_until "job $1 is $2" has_state "$1" "$2" || fail "job $1 is $(state "$1")"; }
 
-trap end EXIT
+trap cleanup EXIT
 start_slurm
-srun --mpi=list 2>&1 | grep -q pmix || fail "this Slurm has no plugin for PMIx"
+srun --mpi=list 2>&1 | grep -q pmix || fail "this Slurm has no PMIx plugin"
 
-sbatch --test-only ops/slurm/train.sbatch demo.yaml 2>&1 | grep -q 'to start at' || fail "sbatch --test-only refuses it"
+sbatch --test-only ops/slurm/train.sbatch demo.yaml 2>&1 | grep -q 'to start at' ||
+    fail "sbatch --test-only refuses the script"
 
-# Long enough that a signal after the first step still finds it at work on a fast machine.
+# Long enough that the run has not ended when a signal is sent after the first step, even on a fast machine.
 readonly steps=200
 
 submit asked -- train.max_steps=$steps
 expect asked "step 1/$steps "
 scancel --batch --signal=USR1 "$job" # what Slurm does before the time limit
 expect asked 'asked to end; the ranks save'
-expect asked 'stopped by a signal after saving step [0-9]+; start again to go on'
+expect asked 'stopped by a signal after saving step [0-9]+; start again to resume'
 expect asked 'start 2: .* 2 ranks'
 expect asked "resuming from $work/asked/step-"
 expect asked 'start 2: the run is done'
@@ -153,7 +154,8 @@ expect_state "$job" COMPLETED
 submit wrong -- train.max_stepz=1
 expect wrong 'did you mean "max_steps"'
 expect_state "$job" FAILED
-says wrong 'start 1: the configuration or command line must be changed' || fail "exit code 78 is not understood"
+log_has wrong 'start 1: the configuration or command line must be changed' ||
+    fail "the script does not report exit code 78"
 
 submit cancelled -- train.max_steps=100000000
 expect cancelled 'step 1/'

@@ -1,7 +1,7 @@
-"""The structure of the code: no files of a crate import each other in a circle, and every file that a document names exists.
+"""Checks that files of a crate do not import each other in a circle, and that every file named in a document exists.
 
-A path such as `crate::a::b::Item` leads to the file that defines the item: re-exports are followed. That a module re-exports
-items of its own children does not count. Test modules do not count either.
+A path such as `crate::a::b::Item` is resolved to the file that defines the item, through re-exports. Re-exports of a
+module's own children are ignored, and so are test modules.
 """
 
 import re
@@ -17,14 +17,14 @@ TESTS = re.compile(r"#\[cfg\(test\)\]\s*(?:#\[[^\n]*\]\s*)*mod tests\b")
 USE = re.compile(r"(?P<public>pub(?:\([^)]*\))?\s+)?use\s+(?P<tree>[^;]+);")
 CHILD = re.compile(r"\bmod\s+(\w+)\s*;")
 PATH = re.compile(r"\b((?:crate|super|self)(?:::\w+)+)")
-# Names in documents that stand for a file, or that the programs write.
+# Names in documents that are placeholders, or files that the programs write.
 EXAMPLES = {"NAME/tests.rs", "GROUP/NAME.rs", "step-00012000/"}
-# A path in backquotes that ends like a file or a folder of this repository.
+# A path in backquotes that looks like a file or folder of this repository.
 NAMED = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:rs|sh|py|yaml|toml|md|svg|sbatch)|(?:[\w.-]+/)+)`")
 
 
 def leaves(tree, prefix=()):
-    """The paths of a use tree, each as a tuple of names."""
+    """Yields the paths of a use tree, each as a tuple of names."""
     depth, start, items = 0, 0, []
     for index, character in enumerate(tree):
         depth += {"{": 1, "}": -1}.get(character, 0)
@@ -41,7 +41,7 @@ def leaves(tree, prefix=()):
 
 
 class Crate:
-    """The files of a crate by module, and the paths in them."""
+    """The files of a crate by module, with the paths in them."""
 
     def __init__(self, root):
         self.files, self.paths, self.children, self.names = {}, {}, {}, {}
@@ -66,7 +66,7 @@ class Crate:
         self.children[module] = set(CHILD.findall(text))
 
     def absolute(self, module, path):
-        """The path from the root of the crate; None if it leads out of the crate."""
+        """Returns the path from the root of the crate, or None if it is in another crate."""
         if path[0] == "crate":
             return path[1:]
         if path[0] == "self":
@@ -79,7 +79,7 @@ class Crate:
         return module + path if path[0] in self.children[module] else None
 
     def target(self, path, seen=frozenset()):
-        """The module whose file defines what a path names."""
+        """Returns the module whose file defines the item of a path."""
         for length in range(len(path), -1, -1):
             module = path[:length]
             if module not in self.files:
@@ -93,7 +93,7 @@ class Crate:
         return None
 
     def imports(self):
-        """For each module, the modules that it depends on."""
+        """Returns the modules that each module depends on."""
         graph = {module: set() for module in self.files}
         for module, paths in self.paths.items():
             for path, public in paths:
@@ -106,7 +106,7 @@ class Crate:
 
 
 def circle(graph):
-    """Some modules that import each other in a circle, in order; None if there are none."""
+    """Returns modules that import each other in a circle, in order, or None if there are none."""
     done, trail = set(), []
 
     def visit(module):
@@ -127,16 +127,15 @@ def circle(graph):
 
 
 def missing_files(document):
-    """The files that a document names and that do not exist, neither from the root nor in one of these folders."""
+    """Yields the files named in a document that exist neither at the root nor in one of the usual folders."""
     folders = [Path(folder) for folder in (".", "configs", "docs", "ops/slurm", "tests", *CRATES)]
     for name in sorted(set(NAMED.findall(Path(document).read_text())) - EXAMPLES):
         if not any((folder / name).exists() for folder in folders):
             yield name
 
 
-
-
 def main():
+    """Prints all problems and returns whether there are any."""
     problems = []
     for crate in CRATES:
         found = circle(Crate(Path(crate) / "src").imports())

@@ -1,7 +1,7 @@
-//! Golden data: numbers from the official PyTorch code, a `.json` manifest beside a `.safetensors` file.
+//! Golden data: results of the official PyTorch code, in pairs of a `.json` manifest and a `.safetensors` file.
 //!
-//! Everything here panics with a sentence on bad data: it serves tests alone, and a missing golden file must
-//! fail its test, never skip it. `ARINAR_GOLDEN_DIR` points the suites at another set.
+//! Everything here panics with a message on bad data, since it is only used in tests, and a missing golden file must
+//! fail its test rather than skip it. `ARINAR_GOLDEN_DIR` selects another folder.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,18 +10,18 @@ use arinar_model::config::{HeadConfig, HeadKind, LatentConfig, ModelConfig, Oute
 use serde_json::Value;
 use tch::{Kind, Tensor, nn};
 
-/// Allowed error over the one that the official code makes in float32 (the manifests recommend 5 to 20).
+/// Ratio of the allowed error to that of the official code in float32 (the manifests recommend 5 to 20).
 const TOLERANCE_FACTOR: f64 = 20.0;
 
-/// One golden module.
+/// The golden data of one module.
 pub struct Golden {
     manifest: Value,
     tensors: BTreeMap<String, Tensor>,
 }
 
 impl Golden {
-    /// Reads `<name>.json` and `<name>.safetensors`, and sets libtorch to one thread: golden models are so
-    /// small that threads only wait for each other.
+    /// Reads `<name>.json` and `<name>.safetensors`, and sets libtorch to one thread, because golden models are too
+    /// small to benefit from more.
     pub fn read(name: &str) -> Self {
         tch::set_num_threads(1);
         let folder = folder();
@@ -34,57 +34,57 @@ impl Golden {
         Self { manifest, tensors: tensors.into_iter().collect() }
     }
 
-    /// A value of the manifest by JSON pointer, such as `/values/nll_fp64`.
+    /// Returns the manifest's value at a JSON pointer, such as `/values/nll_fp64`.
     pub fn value(&self, pointer: &str) -> &Value {
         self.manifest.pointer(pointer).unwrap_or_else(|| panic!("golden manifest has no {pointer}"))
     }
 
-    /// An integer of the manifest's configuration.
+    /// Returns an integer of the manifest's configuration.
     pub fn size(&self, key: &str) -> i64 {
         let value = self.value(&format!("/config/{key}"));
         value.as_i64().unwrap_or_else(|| panic!("golden config {key} is {value}, not an integer"))
     }
 
-    /// A real number by JSON pointer.
+    /// Returns the real number at a JSON pointer.
     pub fn real(&self, pointer: &str) -> f64 {
         real(self.value(pointer))
     }
 
-    /// A list of real numbers by JSON pointer.
+    /// Returns the list of real numbers at a JSON pointer.
     pub fn reals(&self, pointer: &str) -> Vec<f64> {
         list(self.value(pointer)).iter().map(real).collect()
     }
 
-    /// A list of integers by JSON pointer.
+    /// Returns the list of integers at a JSON pointer.
     pub fn integers(&self, pointer: &str) -> Vec<i64> {
         let integer = |value: &Value| value.as_i64().unwrap_or_else(|| panic!("{pointer}: {value}"));
         list(self.value(pointer)).iter().map(integer).collect()
     }
 
-    /// A list of names by JSON pointer.
+    /// Returns the list of names at a JSON pointer.
     pub fn names(&self, pointer: &str) -> Vec<String> {
         let name = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{pointer}: {value}")).to_owned();
         list(self.value(pointer)).iter().map(name).collect()
     }
 
-    /// A stored tensor.
+    /// Returns a stored tensor.
     pub fn tensor(&self, name: &str) -> Tensor {
         self.tensors.get(name).unwrap_or_else(|| panic!("golden file has no tensor {name}")).shallow_clone()
     }
 
-    /// Names of all stored tensors that start with `prefix`.
+    /// Returns the names of all stored tensors that start with `prefix`.
     pub fn tensor_names(&self, prefix: &str) -> Vec<&str> {
         self.tensors.keys().map(String::as_str).filter(|name| name.starts_with(prefix)).collect()
     }
 
-    /// Official names and shapes of all parameters and buffers.
+    /// Returns the official names and shapes of all parameters and buffers.
     pub fn parameter_shapes(&self) -> BTreeMap<String, Vec<i64>> {
         let params = self.value("/params").as_object().expect("golden params is an object");
         let shape = |value: &Value| list(value).iter().map(|length| real(length) as i64).collect();
         params.iter().map(|(name, value)| (name.clone(), shape(value))).collect()
     }
 
-    /// Fills a store with the golden parameters; its names and shapes must be exactly those.
+    /// Fills a store with the golden parameters; its names and shapes must be exactly the golden ones.
     pub fn fill(&self, store: &nn::VarStore) {
         let variables = arinar_model::weights::named(store);
         assert_eq!(shapes(&variables), self.parameter_shapes());
@@ -95,7 +95,7 @@ impl Golden {
         });
     }
 
-    /// The configuration of a whole model.
+    /// Returns the configuration of a whole model.
     pub fn model_config(&self) -> ModelConfig {
         let preset = ModelConfig::arinar_b();
         ModelConfig {
@@ -116,7 +116,7 @@ impl Golden {
                 dropout: 0.0,
                 ..preset.outer
             },
-            // The manifests of whole models say in words that the head always has four attention heads.
+            // Manifests of whole models state only in words that the head has four attention heads.
             head: HeadConfig {
                 kind: HeadKind::Arinar,
                 width: self.size("inner_width"),
@@ -127,13 +127,13 @@ impl Golden {
         }
     }
 
-    /// Starts a comparison with the tolerances of the manifest.
+    /// Starts a comparison with the manifest's tolerances.
     pub fn comparison(&self) -> Comparison<'_> {
-        Comparison { golden: self, worst: (0.0, "nothing was off".to_owned()), failures: Vec::new(), compared: 0 }
+        Comparison { golden: self, worst: (0.0, "no error".to_owned()), failures: Vec::new(), compared: 0 }
     }
 }
 
-/// Compares tensors, remembers the worst and reports all failures at once.
+/// Compares tensors, records the worst and reports all failures at once.
 pub struct Comparison<'a> {
     golden: &'a Golden,
     worst: (f64, String),
@@ -142,9 +142,9 @@ pub struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Compares with the golden tensor `name`: no element may be off by more than a multiple of the error
-    /// that the official code makes in float32. Elements whose gradient is zero but for rounding (the key
-    /// bias of an attention layer) have a tolerance of their own in the manifest.
+    /// Compares with the golden tensor `name`. No element's error may exceed a multiple of the official code's error in
+    /// float32. Elements whose gradient is only rounding noise (the key bias of an attention layer) have a separate
+    /// tolerance in the manifest.
     pub fn check(&mut self, name: &str, actual: &Tensor) {
         let expected = self.golden.tensor(name);
         let tolerance = self.golden.value("/tolerances").get(name).cloned();
@@ -168,15 +168,15 @@ impl Comparison<'_> {
         self.compared += 1;
     }
 
-    /// Prints the worst tensor and fails if any was off.
+    /// Prints the worst tensor and panics if any exceeded its limit.
     pub fn finish(self) {
         println!("{} tensors compared; worst: {}", self.compared, self.worst.1);
         assert!(self.compared > 0, "nothing was compared");
-        assert!(self.failures.is_empty(), "off:\n{}", self.failures.join("\n"));
+        assert!(self.failures.is_empty(), "over the limit:\n{}", self.failures.join("\n"));
     }
 }
 
-/// Largest absolute difference, worked out in float64; NaN if any element is.
+/// Returns the largest absolute difference, computed in float64; NaN if any element is NaN.
 pub fn max_error(actual: &Tensor, expected: &Tensor) -> f64 {
     if actual.numel() == 0 {
         return 0.0;
@@ -184,7 +184,7 @@ pub fn max_error(actual: &Tensor, expected: &Tensor) -> f64 {
     (actual.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
 }
 
-/// Names and shapes.
+/// Returns the names and shapes of tensors.
 pub fn shapes(variables: &BTreeMap<String, Tensor>) -> BTreeMap<String, Vec<i64>> {
     variables.iter().map(|(name, variable)| (name.clone(), variable.size())).collect()
 }

@@ -1,6 +1,6 @@
-//! The stand-in for libcuda and libnccl (`tests/gpu_stand_in`), ready for the programs of a test.
+//! Builds the stand-in for libcuda and libnccl (`tests/gpu_stand_in`) and configures it for the programs of a test.
 //!
-//! Everything here panics with a sentence on what goes wrong: it serves tests alone.
+//! Everything here panics with a message on an error, since it is only used in tests.
 
 use std::{
     ffi::OsString,
@@ -13,39 +13,39 @@ use std::{
 use serde::Deserialize;
 use tempfile::TempDir;
 
-/// The names under which programs look for the two libraries.
+/// File names under which programs load the two libraries.
 const NAMES: [&str; 4] = ["libcuda.so", "libcuda.so.1", "libnccl.so", "libnccl.so.2"];
 
-/// A temporary folder with the libraries and with what they note about one job.
+/// A temporary folder with the libraries and their log of one job.
 #[derive(Debug)]
 pub struct GpuStandIn {
     folder: TempDir,
 }
 
-/// One line of the log; see `tests/gpu_stand_in/src/nccl/call_log.rs`.
+/// A line of the log; see `tests/gpu_stand_in/src/nccl/call_log.rs`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Entry {
-    /// Whose line it is.
+    /// Rank that wrote the line.
     pub rank: usize,
-    /// What happened.
+    /// The logged event.
     #[serde(flatten)]
     pub event: Event,
 }
 
-/// What the stand-in notes.
+/// An event that the stand-in logs.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// All ranks have come.
+    /// All ranks have joined the communicator.
     Init {
-        /// How many there are.
+        /// Number of ranks.
         world: usize,
     },
     /// A collective was called.
     Call(Call),
-    /// A CUDA event marks all that is on a stream.
+    /// A CUDA event was recorded on a stream.
     Record(Mark),
-    /// A stream waits for what an event marks.
+    /// A stream waits for a CUDA event.
     Wait(Mark),
     /// The communicator has failed.
     Error {
@@ -58,7 +58,7 @@ pub enum Event {
     Destroy,
 }
 
-/// An event and a stream.
+/// A CUDA event and a stream.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub struct Mark {
     /// The event's handle.
@@ -67,37 +67,37 @@ pub struct Mark {
     pub stream: u64,
 }
 
-/// A collective.
+/// A call of a collective.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Call {
-    /// Its number among those of its rank, from 1.
+    /// Number of the call within its rank, from 1.
     pub call: u64,
     /// `all_reduce`, `broadcast`, ...
     pub operation: String,
-    /// Elements of one rank's part.
+    /// Number of elements in one rank's part.
     pub elements: usize,
     /// `float32`, `uint8`, ...
     #[serde(rename = "type")]
     pub kind: String,
-    /// `sum`, `max`, ..., if it reduces.
+    /// `sum`, `max`, ..., if the collective reduces.
     pub reduction: Option<String>,
-    /// Whose data it is, if it is one rank's.
+    /// Root rank, if the collective has one.
     pub root: Option<usize>,
     /// The stream's handle; 0 is the default stream.
     pub stream: u64,
-    /// Input and output are the same memory.
+    /// Whether input and output are the same memory.
     pub in_place: bool,
 }
 
 impl GpuStandIn {
-    /// Builds the libraries if they are not as their sources are, and makes a folder with links to them.
-    #[expect(clippy::new_without_default, reason = "it builds a library and makes a folder")]
+    /// Builds the libraries if their sources have changed, and creates a folder with links to them.
+    #[expect(clippy::new_without_default, reason = "it builds a library and creates a folder")]
     pub fn new() -> Self {
-        let library = built().join("libarinar_gpu_stand_in.so");
+        let library = target_folder().join("libarinar_gpu_stand_in.so");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let libraries = folder.path().join("libraries");
-        for made in [&libraries, &folder.path().join("once")] {
-            std::fs::create_dir(made).expect("a folder");
+        for path in [&libraries, &folder.path().join("once")] {
+            std::fs::create_dir(path).expect("a folder");
         }
         for name in NAMES {
             symlink(&library, libraries.join(name)).expect("a link to the library");
@@ -105,13 +105,13 @@ impl GpuStandIn {
         Self { folder }
     }
 
-    /// The folder that has to be on `LD_LIBRARY_PATH`, before all others.
+    /// Returns the folder that must be the first in `LD_LIBRARY_PATH`.
     pub fn libraries(&self) -> PathBuf {
         self.folder.path().join("libraries")
     }
 
-    /// What a process needs to find the libraries, and a place for their log: `mpirun` hands it on to the ranks of this
-    /// machine.
+    /// Returns the environment variables with which a process finds the libraries and their log. `mpirun` passes them
+    /// to the ranks on this host.
     pub fn environment(&self) -> Vec<(&'static str, OsString)> {
         let mut path = self.libraries().into_os_string();
         if let Some(others) = std::env::var_os("LD_LIBRARY_PATH") {
@@ -121,48 +121,48 @@ impl GpuStandIn {
         vec![("LD_LIBRARY_PATH", path), ("ARINAR_STAND_IN_LOG", self.log().into())]
     }
 
-    /// Gives a command what [`Self::environment`] says.
+    /// Adds the variables of [`Self::environment`] to a command.
     pub fn apply(&self, command: &mut Command) {
         command.envs(self.environment());
     }
 
-    /// What makes faults happen: sentences such as `rank 1 call 5 hang`, with semicolons between them; see
-    /// `tests/gpu_stand_in/src/nccl/faults.rs`. Each happens once, so that a job that is started again gets past it.
+    /// Returns the environment variables that inject faults: sentences such as `rank 1 call 5 hang`, separated by
+    /// semicolons; see `tests/gpu_stand_in/src/nccl/faults.rs`. Each occurs only once, so a restarted job gets past it.
     pub fn faults(&self, sentences: &str) -> Vec<(&'static str, OsString)> {
         let once = self.folder.path().join("once");
         vec![("ARINAR_STAND_IN_FAULTS", sentences.into()), ("ARINAR_STAND_IN_FAULTS_ONCE", once.into())]
     }
 
-    /// Where calls are noted.
+    /// Returns the path of the log.
     pub fn log(&self) -> PathBuf {
         self.folder.path().join("calls.jsonl")
     }
 
-    /// What was noted so far; the entries of one rank are in the order in which they happened.
+    /// Returns all log entries so far. The entries of one rank are in chronological order.
     pub fn entries(&self) -> Vec<Entry> {
         let text = std::fs::read_to_string(self.log()).unwrap_or_default();
         let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("stand-in log {line:?}: {error}"));
         text.lines().map(parse).collect()
     }
 
-    /// The collectives that a rank has called.
+    /// Returns the collectives that a rank has called.
     pub fn calls(&self, rank: usize) -> Vec<Call> {
         let calls = self.entries().into_iter().filter(|entry| entry.rank == rank);
         calls.filter_map(|entry| if let Event::Call(call) = entry.event { Some(call) } else { None }).collect()
     }
 }
 
-/// The folder of what cargo builds, with the libraries and programs as their sources are.
-pub fn built() -> &'static Path {
+/// Builds the libraries and programs from the current sources, once per process, and returns the folder with them.
+pub fn target_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let built = Command::new(env!("CARGO"))
-            // Of the whole workspace: for one package alone features differ, and all would be compiled again.
+        let status = Command::new(env!("CARGO"))
+            // Build the whole workspace: one package alone resolves other features and recompiles everything.
             .args(["build", "--release", "--quiet", "--workspace", "--lib", "--bins"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .expect("cargo");
-        assert!(built.success(), "the stand-in for the GPU does not build");
+        assert!(status.success(), "building the GPU stand-in failed");
         let test = std::env::current_exe().expect("the test's own path");
         test.parent().and_then(Path::parent).expect("the folder above deps").to_owned()
     })

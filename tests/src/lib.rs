@@ -1,4 +1,4 @@
-//! What the test suites share.
+//! Helpers shared by the test suites.
 
 pub mod golden;
 pub mod gpu_stand_in;
@@ -9,7 +9,7 @@ pub mod support;
 
 use std::path::PathBuf;
 
-/// A Python program of the environment that `ops/bootstrap.sh --tests` makes.
+/// Returns the path of a program in the Python environment that `ops/bootstrap.sh --tests` creates.
 pub fn test_program(name: &str) -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let home = variable("ARINAR_HOME").unwrap_or_else(|| {

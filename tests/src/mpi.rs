@@ -1,14 +1,14 @@
-//! `mpirun` for tests.
+//! Commands that run `mpirun` in tests.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Start of the names of [`session_folder`].
+/// Prefix of the folders created by [`session_folder`].
 const PREFIX: &str = "arinar-mpi-";
 
-/// `mpirun` with that many ranks, also as root and with more ranks than cores.
+/// Returns an `mpirun` command with `ranks` ranks that also works as root and with more ranks than cores.
 pub fn mpirun(ranks: usize) -> Command {
     let mut command = Command::new("mpirun");
     command.args(["--allow-run-as-root", "--oversubscribe", "-n", &ranks.to_string()]);
@@ -16,10 +16,10 @@ pub fn mpirun(ranks: usize) -> Command {
     command
 }
 
-/// Creates a `TMPDIR` for one mpirun, which leaves it empty.
+/// Creates a `TMPDIR` for one `mpirun`, which leaves it empty.
 ///
-/// Two runs must not share one: Open MPI 4 checks for its session folder and creates it in two steps, so that a run which
-/// starts while another starts or ends can fail with "A call to mkdir was unable to create the desired directory".
+/// Two runs must not share a folder. Open MPI 4 checks for its session folder and creates it in two steps, so a run
+/// that starts while another starts or ends can fail with "A call to mkdir was unable to create the desired directory".
 pub fn session_folder() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     static SWEEP: Once = Once::new();
@@ -31,14 +31,14 @@ pub fn session_folder() -> PathBuf {
     folder
 }
 
-/// Removes the empty folders of test processes that have ended.
+/// Removes the empty folders of test processes that have exited.
 fn remove_left_over(all: &Path) {
     for entry in std::fs::read_dir(all).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let process =
             name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(process, _)| process.to_owned());
         if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
-            // Fails for a folder that is not empty, which is kept.
+            // Keeps a folder that is not empty, since removing it fails.
             let _ = std::fs::remove_dir(entry.path());
         }
     }

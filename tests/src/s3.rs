@@ -1,10 +1,10 @@
-//! An S3 server in this process that misbehaves on demand.
+//! An in-process S3 server that injects faults on demand.
 //!
-//! The protocol (signatures, ranges, listings, uploads in parts, conditional puts) is that of the crates s3s and
-//! s3s-fs over a folder. What this module adds lies in front of them, in `serve.rs`: faults drawn from a plan that can
-//! change while the server runs ([`Faults`]), a limit on bandwidth, counters of requests and bytes ([`Counters`]), and
-//! a lock, because s3s-fs checks the condition of a conditional put and writes the object in two steps, and reads an
-//! object and its ETag in two steps.
+//! The crates s3s and s3s-fs implement the protocol (signatures, ranges, listings, multipart uploads, conditional puts)
+//! on a folder. The gateway in front of them, `serve.rs`, adds faults drawn from a plan that can change while the
+//! server runs ([`Faults`]), a bandwidth limit, counters of requests and bytes ([`Counters`]), and a lock. The lock is
+//! needed because s3s-fs checks the condition of a put and writes the object in two steps, and reads an object and its
+//! ETag in two steps.
 
 mod counters;
 mod faults;
@@ -26,12 +26,12 @@ use serve::Gateway;
 
 /// The access key that the server accepts.
 pub const ACCESS_KEY_ID: &str = "AKIAARINARTESTS00000";
-/// Its secret: tests search output for it.
+/// The secret of the access key, which tests search for in output.
 pub const SECRET_ACCESS_KEY: &str = "s3cr3t/Of+The=ArinarTests0123456789abcdef";
 /// The region that requests are signed for.
 pub const REGION: &str = "eu-central-1";
 
-/// A running server; ends when dropped.
+/// A running server, stopped when dropped.
 #[derive(Debug)]
 pub struct S3Server {
     address: SocketAddr,
@@ -42,14 +42,14 @@ pub struct S3Server {
 }
 
 impl S3Server {
-    /// Serves the folder (each folder in it is a bucket) on a free port of 127.0.0.1, without faults at first.
+    /// Starts a server on a free port of 127.0.0.1, initially without faults. Each folder in `folder` is a bucket.
     ///
     /// # Panics
-    /// If the folder or a port cannot be had: it is for tests.
+    /// Panics if the folder cannot be created or no port is free.
     pub fn start(folder: &Path) -> Self {
         std::fs::create_dir_all(folder).expect("the server's folder");
         let gateway = Arc::new(Gateway::new(folder));
-        // A runtime of its own, so that no blocked test thread can starve the server.
+        // Use a separate runtime, so that no blocked test thread can starve the server.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("s3-server")
@@ -67,12 +67,13 @@ impl S3Server {
         Self { address, folder: folder.to_path_buf(), gateway, stop: Some(stop), thread: Some(thread) }
     }
 
-    /// http://127.0.0.1:PORT
+    /// Returns the server's URL, `http://127.0.0.1:PORT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What a process needs to use the server: the `AWS_*` variables of the AWS command line, and no profile.
+    /// Returns the environment variables that a process needs to use the server: those of the AWS command line, without
+    /// a profile.
     pub fn environment(&self) -> Vec<(String, String)> {
         let variables = [
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
@@ -80,29 +81,29 @@ impl S3Server {
             ("AWS_REGION", REGION),
             ("AWS_ENDPOINT_URL", &self.endpoint()),
             ("AWS_ALLOW_HTTP", "true"),
-            // What the machine's user has set up must not matter.
+            // Ignore the user's own configuration.
             ("AWS_CONFIG_FILE", "/dev/null"),
             ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
         ];
         variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
     }
 
-    /// Makes a bucket; one that exists is no error.
+    /// Creates a bucket, unless it exists.
     pub fn create_bucket(&self, name: &str) {
         std::fs::create_dir_all(self.folder.join(name)).expect("the bucket's folder");
     }
 
-    /// File that holds an object which was put whole or is complete.
+    /// Returns the path of the file that holds a completely written object.
     pub fn object_path(&self, bucket: &str, key: &str) -> PathBuf {
         self.folder.join(bucket).join(key)
     }
 
-    /// Replaces the plan of faults, for requests that begin from now on; their draws begin anew.
+    /// Replaces the fault plan for all future requests and restarts its random draws.
     pub fn set_faults(&self, faults: Faults) {
         self.gateway.faults.set(faults);
     }
 
-    /// What was asked and sent since the start or the last [`Self::reset_counters`].
+    /// Returns the requests and bytes since the start or the last [`Self::reset_counters`].
     pub fn counters(&self) -> Counters {
         self.gateway.counters.snapshot()
     }

@@ -1,4 +1,5 @@
-//! Credentials as the AWS command line takes them, against a server that checks signatures; and never shown.
+//! Tests of S3 credentials against a server that checks signatures: they are found as by the AWS command line, and are
+//! never shown.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -7,7 +8,7 @@ use std::process::Command;
 
 use arinar_store::{Environment, Store, StoreError};
 use arinar_tests::s3::{ACCESS_KEY_ID, Fault, Faults, REGION, S3Server, SECRET_ACCESS_KEY};
-use arinar_tests::support::data::{ended, program};
+use arinar_tests::support::data::{exit_status, program};
 
 const WRONG_SECRET: &str = "Wr0ngS3cretThatNobodyMaySee/+=abcdef";
 const RENEWED_SECRET: &str = "R3newedS3cretThatNobodyMaySee/+=abcde";
@@ -28,7 +29,7 @@ impl Lab {
     }
 
     fn write(&self, name: &str, text: &str) {
-        // Written beside and renamed, so that its time differs for certain and no half of it is read.
+        // Write a new file and rename it, so that the modification time changes and no reader sees half of the file.
         let path = self.folder.path().join(".aws").join(name);
         std::fs::write(path.with_extension("new"), text).unwrap();
         std::fs::rename(path.with_extension("new"), path).unwrap();
@@ -38,7 +39,7 @@ impl Lab {
         format!("# mine\n[{section}]\naws_access_key_id={ACCESS_KEY_ID}\naws_secret_access_key = {secret}\n")
     }
 
-    /// Opens with nothing but a home folder and these variables.
+    /// Opens a store with only a home folder and these variables.
     fn open(&self, variables: &[(&str, &str)]) -> Result<Store, StoreError> {
         let home = self.folder.path().to_str().unwrap();
         let common = [("HOME", home), ("AWS_ALLOW_HTTP", "true"), ("ARINAR_STORE_PATIENCE", "4")];
@@ -52,14 +53,14 @@ impl Lab {
     }
 }
 
-fn refused(result: Result<Store, StoreError>) -> String {
+fn configuration_error(result: Result<Store, StoreError>) -> String {
     let error = result.unwrap_err();
     assert!(error.is_configuration(), "{error}");
     error.to_string()
 }
 
 #[test]
-fn profile_files_are_read_as_the_command_line_reads_them() {
+fn profile_files_are_read_as_by_the_aws_command_line() {
     let lab = Lab::new();
     lab.write("credentials", &(Lab::keys("default", SECRET_ACCESS_KEY) + &Lab::keys("other", WRONG_SECRET)));
     lab.write("config", &(lab.config("default") + &lab.config("profile other")));
@@ -67,7 +68,7 @@ fn profile_files_are_read_as_the_command_line_reads_them() {
     let denied = lab.open(&[("AWS_PROFILE", "other")]).unwrap().put("a", "c").unwrap_err();
     assert!(matches!(denied, StoreError::Denied { .. }) && !denied.is_transient(), "{denied}");
     assert!(denied.to_string().contains("SignatureDoesNotMatch"), "{denied}");
-    // The environment wins: keys, then endpoint.
+    // The environment takes precedence, first for the keys, then for the endpoint.
     let keys = [("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID), ("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)];
     let with_profile = [keys[0], keys[1], ("AWS_PROFILE", "other")];
     assert_eq!(lab.open(&with_profile).unwrap().get("a").unwrap().as_ref(), b"b");
@@ -75,8 +76,8 @@ fn profile_files_are_read_as_the_command_line_reads_them() {
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
     let both = [("AWS_ENDPOINT_URL", "http://127.0.0.1:1"), ("AWS_ENDPOINT_URL_S3", &lab.server.endpoint())];
     lab.open(&both).unwrap().get("a").unwrap();
-    assert!(refused(lab.open(&[("AWS_PROFILE", "nobody")])).contains("nobody"));
-    // Other files.
+    assert!(configuration_error(lab.open(&[("AWS_PROFILE", "nobody")])).contains("nobody"));
+    // A credentials file at another path.
     let moved = lab.folder.path().join("moved");
     std::fs::write(&moved, Lab::keys("third", SECRET_ACCESS_KEY) + "region = x\n").unwrap();
     let variables = [
@@ -89,7 +90,7 @@ fn profile_files_are_read_as_the_command_line_reads_them() {
 }
 
 #[test]
-fn keys_can_be_renewed_under_a_running_program() {
+fn keys_can_be_renewed_while_a_program_runs() {
     let lab = Lab::new();
     lab.write("config", &lab.config("default"));
     lab.write("credentials", &Lab::keys("default", WRONG_SECRET));
@@ -97,19 +98,17 @@ fn keys_can_be_renewed_under_a_running_program() {
     assert!(matches!(store.put("a", "b").unwrap_err(), StoreError::Denied { .. }));
     lab.write("credentials", &Lab::keys("default", SECRET_ACCESS_KEY));
     store.put("a", "b").unwrap();
-    // A file that is broken for a moment changes nothing.
+    // A temporarily broken file changes nothing.
     lab.write("credentials", "[default\n");
     store.put("a", "c").unwrap();
 }
 
 #[test]
-fn profiles_that_only_amazons_tools_understand_name_the_cure() {
+fn unsupported_profiles_have_errors_with_advice() {
     let lab = Lab::new();
     for setting in ["sso_session = mine", "role_arn = arn:aws:iam::1:role/x", "credential_process = /bin/x"] {
-        lab.write("config", &(lab.config("profile work") + setting + "\n"));
-        // An indented line belongs to the one above, so the setting comes first.
         lab.write("config", &format!("[profile work]\n{setting}\n"));
-        let error = refused(lab.open(&[("AWS_PROFILE", "work")]));
+        let error = configuration_error(lab.open(&[("AWS_PROFILE", "work")]));
         assert!(error.contains("aws configure export-credentials --profile work --format env"), "{error}");
     }
 }
@@ -122,7 +121,7 @@ fn secrets_are_never_shown() {
     let secret =
         [("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID), ("AWS_SECRET_ACCESS_KEY", WRONG_SECRET), ("AWS_SESSION_TOKEN", TOKEN)];
     let at = |endpoint| [secret[0], secret[1], secret[2], ("AWS_ENDPOINT_URL", endpoint)];
-    let note = |shown: &mut Vec<String>, error: StoreError| shown.push(format!("{error} {error:?} {error:#?}"));
+    let record = |shown: &mut Vec<String>, error: StoreError| shown.push(format!("{error} {error:?} {error:#?}"));
     let store = lab.open(&at(&endpoint)).unwrap();
     shown.push(format!("{store:?} {store:#?} {:?}", at("x").into_iter().collect::<Environment>()));
     for plan in [
@@ -133,20 +132,20 @@ fn secrets_are_never_shown() {
         Faults { down: true, ..Faults::default() },
     ] {
         lab.server.set_faults(plan);
-        note(&mut shown, store.get("x").unwrap_err());
-        note(&mut shown, store.size("x").unwrap_err());
-        note(&mut shown, store.list("").unwrap_err());
-        note(&mut shown, store.put("x", vec![0; 17 << 20]).unwrap_err());
-        note(&mut shown, store.put_new("x", "y").unwrap_err());
+        record(&mut shown, store.get("x").unwrap_err());
+        record(&mut shown, store.size("x").unwrap_err());
+        record(&mut shown, store.list("").unwrap_err());
+        record(&mut shown, store.put("x", vec![0; 17 << 20]).unwrap_err());
+        record(&mut shown, store.put_new("x", "y").unwrap_err());
     }
     let login = format!("http://{ACCESS_KEY_ID}:{WRONG_SECRET}@127.0.0.1:1");
     for broken in ["not a url", "http://", "ftp://127.0.0.1", "https://127.0.0.1:1", &login] {
         match lab.open(&at(broken)) {
-            Err(error) => note(&mut shown, error),
-            Ok(store) => note(&mut shown, store.get("x").unwrap_err()),
+            Err(error) => record(&mut shown, error),
+            Ok(store) => record(&mut shown, store.get("x").unwrap_err()),
         }
     }
-    note(&mut shown, lab.open(&[secret[1]]).unwrap_err());
+    record(&mut shown, lab.open(&[secret[1]]).unwrap_err());
     let no_equals_sign = format!("[default]\naws_access_key_id = a\naws_secret_access_key {WRONG_SECRET}\n");
     for file in
         [no_equals_sign, format!("[default]\naws_secret_access_key = {WRONG_SECRET}\n"), WRONG_SECRET.to_owned()]
@@ -155,13 +154,13 @@ fn secrets_are_never_shown() {
         let error = lab.open(&[]).unwrap_err();
         assert!(error.is_configuration(), "{error}");
         assert!(error.to_string().contains("credentials") | error.to_string().contains("default"), "{error}");
-        note(&mut shown, error);
+        record(&mut shown, error);
     }
     lab.write("credentials", &Lab::keys("default", WRONG_SECRET));
     let store = lab.open(&[("AWS_ENDPOINT_URL", &endpoint)]).unwrap();
-    note(&mut shown, store.get("x").unwrap_err());
+    record(&mut shown, store.get("x").unwrap_err());
     for url in [format!("s3://{ACCESS_KEY_ID}:{WRONG_SECRET}@bucket/x"), "s3://Wr0ngS3cret@bucket".to_owned()] {
-        note(&mut shown, Store::open_with(&url, &Environment::default()).unwrap_err());
+        record(&mut shown, Store::open_with(&url, &Environment::default()).unwrap_err());
         shown.push(output(lab.folder.path(), &url, &[]));
     }
     lab.server.set_faults(Faults::default());
@@ -174,7 +173,7 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
-fn secrets_that_a_server_sends_back_are_not_shown() {
+fn secrets_echoed_by_a_server_are_not_shown() {
     let lab = Lab::new();
     let endpoint = lab.server.endpoint();
     lab.server.set_faults(Faults::always(Fault::Echo(WRONG_SECRET), &[]));
@@ -204,14 +203,14 @@ fn secrets_that_a_server_sends_back_are_not_shown() {
         shown.extend(errors.map(|error| format!("{error} {error:?} {error:#?}")));
         shown.push(output(lab.folder.path(), "s3://bucket/x", variables));
     }
-    // So are those that were renewed after the store was opened.
+    // The same holds for keys that were renewed after the store was opened.
     lab.write("credentials", &profile);
     let store = lab.open(&variables[..1]).unwrap();
     lab.write("credentials", &profile.replace(WRONG_SECRET, RENEWED_SECRET));
     lab.server.set_faults(Faults::always(Fault::Echo(RENEWED_SECRET), &[]));
     shown.push(format!("{:?}", store.get("x").unwrap_err()));
     for text in &shown {
-        // The message came, and was shown but for its secrets.
+        // The server's message is shown with its secrets removed.
         assert!(text.contains("The token [secret] and the key [secret] do not match."), "{text}");
         for secret in ["Wr0ng", "R3newed", "T0ken", "AWS4-HMAC", "Signature="] {
             assert!(!text.contains(secret), "{text}");
@@ -219,7 +218,7 @@ fn secrets_that_a_server_sends_back_are_not_shown() {
     }
 }
 
-/// What the program says when it fails.
+/// Returns the output of `arinar-data inspect`, which must fail.
 fn output(home: &Path, url: &str, variables: &[(&str, &str)]) -> String {
     let output = Command::new(program("arinar-data"))
         .args(["inspect", url])
@@ -228,7 +227,7 @@ fn output(home: &Path, url: &str, variables: &[(&str, &str)]) -> String {
         .envs(variables.iter().copied())
         .output()
         .unwrap();
-    let (code, stdout, stderr) = ended(&output);
+    let (code, stdout, stderr) = exit_status(&output);
     assert!(code != 0 && stderr.trim().lines().count() == 1, "{code} {stderr}");
     stdout + &stderr
 }

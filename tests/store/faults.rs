@@ -1,5 +1,5 @@
-//! What becomes of every kind of failure: the right bytes, or a clear error. Never other bytes, but for the bit that
-//! flips under way, which only a hash shows.
+//! Tests of the store under every kind of failure: an operation returns the right bytes or a clear error, and never
+//! wrong bytes, except for a bit flipped in transit, which only a hash can detect.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -9,11 +9,12 @@ use arinar_store::{Store, StoreError};
 use arinar_tests::s3::{Fault, Faults, S3Server};
 use arinar_tests::support::store::{downloaded, pattern, s3_store};
 
-/// Sixteen parts of a download, three of an upload.
+/// Size of an object that is downloaded in sixteen parts and uploaded in three.
 const LARGE: usize = (20 << 20) + 777;
-/// Longer than the stores of these tests wait.
+/// A stall longer than the stores of these tests wait.
 const STALL: Fault = Fault::Stall(Duration::from_secs(3));
-const PASSING: [Fault; 6] =
+/// Failures that the store must survive if they are temporary.
+const TEMPORARY: [Fault; 6] =
     [Fault::InternalError, Fault::SlowDown, Fault::Reset, Fault::LostAnswer, STALL, Fault::Truncate];
 
 struct Lab {
@@ -23,24 +24,24 @@ struct Lab {
 }
 
 impl Lab {
-    /// A store that waits a quarter of its patience for a sign of life.
-    fn new(patience: &str) -> Self {
+    /// Creates a store that retries for `timeout` seconds and waits for data for a quarter of that.
+    fn new(timeout: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let server = S3Server::start(folder.path());
-        let store = s3_store(&server, "bucket", patience);
+        let store = s3_store(&server, "bucket", timeout);
         Self { _folder: folder, server, store }
     }
 }
 
-/// Every operation once; each must do its work.
-fn everything_works(store: &Store, mut before_each: impl FnMut()) {
+/// Runs every operation once and asserts that it succeeds.
+fn check_all_operations(store: &Store, mut before_each: impl FnMut()) {
     let large = pattern(LARGE);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("large");
     std::fs::write(&file, &large).unwrap();
-    let mut step = |what: &str, action: &mut dyn FnMut() -> Result<bool, StoreError>| {
+    let mut step = |name: &str, action: &mut dyn FnMut() -> Result<bool, StoreError>| {
         before_each();
-        assert!(action().unwrap_or_else(|error| panic!("{what}: {error}")), "{what}");
+        assert!(action().unwrap_or_else(|error| panic!("{name}: {error}")), "{name}");
     };
     step("put", &mut || store.put("small", "tiny").map(|()| true));
     step("get", &mut || Ok(store.get("small")?.as_ref() == b"tiny"));
@@ -65,38 +66,38 @@ fn everything_works(store: &Store, mut before_each: impl FnMut()) {
 }
 
 #[test]
-fn every_operation_outlives_every_failure_that_passes() {
+fn every_operation_survives_every_temporary_failure() {
     std::thread::scope(|scope| {
-        for fault in PASSING {
+        for fault in TEMPORARY {
             scope.spawn(move || {
                 let lab = Lab::new("8");
                 let times = if fault == STALL { 1 } else { 2 };
                 let mut operations = 0;
-                everything_works(&lab.store, || {
+                check_all_operations(&lab.store, || {
                     operations += 1;
                     lab.server.set_faults(Faults::first(times, fault, &[]));
                 });
-                let done = lab.server.counters().faults();
-                assert!(done >= operations / 3, "{fault:?} happened only {done} times");
+                let faults = lab.server.counters().faults();
+                assert!(faults >= operations / 3, "{fault:?} happened only {faults} times");
             });
         }
     });
 }
 
 #[test]
-fn a_storm_of_failures_is_outlived() {
+fn many_failures_are_survived() {
     let lab = Lab::new("8");
     let kinds = [Fault::InternalError, Fault::SlowDown, Fault::Reset, Fault::LostAnswer, Fault::Truncate].to_vec();
     lab.server.set_faults(Faults { of_ten: 3, kinds, seed: 7, ..Faults::default() });
     for _ in 0..3 {
-        everything_works(&lab.store, || {});
+        check_all_operations(&lab.store, || {});
         lab.store.delete("large").unwrap();
     }
     assert!(lab.server.counters().faults() > 30, "{:?}", lab.server.counters().faults);
 }
 
 #[test]
-fn broken_bodies_cost_no_more_than_what_was_lost() {
+fn broken_bodies_are_resumed_where_they_broke() {
     let lab = Lab::new("8");
     let large = pattern(LARGE);
     lab.store.put("large", large.clone()).unwrap();
@@ -110,20 +111,20 @@ fn broken_bodies_cost_no_more_than_what_was_lost() {
     assert!(downloaded(&lab.store, "large", LARGE as u64) == large);
     let counters = lab.server.counters();
     let sent = counters.below("bucket/").sent as f64 / LARGE as f64;
-    assert!(counters.faults() > 0 && sent <= 1.02, "{sent} of the object was sent, {:?}", counters.faults);
+    assert!(counters.faults() > 0 && sent <= 1.02, "sent {sent} times the object, {:?}", counters.faults);
 }
 
 #[test]
-fn failures_that_do_not_pass_end_in_a_transient_error_in_time() {
+fn lasting_failures_end_in_a_transient_error_in_time() {
     let lab = Lab::new("1");
     lab.store.put("x", "y").unwrap();
     let always = |fault| Faults::always(fault, &[]);
     let down = Faults { down: true, ..Faults::default() };
-    let mut plans: Vec<Faults> = PASSING.into_iter().filter(|fault| *fault != Fault::Truncate).map(always).collect();
+    let mut plans: Vec<Faults> = TEMPORARY.into_iter().filter(|fault| *fault != Fault::Truncate).map(always).collect();
     plans.push(down);
     for plan in plans {
         lab.server.set_faults(plan.clone());
-        let begun = Instant::now();
+        let start = Instant::now();
         let errors = [
             lab.store.get("x").unwrap_err(),
             lab.store.size("x").unwrap_err(),
@@ -135,24 +136,24 @@ fn failures_that_do_not_pass_end_in_a_transient_error_in_time() {
             assert!(error.is_transient() && !error.is_configuration(), "{plan:?}: {text}");
             assert!(text.contains("s3://bucket") && text.contains("attempts") && !text.contains('\n'), "{text}");
         }
-        assert!(begun.elapsed() < Duration::from_secs(4 * 3), "{plan:?} took {:?}", begun.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(4 * 3), "{plan:?} took {:?}", start.elapsed());
     }
-    // And when it is back, it is back.
+    // The store recovers with the server.
     lab.server.set_faults(Faults::default());
     lab.store.get("x").unwrap();
 }
 
 #[test]
-fn a_server_that_always_cuts_answers_short_ends_in_an_error_and_no_wrong_bytes() {
+fn truncated_responses_end_in_an_error_without_wrong_bytes() {
     let lab = Lab::new("4");
     let bytes = pattern(100_000);
     lab.store.put("x", bytes.clone()).unwrap();
     lab.server.set_faults(Faults::always(Fault::Truncate, &["GET"]));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("copy");
-    // A small object is asked for anew each time, and is never whole.
+    // A small object is requested again each time and is never complete.
     let got = lab.store.get("x").unwrap_err();
-    // A download goes on where it broke: each answer brings half of what is missing, and of the last byte nothing.
+    // A download resumes where it broke: each response delivers half of the missing bytes, and nothing of the last one.
     let downloaded = lab.store.download("x", 100_000, &File::create(&path).unwrap()).unwrap_err();
     for error in [got, downloaded] {
         assert!(matches!(error, StoreError::Unavailable { .. }) && error.is_transient(), "{error}");
@@ -161,36 +162,36 @@ fn a_server_that_always_cuts_answers_short_ends_in_an_error_and_no_wrong_bytes()
 }
 
 #[test]
-fn a_store_that_asks_for_less_is_asked_ever_less_often() {
+fn slow_down_responses_cause_exponential_backoff() {
     let lab = Lab::new("4");
     lab.server.set_faults(Faults::always(Fault::SlowDown, &[]));
     let error = lab.store.get("x").unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("SlowDown"), "{error}");
     let requests = lab.server.counters().of_method("GET");
-    // Pauses are random, up to 0.2 s, then 0.4 s, 0.8 s and so on. In 4 s that makes 6 requests, and more than 11 in none
-    // of 200,000 simulated runs. If the longest pause stayed 0.2 s there would be 40, and 21 fit in for certain.
+    // Pauses are random, up to 0.2 s, then 0.4 s, 0.8 s and so on. This gives 6 requests in 4 s on average, and never
+    // more than 11 in 200,000 simulated runs. With a constant maximum of 0.2 s there would be 40, and at least 21.
     assert!((2..=20).contains(&requests), "{requests} requests in 4 s");
 }
 
 #[test]
-fn expired_credentials_are_told_at_once_and_are_transient() {
+fn expired_credentials_are_reported_at_once_as_transient() {
     let lab = Lab::new("20");
     lab.store.put("x", "y").unwrap();
     lab.server.set_faults(Faults::always(Fault::ExpiredToken, &["GET", "PUT", "LIST"]));
-    let begun = Instant::now();
+    let start = Instant::now();
     let error = lab.store.get("x").unwrap_err();
     assert!(matches!(error, StoreError::Expired { .. }) && error.is_transient(), "{error}");
     assert!(error.to_string().contains("ExpiredToken"), "{error}");
     assert!(matches!(lab.store.put("x", "z").unwrap_err(), StoreError::Expired { .. }));
     assert!(matches!(lab.store.list("").unwrap_err(), StoreError::Expired { .. }));
-    // The answer to HEAD cannot say so.
+    // The response to HEAD has no body that could name the error.
     lab.server.set_faults(Faults::always(Fault::ExpiredToken, &[]));
     assert!(matches!(lab.store.size("x").unwrap_err(), StoreError::Expired { .. }));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]
-fn a_flipped_bit_is_for_hashes_to_find() {
+fn a_bit_flipped_in_transit_is_left_to_hashes() {
     let lab = Lab::new("5");
     let bytes = pattern(5 << 20);
     lab.store.put("x", bytes.clone()).unwrap();
@@ -207,9 +208,9 @@ fn bandwidth_is_limited() {
     let bytes = pattern(4 << 20);
     lab.store.put("x", bytes.clone()).unwrap();
     lab.server.set_faults(Faults { bytes_per_second: 8 << 20, ..Faults::default() });
-    let begun = Instant::now();
+    let start = Instant::now();
     assert!(lab.store.get("x").unwrap() == bytes);
-    assert!(begun.elapsed() >= Duration::from_millis(450), "{:?}", begun.elapsed());
+    assert!(start.elapsed() >= Duration::from_millis(450), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Leases: of two writers one waits, a dead one is followed at once, a silent one after a while.
+//! Tests of leases: a second writer is rejected, the lease of a dead writer is taken over at once, and that of a silent
+//! writer on another host after its time to live.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
@@ -16,17 +17,17 @@ const SHORT: Duration = Duration::from_millis(900);
 /// Environment variables for a child process.
 type Variables = Vec<(String, String)>;
 
-/// A folder and a cloud, each with what a child process needs to get there.
+/// Returns a store in a folder and one on an S3 server, each with the variables that a child process needs to open it.
 fn stores() -> (tempfile::TempDir, S3Server, Vec<(Store, Variables)>) {
     let folder = tempfile::tempdir().unwrap();
     let server = S3Server::start(&folder.path().join("s3"));
-    let cloud = s3_store(&server, "bucket", "5");
+    let remote = s3_store(&server, "bucket", "5");
     let local = Store::open(folder.path().join("local").to_str().unwrap()).unwrap();
     let variables = server.environment();
-    (folder, server, vec![(local, Vec::new()), (cloud, variables)])
+    (folder, server, vec![(local, Vec::new()), (remote, variables)])
 }
 
-fn held(result: Result<Lease, LeaseError>) -> String {
+fn held_error(result: Result<Lease, LeaseError>) -> String {
     match result {
         Err(error @ LeaseError::Held { .. }) => error.to_string(),
         other => panic!("{other:?}"),
@@ -34,32 +35,32 @@ fn held(result: Result<Lease, LeaseError>) -> String {
 }
 
 #[test]
-fn the_second_writer_is_told_who_the_first_is() {
+fn the_second_writer_gets_an_error_that_names_the_first() {
     let (_folder, _server, stores) = stores();
     for (store, _) in stores {
         let lease = Lease::acquire(&store, "arinar-trainer run tiny").unwrap();
-        let begun = Instant::now();
-        let error = held(Lease::acquire(&store, "another"));
+        let start = Instant::now();
+        let error = held_error(Lease::acquire(&store, "another"));
         let pid = std::process::id();
         for part in ["arinar-trainer run tiny", &format!("pid {pid}"), &format!("kill {pid}"), store.url()] {
             assert!(error.contains(part), "{part}: {error}");
         }
-        assert!(begun.elapsed() < Duration::from_secs(5), "a writer of this machine is known to live");
+        assert!(start.elapsed() < Duration::from_secs(5), "took too long to find a live writer on the same host");
         lease.check().unwrap();
         drop(lease);
-        assert!(store.list("").unwrap().is_empty(), "nothing is left");
+        assert!(store.list("").unwrap().is_empty(), "the lease left a file behind");
         let next = Lease::acquire(&store, "another").unwrap();
         next.check().unwrap();
     }
 }
 
 #[test]
-fn who_only_looks_sees_the_writer_and_changes_nothing() {
+fn a_probe_sees_the_writer_and_changes_nothing() {
     let (_folder, _server, stores) = stores();
     for (store, variables) in stores {
         Lease::probe(&store).unwrap();
-        assert!(store.list("").unwrap().is_empty(), "looking makes nothing");
-        let child = Holding::start(store.url(), &variables);
+        assert!(store.list("").unwrap().is_empty(), "the probe created a file");
+        let child = LeaseHolder::start(store.url(), &variables);
         let files = |store: &Store| store.list("").unwrap();
         let before = files(&store);
         let error = Lease::probe(&store).unwrap_err();
@@ -67,7 +68,7 @@ fn who_only_looks_sees_the_writer_and_changes_nothing() {
         assert!(error.to_string().contains(&format!("pid {}", child.0.id())), "{error}");
         child.kill();
         Lease::probe(&store).unwrap();
-        assert_eq!(files(&store).len(), before.len(), "what the dead one left stays where it is");
+        assert_eq!(files(&store).len(), before.len(), "the probe removed a file of the dead writer");
         let lease = Lease::acquire(&store, "next").unwrap();
         assert!(Lease::probe(&store).unwrap_err().to_string().contains("`next`"));
         lease.check().unwrap();
@@ -75,44 +76,44 @@ fn who_only_looks_sees_the_writer_and_changes_nothing() {
 }
 
 #[test]
-fn who_looks_at_a_writer_of_another_machine_waits_for_a_sign_of_life() {
+fn a_probe_waits_for_a_writer_on_another_host_to_renew() {
     let (_folder, _server, stores) = stores();
     let store = &stores[1].0;
     let lease = Lease::acquire_for(store, "first", SHORT).unwrap();
-    let mut holder = move_elsewhere(store);
+    let mut holder = move_to_another_host(store);
     drop(lease);
-    let silent = store.get("writer.json").unwrap();
+    let before = store.get("writer.json").unwrap();
     Lease::probe_for(store, SHORT).unwrap();
-    assert_eq!(store.get("writer.json").unwrap(), silent, "nobody takes it over");
-    let seen = std::thread::scope(|scope| {
-        let looking = scope.spawn(|| Lease::probe_for(store, Duration::from_secs(20)));
-        while !looking.is_finished() {
+    assert_eq!(store.get("writer.json").unwrap(), before, "the probe changed the lease");
+    let result = std::thread::scope(|scope| {
+        let probe = scope.spawn(|| Lease::probe_for(store, Duration::from_secs(20)));
+        while !probe.is_finished() {
             std::thread::sleep(Duration::from_millis(200));
             holder["counter"] = (holder["counter"].as_u64().unwrap() + 1).into();
             store.put("writer.json", holder.to_string()).unwrap();
         }
-        looking.join().unwrap()
+        probe.join().unwrap()
     });
-    assert!(seen.unwrap_err().to_string().contains("far-away"));
+    assert!(result.unwrap_err().to_string().contains("far-away"));
 }
 
 #[test]
-fn of_many_writers_at_once_one_gets_it() {
+fn one_of_many_simultaneous_writers_gets_the_lease() {
     let (_folder, _server, stores) = stores();
     for (store, _) in stores {
-        let got: Vec<_> = std::thread::scope(|scope| {
+        let results: Vec<_> = std::thread::scope(|scope| {
             let writers: Vec<_> = (0..6).map(|_| scope.spawn(|| Lease::acquire(&store, "race"))).collect();
             writers.into_iter().map(|writer| writer.join().unwrap()).collect()
         });
-        let winners: Vec<_> = got.into_iter().filter_map(Result::ok).collect();
+        let winners: Vec<_> = results.into_iter().filter_map(Result::ok).collect();
         assert_eq!(winners.len(), 1, "{}", store.url());
         winners[0].check().unwrap();
     }
 }
 
-/// Not a test: what [`Holding`] runs in another process.
+/// Not a test: the process that [`LeaseHolder`] starts.
 #[test]
-#[ignore = "run by other tests in a process of its own"]
+#[ignore = "run by other tests in a separate process"]
 fn hold_a_lease() {
     let store = Store::open(&std::env::var(URL_VARIABLE).unwrap()).unwrap();
     let _lease = Lease::acquire(&store, "child").unwrap();
@@ -120,10 +121,11 @@ fn hold_a_lease() {
     std::thread::sleep(Duration::from_secs(60));
 }
 
-struct Holding(Child);
+/// Another process that holds the lease.
+struct LeaseHolder(Child);
 
-impl Holding {
-    /// Another process that has the lease.
+impl LeaseHolder {
+    /// Starts the process and waits until it has the lease.
     fn start(url: &str, variables: &[(String, String)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "lease::hold_a_lease", "--ignored", "--nocapture"])
@@ -133,11 +135,11 @@ impl Holding {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap() == "holding"), "the child got no lease");
+        assert!(lines.any(|line| line.unwrap() == "holding"), "the child did not get the lease");
         Self(child)
     }
 
-    /// kill -9
+    /// Kills the process with SIGKILL.
     fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -145,20 +147,20 @@ impl Holding {
 }
 
 #[test]
-fn a_killed_writer_is_followed_at_once() {
+fn the_lease_of_a_killed_writer_is_taken_over_at_once() {
     let (_folder, _server, stores) = stores();
     for (store, variables) in stores {
-        let child = Holding::start(store.url(), &variables);
-        assert!(held(Lease::acquire(&store, "second")).contains(&child.0.id().to_string()));
+        let child = LeaseHolder::start(store.url(), &variables);
+        assert!(held_error(Lease::acquire(&store, "second")).contains(&child.0.id().to_string()));
         child.kill();
-        let begun = Instant::now();
+        let start = Instant::now();
         Lease::acquire(&store, "second").unwrap().check().unwrap();
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     }
 }
 
-/// Makes the holder one of another machine, about which nobody here can know.
-fn move_elsewhere(store: &Store) -> serde_json::Value {
+/// Rewrites the lease as that of a process on another host, whose state is unknown here.
+fn move_to_another_host(store: &Store) -> serde_json::Value {
     let mut holder: serde_json::Value = serde_json::from_slice(&store.get("writer.json").unwrap()).unwrap();
     holder["boot_id"] = "elsewhere".into();
     holder["host"] = "far-away".into();
@@ -168,16 +170,16 @@ fn move_elsewhere(store: &Store) -> serde_json::Value {
 }
 
 #[test]
-fn a_silent_writer_of_another_machine_is_followed_after_its_time_to_live() {
+fn the_lease_of_a_silent_writer_on_another_host_is_taken_over_after_its_time_to_live() {
     let (_folder, server, stores) = stores();
     let (store, variables) = &stores[1];
-    let child = Holding::start(store.url(), variables);
+    let child = LeaseHolder::start(store.url(), variables);
     child.kill();
-    move_elsewhere(store);
-    let begun = Instant::now();
+    move_to_another_host(store);
+    let start = Instant::now();
     let lease = Lease::acquire_for(store, "second", SHORT).unwrap();
-    assert!(begun.elapsed() >= SHORT, "{:?}", begun.elapsed());
-    // It goes on renewing.
+    assert!(start.elapsed() >= SHORT, "{:?}", start.elapsed());
+    // The new lease is renewed.
     let before = server.counters().of_method("PUT");
     let deadline = Instant::now() + Duration::from_secs(20);
     while server.counters().of_method("PUT") == before {
@@ -188,7 +190,7 @@ fn a_silent_writer_of_another_machine_is_followed_after_its_time_to_live() {
 }
 
 #[test]
-fn a_file_that_is_no_lease_is_left_alone() {
+fn an_unrelated_file_is_not_overwritten() {
     let (_folder, _server, stores) = stores();
     for (store, _) in &stores {
         let name = if store.is_local() { "writer.lock" } else { "writer.json" };
@@ -202,7 +204,7 @@ fn a_file_that_is_no_lease_is_left_alone() {
             assert_eq!(store.get(name).unwrap(), text);
         }
     }
-    // A killed writer may leave an empty file, a crashed machine zeros. A link leads to a file of somebody else.
+    // A killed writer may leave an empty file, and a crashed host zeros. A symlink may point to an unrelated file.
     let local = &stores[0].0;
     for text in ["", "\0\0\0"] {
         local.put("writer.lock", text).unwrap();
@@ -216,14 +218,14 @@ fn a_file_that_is_no_lease_is_left_alone() {
 }
 
 #[test]
-fn a_writer_of_another_machine_that_renews_keeps_its_lease() {
+fn a_writer_on_another_host_that_renews_keeps_its_lease() {
     let (_folder, _server, stores) = stores();
     let store = &stores[1].0;
     let lease = Lease::acquire(store, "first").unwrap();
-    let mut holder = move_elsewhere(store);
-    drop(lease); // It does not delete what is not its own.
+    let mut holder = move_to_another_host(store);
+    drop(lease); // It does not delete another writer's file.
     let error = std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| held(Lease::acquire_for(store, "second", Duration::from_secs(20))));
+        let waiter = scope.spawn(|| held_error(Lease::acquire_for(store, "second", Duration::from_secs(20))));
         while !waiter.is_finished() {
             std::thread::sleep(Duration::from_millis(200));
             holder["counter"] = (holder["counter"].as_u64().unwrap() + 1).into();
@@ -235,7 +237,7 @@ fn a_writer_of_another_machine_that_renews_keeps_its_lease() {
 }
 
 #[test]
-fn a_lease_that_was_taken_is_lost() {
+fn a_lease_taken_by_another_writer_is_lost() {
     let (_folder, _server, stores) = stores();
     for (store, _) in &stores {
         let lease = Lease::acquire(store, "first").unwrap();
@@ -253,7 +255,7 @@ fn a_lease_that_was_taken_is_lost() {
 }
 
 #[test]
-fn a_store_that_is_down_for_a_while_does_not_end_a_lease() {
+fn a_lease_survives_an_outage_of_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let server = S3Server::start(folder.path());
     let store = s3_store(&server, "bucket", "4");
@@ -264,7 +266,7 @@ fn a_store_that_is_down_for_a_while_does_not_end_a_lease() {
     std::thread::sleep(2 * SHORT);
     server.set_faults(Faults::default());
     lease.check().unwrap();
-    // Answers that get lost do not make it think that it lost the lease.
+    // A lost response to a renewal does not count as a lost lease.
     let renewals = || server.counters().of_method("PUT");
     server.set_faults(Faults {
         of_ten: 5,
@@ -281,7 +283,7 @@ fn a_store_that_is_down_for_a_while_does_not_end_a_lease() {
 }
 
 #[test]
-fn a_bit_that_flips_on_its_way_does_not_end_a_lease() {
+fn a_lease_survives_bits_flipped_in_transit() {
     let folder = tempfile::tempdir().unwrap();
     let server = S3Server::start(folder.path());
     let store = s3_store(&server, "bucket", "5");

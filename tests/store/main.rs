@@ -1,4 +1,4 @@
-//! Tests of object stores, with folders and with S3 servers.
+//! Tests of object stores on folders and on S3 servers.
 
 mod credentials;
 mod faults;

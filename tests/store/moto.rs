@@ -1,4 +1,4 @@
-//! The store and `arinar-data` against moto, an S3 server that shares no code with this project or with s3s;
+//! Tests of the store and `arinar-data` against moto, an S3 server that shares no code with this project or with s3s.
 //! `ops/bootstrap.sh --tests` installs it.
 #![allow(clippy::unwrap_used)]
 
@@ -8,10 +8,10 @@ use std::process::{Child, Command, Output, Stdio};
 
 use arinar_store::lease::Lease;
 use arinar_store::{Environment, Store};
-use arinar_tests::support::data::{ended, picture_tree, program, succeeded, text, tiny_vae};
+use arinar_tests::support::data::{exit_status, picture_tree, program, succeeded, text, tiny_vae};
 use arinar_tests::test_program;
 
-/// A running moto server; ended when dropped.
+/// A running moto server, stopped when dropped.
 struct Moto {
     process: Child,
     address: String,
@@ -28,25 +28,25 @@ impl Moto {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let mut said = BufReader::new(process.stderr.take().unwrap());
+        let mut stderr = BufReader::new(process.stderr.take().unwrap());
         let address = loop {
             let mut line = String::new();
-            assert!(said.read_line(&mut line).unwrap() > 0, "moto ended without saying its address");
+            assert!(stderr.read_line(&mut line).unwrap() > 0, "moto ended without printing its address");
             if let Some((_, rest)) = line.split_once("http://") {
                 break rest.trim().to_owned();
             }
         };
-        // It must not block on a full pipe.
-        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        // Drain the pipe, so that moto does not block on it.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         Self { process, address }
     }
 
     fn create_bucket(&self, name: &str) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         write!(stream, "PUT /{name} HTTP/1.0\r\nHost: {}\r\nContent-Length: 0\r\n\r\n", self.address).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.lines().next().unwrap().contains(" 200 "), "{answer}");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        assert!(response.lines().next().unwrap().contains(" 200 "), "{response}");
     }
 
     fn variables(&self) -> Vec<(&'static str, String)> {
@@ -81,11 +81,11 @@ impl Drop for Moto {
 fn moto_conforms() {
     let moto = Moto::start();
     moto.create_bucket("bucket");
-    arinar_tests::support::store::conforms(&moto.store("s3://bucket/some folder/data"));
+    arinar_tests::support::store::check_conformance(&moto.store("s3://bucket/some folder/data"));
 }
 
 #[test]
-fn a_dataset_is_made_and_checked_on_moto_by_one_writer_at_a_time() {
+fn a_dataset_is_encoded_and_verified_on_moto_by_one_writer_at_a_time() {
     let moto = Moto::start();
     moto.create_bucket("bucket");
     let folder = tempfile::tempdir().unwrap();
@@ -97,13 +97,13 @@ fn a_dataset_is_made_and_checked_on_moto_by_one_writer_at_a_time() {
     let mut encode = vec!["encode", "--images", text(&pictures), "--vae", text(&vae), "--out", url];
     encode.extend(["--image-size", "8", "--shard-bytes", "1000", "--threads", "1"]);
 
-    let (code, _, stderr) = ended(&moto.arinar_data(&["inspect", url]));
+    let (code, _, stderr) = exit_status(&moto.arinar_data(&["inspect", url]));
     assert!(code == 78 && stderr.contains("no dataset"), "{code} {stderr}");
 
     let store = moto.store(url);
-    let lease = Lease::acquire(&store, "somebody else").unwrap();
-    let (code, _, stderr) = ended(&moto.arinar_data(&encode));
-    let holder = "`somebody else` on host";
+    let lease = Lease::acquire(&store, "another writer").unwrap();
+    let (code, _, stderr) = exit_status(&moto.arinar_data(&encode));
+    let holder = "`another writer` on host";
     assert!(
         code == 1 && stderr.contains(holder) && stderr.contains(&std::process::id().to_string()),
         "{code} {stderr}"
@@ -117,12 +117,12 @@ fn a_dataset_is_made_and_checked_on_moto_by_one_writer_at_a_time() {
     assert!(succeeded(&moto.arinar_data(&["inspect", url])).contains("11"));
     assert!(succeeded(&moto.arinar_data(&["verify", "--deep", url])).contains("11 records are sound"));
 
-    // A flipped bit is found.
+    // A flipped bit is detected.
     let name = &store.list("").unwrap().into_iter().find(|object| object.name.starts_with("shard-")).unwrap().name;
     let mut bytes = store.get(name).unwrap().to_vec();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     store.put(name, bytes).unwrap();
-    let (code, _, stderr) = ended(&moto.arinar_data(&["verify", url]));
+    let (code, _, stderr) = exit_status(&moto.arinar_data(&["verify", url]));
     assert!(code == 1 && stderr.contains(name.as_str()), "{code} {stderr}");
 }

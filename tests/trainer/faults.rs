@@ -1,4 +1,4 @@
-//! Faults while training: damaged data, numbers that are not finite, a full disk.
+//! Tests of faults during training: damaged data, non-finite numbers and a full disk.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
@@ -6,23 +6,24 @@ use std::process::Command;
 use arinar_protocol::exit_code;
 use arinar_tests::mpi::session_folder;
 use arinar_tests::reference::records::Records;
-use arinar_tests::support::trainer::{Ended, Lab, trainer, write_dataset};
+use arinar_tests::support::trainer::{Lab, ProcessOutput, trainer, write_dataset};
 
-fn failed(ended: &Ended, parts: &[&str]) {
-    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}\n{}", ended.stdout, ended.stderr);
+/// Asserts exit code 1 and a one-line error with all of the parts.
+fn assert_failed(output: &ProcessOutput, parts: &[&str]) {
+    assert_eq!(output.code, Some(i32::from(exit_code::FAILED)), "{}\n{}", output.stdout, output.stderr);
     for part in parts {
-        assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
+        assert!(output.error().contains(part), "{part:?} is not in {}", output.error());
     }
 }
 
-/// The samples of the first `steps` steps, by the definition of the order.
+/// Returns the samples of the first `steps` steps by the definition of the order.
 fn samples(lab: &Lab, steps: u64) -> Vec<Vec<usize>> {
     let records = Records::read(&lab.path("dataset"));
-    (0..steps).map(|step| (8 * step..8 * (step + 1)).map(|place| records.at(place, 5, 0).1).collect()).collect()
+    (0..steps).map(|step| (8 * step..8 * (step + 1)).map(|position| records.at(position, 5, 0).1).collect()).collect()
 }
 
 #[test]
-fn a_sample_that_is_not_finite_is_named_and_touches_nothing() {
+fn a_non_finite_sample_is_named_and_can_be_skipped() {
     const BAD_STEP: usize = 5;
     let lab = Lab::new();
     let steps = samples(&lab, 12);
@@ -31,14 +32,14 @@ fn a_sample_that_is_not_finite_is_named_and_touches_nothing() {
     assert_eq!(skipped, 2, "once in each epoch");
     write_dataset(&lab.path("dataset"), Some(bad as u64));
     let keep = "checkpoint.keep_last=100";
-    let ended = lab.train(2, &["checkpoint.every=1 steps", keep, "train.max_steps=7"]);
+    let output = lab.train(2, &["checkpoint.every=1 steps", keep, "train.max_steps=7"]);
     let picture = format!("picture {} (sample {bad})", 100 + bad);
-    failed(&ended, &[&format!("step {BAD_STEP}: the loss is"), &picture, "train.non_finite=skip"]);
-    // The newest may not have been whole yet.
+    assert_failed(&output, &[&format!("step {BAD_STEP}: the loss is"), &picture, "train.non_finite=skip"]);
+    // The newest checkpoint may still have been incomplete.
     let last = lab.checkpoints("run").pop().unwrap();
     assert!(["step-00000003", "step-00000004"].contains(&last.as_str()), "{last}");
     let before = lab.tensors(&format!("run/{last}"));
-    // Training goes on from there, without the steps that meet the sample.
+    // Training resumes from there and skips the steps that contain the sample.
     let again = lab.train(2, &["train.non_finite=skip", keep, "train.max_steps=12"]).succeeded();
     assert!(again.stdout.contains(&picture), "{}", again.stdout);
     assert_eq!(again.stdout.matches("this step is skipped").count(), skipped, "{}", again.stdout);
@@ -51,19 +52,19 @@ fn a_sample_that_is_not_finite_is_named_and_touches_nothing() {
         assert!(finite, "{name}");
     }
     for name in ["model/z_proj.weight", "ema/z_proj.weight", "optimizer/exp_avg.z_proj.weight"] {
-        assert!(tensors[name] != before[name], "{name} was not trained any more");
+        assert!(tensors[name] != before[name], "{name} was not trained further");
     }
 }
 
 #[test]
-fn skipping_is_bounded() {
+fn the_number_of_skipped_steps_is_bounded() {
     let lab = Lab::new();
     let wild = ["optim.lr_per_256=1e30", "optim.warmup_epochs=0", "optim.weight_decay=0"];
-    failed(&lab.train(0, &wild), &["the loss is", "(all of this rank's)"]);
+    assert_failed(&lab.train(0, &wild), &["the loss is", "(all of this rank's)"]);
     let skipping = [&wild[..], &["train.non_finite=skip", "train.max_skips=3"]].concat();
-    let ended = lab.train(0, &skipping);
-    failed(&ended, &["the loss is"]);
-    assert_eq!(ended.stdout.matches("this step is skipped").count(), 3);
+    let output = lab.train(0, &skipping);
+    assert_failed(&output, &["the loss is"]);
+    assert_eq!(output.stdout.matches("this step is skipped").count(), 3);
     assert_eq!(lab.checkpoints("run"), [""; 0]);
 }
 
@@ -76,14 +77,14 @@ fn a_damaged_shard_is_named_and_ends_all_ranks() {
     flipped[whole.len() - 100] ^= 4;
     for damaged in [&whole[..whole.len() - 1], &flipped] {
         std::fs::write(&shard, damaged).unwrap();
-        failed(&lab.train(2, &[]), &["shard-00001.safetensors"]);
+        assert_failed(&lab.train(2, &[]), &["shard-00001.safetensors"]);
     }
     assert_eq!(lab.checkpoints("run"), [""; 0]);
 }
 
-/// The command that makes writing fail: a file system that is full where this user may mount one,
-/// else a limit on the size of files.
-fn without_space(lab: &Lab, overrides: &[&str]) -> Ended {
+/// Trains without space for another checkpoint: on a full file system if this user may mount one, otherwise with a
+/// limit on the file size.
+fn train_without_space(lab: &Lab, overrides: &[&str]) -> ProcessOutput {
     let run = lab.path("run");
     let saved = lab.path("saved");
     std::fs::rename(&run, &saved).unwrap();
@@ -114,10 +115,10 @@ fn without_space(lab: &Lab, overrides: &[&str]) -> Ended {
     for value in overrides {
         command.arg("--set").arg(value);
     }
-    let ended = Ended::of(command.output().unwrap());
+    let output = ProcessOutput::of(command.output().unwrap());
     std::fs::remove_dir_all(&run).unwrap();
     std::fs::rename(&saved, &run).unwrap();
-    ended
+    output
 }
 
 #[test]
@@ -125,11 +126,11 @@ fn a_full_disk_ends_the_run_and_leaves_the_last_checkpoint() {
     let lab = Lab::new();
     lab.train(2, &["train.max_steps=4"]).succeeded();
     let before = lab.tensors("run/step-00000004");
-    let ended = without_space(&lab, &["train.max_steps=8"]);
-    failed(&ended, &["step-00000008"]);
+    let output = train_without_space(&lab, &["train.max_steps=8"]);
+    assert_failed(&output, &["step-00000008"]);
     assert_eq!(lab.checkpoints("run"), ["step-00000004"]);
     assert!(lab.tensors("run/step-00000004") == before);
-    // With space again the run goes on and ends where it would have.
+    // With free space, the run resumes and ends like an undisturbed one.
     lab.train(2, &["train.max_steps=8"]).succeeded();
     let whole = Lab::new();
     whole.train(2, &["train.max_steps=8"]).succeeded();

@@ -1,5 +1,5 @@
-//! The real libraries for GPUs, as their wheels bring them, on whatever machine this is: they are found, loaded and
-//! answer. What needs a GPU itself is not tried.
+//! Tests that the real GPU libraries of the installed wheels are found, load and answer on any machine. They need no
+//! GPU.
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeSet, process::Command};
@@ -8,8 +8,8 @@ use arinar_collective::{cuda, device, nccl};
 use arinar_tests::gpu_stand_in::GpuStandIn;
 
 #[test]
-fn libtorchs_cuda_part_is_loaded_on_demand() {
-    assert_eq!(cuda::runtime_version(), None, "it is linked, and would be needed on every machine");
+fn libtorch_cuda_is_loaded_on_demand() {
+    assert_eq!(cuda::runtime_version(), None, "the CUDA runtime is linked, so that every machine would need it");
     device::load_libtorch_cuda().unwrap();
     assert_eq!(cuda::runtime_version().as_deref(), Some("13.0"));
     if !device::has_driver() {
@@ -17,28 +17,28 @@ fn libtorchs_cuda_part_is_loaded_on_demand() {
     }
 }
 
-/// Not a test: what the next one runs in another process, over the stand-in for the driver.
+/// Not a test: the next one runs it in a separate process with the stand-in for the driver.
 #[test]
-#[ignore = "run by another test in a process of its own"]
-fn look_for_gpus() {
-    // The stand-in for the driver determines the number, which does not matter here.
+#[ignore = "run by another test in a separate process"]
+fn detect_gpus() {
+    // The number depends on the stand-in for the driver and does not matter here.
     let _ = device::gpus();
     assert!(device::has_driver() && device::has_libtorch_cuda());
 }
 
 #[test]
-fn where_a_driver_is_libtorchs_cuda_part_is_loaded_by_itself() {
+fn libtorch_cuda_is_loaded_if_there_is_a_driver() {
     let stand_in = GpuStandIn::new();
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "look_for_gpus", "--ignored"]);
+    child.args(["--exact", "detect_gpus", "--ignored"]);
     stand_in.apply(&mut child);
-    let ended = child.output().unwrap();
-    let told = String::from_utf8_lossy(&ended.stdout);
-    assert!(ended.status.success() && told.contains("1 passed"), "{told}");
+    let output = child.output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
 }
 
 #[test]
-fn nccl_is_found_and_makes_unique_ids() {
+fn nccl_is_found_and_creates_unique_ids() {
     assert!(nccl::version().unwrap().starts_with("2.29."));
     let ids: BTreeSet<Vec<u8>> = (0..3).map(|_| nccl::unique_id().unwrap()).collect();
     assert_eq!(ids.len(), 3);

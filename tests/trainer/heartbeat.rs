@@ -1,5 +1,5 @@
-//! What a trainer tells its launcher, how it ends without one, and where its time went. The launcher is a listener of
-//! this test's; the trainer and mpirun are the real ones.
+//! Tests of the trainer's heartbeats, its exit when the launcher is gone, and its time accounting. The launcher is a
+//! listener in the test; the trainer and mpirun are real.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -10,13 +10,13 @@ use std::{
 };
 
 use arinar_protocol::{BEAT_EVERY, Beat, Launcher, Message, Seconds, environment, exit_code};
-use arinar_tests::support::trainer::{Ended, Lab};
+use arinar_tests::support::trainer::{Lab, ProcessOutput};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Nobody waits for a test longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout of every wait.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where a trainer connects to.
+/// A stand-in for the launcher, to which the ranks connect.
 struct Listener(TcpListener);
 
 impl Listener {
@@ -26,17 +26,17 @@ impl Listener {
         Self(listener)
     }
 
-    /// The next rank that comes.
+    /// Accepts the next rank's connection.
     fn accept(&self) -> TcpStream {
-        let began = Instant::now();
+        let started = Instant::now();
         loop {
             if let Ok((stream, _)) = self.0.accept() {
                 stream.set_nonblocking(false).unwrap();
-                // A rank beats four times a second.
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                // A rank sends four heartbeats a second.
+                stream.set_read_timeout(Some(TIMEOUT)).unwrap();
                 return stream;
             }
-            assert!(began.elapsed() < PATIENCE, "no rank has come");
+            assert!(started.elapsed() < TIMEOUT, "no rank has connected");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -53,8 +53,8 @@ impl Listener {
         (environment::LAUNCHER, launcher.text())
     }
 
-    /// Answers a rank and collects what it says until it hangs up.
-    fn hear(&self) -> std::thread::JoinHandle<Vec<Message>> {
+    /// Answers the next rank and collects its messages until it closes the connection.
+    fn collect_messages(&self) -> std::thread::JoinHandle<Vec<Message>> {
         let stream = self.accept();
         std::thread::spawn(move || {
             let mut answers = stream.try_clone().unwrap();
@@ -62,7 +62,7 @@ impl Listener {
                 .lines()
                 .map_while(Result::ok)
                 .map(|line| {
-                    // The rank may have gone since it said this.
+                    // The rank may already have exited.
                     let _ = answers.write_all(b"\n");
                     Message::parse(&line).unwrap()
                 })
@@ -88,13 +88,13 @@ fn start(lab: &Lab, ranks: usize, listener: &Listener, attempt: u32, overrides: 
 }
 
 #[test]
-fn ranks_tell_how_far_they_are_and_how_they_end() {
+fn ranks_report_their_progress_and_exit_codes() {
     let (lab, listener) = (Lab::new(), Listener::start());
-    let began = Instant::now();
+    let started = Instant::now();
     let job = start(&lab, 2, &listener, 1, &["train.max_steps=40"]);
-    let ranks = [listener.hear(), listener.hear()];
-    let ended = Ended::of(job.wait_with_output().unwrap()).succeeded();
-    let wall = began.elapsed().as_secs_f64();
+    let ranks = [listener.collect_messages(), listener.collect_messages()];
+    let output = ProcessOutput::of(job.wait_with_output().unwrap()).succeeded();
+    let wall = started.elapsed().as_secs_f64();
     let mut seen = Vec::new();
     for messages in ranks.map(|rank| rank.join().unwrap()) {
         let Message::Hello(hello) = &messages[0] else { panic!("{messages:?}") };
@@ -109,8 +109,8 @@ fn ranks_tell_how_far_they_are_and_how_they_end() {
     }
     seen.sort_unstable();
     assert_eq!(seen, [0, 1]);
-    assert!(ended.stdout.contains("time: ") && ended.stdout.contains("% compute"), "{}", ended.stdout);
-    // Every step is charged whole: its parts add up to no less than the step took.
+    assert!(output.stdout.contains("time: ") && output.stdout.contains("% compute"), "{}", output.stdout);
+    // Every step is charged in full: its parts add up to at least its duration.
     let curve = |tag: &str| lab.curve("logs", tag).values().sum::<f32>();
     let parts: f32 = ["compute_time", "data_wait", "all_reduce_time", "checkpoint_stall"].into_iter().map(curve).sum();
     let steps = curve("step_time");
@@ -119,26 +119,26 @@ fn ranks_tell_how_far_they_are_and_how_they_end() {
 }
 
 #[test]
-fn ranks_end_when_their_launcher_has() {
+fn ranks_exit_when_the_launcher_is_gone() {
     let (lab, listener) = (Lab::new(), Listener::start());
     let mut job = start(&lab, 2, &listener, 1, &["train.max_steps=1000000"]);
     let ranks = [listener.stream(), listener.stream()];
-    for (mut answers, said) in ranks {
-        let stepped = said.lines().map_while(Result::ok).find(|line| {
+    for (mut answers, messages) in ranks {
+        let stepped = messages.lines().map_while(Result::ok).find(|line| {
             let _ = answers.write_all(b"\n");
             matches!(Message::parse(line).unwrap(), Message::Beat(beat) if beat.step > 0)
         });
         assert!(stepped.is_some());
     }
     // Both connections are closed now.
-    let began = Instant::now();
+    let started = Instant::now();
     while job.try_wait().unwrap().is_none() {
-        assert!(began.elapsed() < PATIENCE, "the job goes on without its launcher");
+        assert!(started.elapsed() < TIMEOUT, "the job continues without its launcher");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let ended = Ended::of(job.wait_with_output().unwrap());
-    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stderr);
-    assert!(ended.stderr.contains("the launcher is gone"), "{}", ended.stderr);
+    let output = ProcessOutput::of(job.wait_with_output().unwrap());
+    assert_eq!(output.code, Some(i32::from(exit_code::FAILED)), "{}", output.stderr);
+    assert!(output.stderr.contains("the launcher is gone"), "{}", output.stderr);
 }
 
 fn seconds_in(path: std::path::PathBuf) -> Option<Seconds> {
@@ -147,22 +147,22 @@ fn seconds_in(path: std::path::PathBuf) -> Option<Seconds> {
 }
 
 #[test]
-fn what_a_killed_run_did_after_its_checkpoint_is_lost_work() {
-    /// So much work at least is lost.
+fn steps_after_the_last_checkpoint_of_a_killed_run_are_lost_work() {
+    /// Minimum lost work in seconds.
     const LOST: f64 = 0.5;
     let (lab, listener) = (Lab::new(), Listener::start());
     let more =
         ["optim.epochs=1000000", "train.max_steps=1000000", "checkpoint.every=1h", "checkpoint.keep_every_epochs=1"];
     let mut job = start(&lab, 0, &listener, 1, &more);
-    let rank = listener.hear();
-    // The first epoch's checkpoint; the others are put away.
+    let rank = listener.collect_messages();
+    // The checkpoint of the first epoch; later ones are deleted below.
     let saved = lab.path("run/step-00000006");
-    let began = Instant::now();
-    let noted = loop {
-        assert!(began.elapsed() < PATIENCE);
-        let (checkpoint, noted) = (seconds_in(saved.join("state.json")), seconds_in(lab.path("logs/ledger.json")));
-        match (checkpoint, noted) {
-            (Some(checkpoint), Some(noted)) if noted.total() > checkpoint.total() + LOST => break noted,
+    let started = Instant::now();
+    let ledger = loop {
+        assert!(started.elapsed() < TIMEOUT);
+        let (checkpoint, ledger) = (seconds_in(saved.join("state.json")), seconds_in(lab.path("logs/ledger.json")));
+        match (checkpoint, ledger) {
+            (Some(checkpoint), Some(ledger)) if ledger.total() > checkpoint.total() + LOST => break ledger,
             _ => std::thread::sleep(BEAT_EVERY / 10),
         }
     };
@@ -175,73 +175,73 @@ fn what_a_killed_run_did_after_its_checkpoint_is_lost_work() {
             std::fs::remove_dir_all(path).unwrap();
         }
     }
-    let (checkpoint, noted_last) =
+    let (checkpoint, last_ledger) =
         (seconds_in(saved.join("state.json")).unwrap(), seconds_in(lab.path("logs/ledger.json")));
-    let lost = noted_last.unwrap().total() - checkpoint.total();
-    assert!(lost > LOST && lost >= noted.total() - checkpoint.total());
-    // Long enough for beats that know it.
+    let lost = last_ledger.unwrap().total() - checkpoint.total();
+    assert!(lost > LOST && lost >= ledger.total() - checkpoint.total());
+    // Long enough for heartbeats that include the lost work.
     let again = start(&lab, 0, &listener, 2, &["train.max_steps=306"]);
-    let messages = listener.hear();
-    let ended = Ended::of(again.wait_with_output().unwrap()).succeeded();
+    let messages = listener.collect_messages();
+    let output = ProcessOutput::of(again.wait_with_output().unwrap()).succeeded();
     let messages = messages.join().unwrap();
-    let told = *lab.curve("logs", "lost_work_total").values().last().unwrap();
-    assert!((f64::from(told) - lost).abs() < 1e-3 * lost, "{told} and {lost}");
-    assert!(ended.stdout.contains("lost work"), "{}", ended.stdout);
+    let logged = *lab.curve("logs", "lost_work_total").values().last().unwrap();
+    assert!((f64::from(logged) - lost).abs() < 1e-3 * lost, "{logged} and {lost}");
+    assert!(output.stdout.contains("lost work"), "{}", output.stdout);
     let last = beats(&messages).pop().unwrap().clone();
     assert_eq!(last.first_step, 6);
     assert!((last.earlier.lost_work - lost).abs() < 1e-6 && last.earlier.compute == checkpoint.compute, "{last:?}");
     assert_eq!(last.seconds.lost_work, 0.0);
-    // The whole of both starts.
+    // The sum over both starts.
     let sum = seconds_in(lab.path("run/step-00000306/state.json")).unwrap();
-    assert!(sum.total() > noted.total() && sum.lost_work > LOST, "{sum:?} {noted:?}");
+    assert!(sum.total() > ledger.total() && sum.lost_work > LOST, "{sum:?} {ledger:?}");
 }
 
 #[test]
-fn who_resumes_is_no_straggler() {
+fn a_resumed_rank_is_not_a_straggler() {
     let (lab, listener) = (Lab::new(), Listener::start());
     let run = |attempt, steps: u64| {
         let job = start(&lab, 2, &listener, attempt, &[&format!("train.max_steps={steps}")]);
-        let ranks = [listener.hear(), listener.hear()];
-        Ended::of(job.wait_with_output().unwrap()).succeeded();
+        let ranks = [listener.collect_messages(), listener.collect_messages()];
+        ProcessOutput::of(job.wait_with_output().unwrap()).succeeded();
         ranks.map(|rank| beats(&rank.join().unwrap()).pop().unwrap().clone())
     };
     run(1, 200);
     let saved = seconds_in(lab.path("run/step-00000200/state.json")).unwrap();
     let [first, second] = run(2, 220);
     assert_eq!((first.first_step, second.first_step), (200, 200));
-    // One of the two is rank 0, and tells what the start before had spent; none has spent it itself.
+    // Rank 0, which is one of the two, reports the time of the previous start; neither counts it as its own.
     let earlier = [first.earlier.compute, second.earlier.compute];
     assert!(earlier == [saved.compute, 0.0] || earlier == [0.0, saved.compute], "{earlier:?} {saved:?}");
     let excess = lab.curve("logs", "slowest_rank_excess");
     let least = excess.range(201..).map(|(_, excess)| *excess).fold(f32::INFINITY, f32::min);
-    // If the first 200 steps were charged to one of the last 20, its average would stay 36 times the other's.
-    assert!(least < 0.9, "a rank seems to have worked {least} longer than the mean all along");
+    // If the first 200 steps were charged to one of the last 20, that rank's average would stay 36 times the other's.
+    assert!(least < 0.9, "the slowest rank always exceeds the mean by at least {least}");
 }
 
 #[test]
-fn a_signal_before_the_first_step_ends_with_75() {
+fn a_signal_before_the_first_step_exits_with_75() {
     let (lab, listener) = (Lab::new(), Listener::start());
     for signal in [Signal::TERM, Signal::USR1] {
         let job = start(&lab, 0, &listener, 1, &[]);
-        // The first beat comes before anything of the start-up is done.
-        let (mut answers, mut said) = listener.stream();
+        // The first message arrives before the start-up begins.
+        let (mut answers, mut messages) = listener.stream();
         let mut line = String::new();
-        said.read_line(&mut line).unwrap();
+        messages.read_line(&mut line).unwrap();
         assert!(line.contains("hello"), "{line}");
         kill_process(Pid::from_child(&job), signal).unwrap();
         let _ = answers.write_all(b"\n");
         let mut last = String::new();
-        for line in said.lines().map_while(Result::ok) {
+        for line in messages.lines().map_while(Result::ok) {
             let _ = answers.write_all(b"\n");
             last = line;
         }
-        let ended = Ended::of(job.wait_with_output().unwrap());
-        assert_eq!(ended.code, Some(i32::from(exit_code::PREEMPTED)), "{}", ended.stderr);
+        let output = ProcessOutput::of(job.wait_with_output().unwrap());
+        assert_eq!(output.code, Some(i32::from(exit_code::PREEMPTED)), "{}", output.stderr);
         let Message::Farewell(farewell) = Message::parse(&last).unwrap() else { panic!("{last}") };
         assert_eq!(farewell.code, exit_code::PREEMPTED);
-        assert!(ended.stderr.contains("stopped by a signal"), "{}", ended.stderr);
+        assert!(output.stderr.contains("stopped by a signal"), "{}", output.stderr);
     }
-    // And the run is as good as before.
+    // The run is not affected.
     lab.train(0, &["train.max_steps=2"]).succeeded();
 }
 
@@ -249,10 +249,10 @@ fn a_signal_before_the_first_step_ends_with_75() {
 fn a_configuration_is_printed_with_its_defaults() {
     let lab = Lab::new();
     let mut command = lab.command(0, &[]);
-    let ended = Ended::of(command.arg("--print-config").output().unwrap()).succeeded();
-    let config: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    let output = ProcessOutput::of(command.arg("--print-config").output().unwrap()).succeeded();
+    let config: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(config["batch"]["global"], 8);
     assert_eq!(config["checkpoint"]["keep_last"], 3);
-    let ended = lab.train(0, &["batch.globl=3"]);
-    assert_eq!(ended.code, Some(i32::from(exit_code::CONFIGURATION)));
+    let output = lab.train(0, &["batch.globl=3"]);
+    assert_eq!(output.code, Some(i32::from(exit_code::CONFIGURATION)));
 }

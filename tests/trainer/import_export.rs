@@ -1,4 +1,5 @@
-//! Official PyTorch files in, safetensors out. tests/fixtures/pytorch/make.py says how the files were made.
+//! Tests that import official PyTorch files and export safetensors. tests/fixtures/pytorch/make.py created the
+//! fixtures.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,17 +12,17 @@ use arinar_model::config::ModelConfig;
 use arinar_model::vae::{load_vae, load_vae_bytes, vae_safetensors};
 use arinar_model::weights::{self, WeightsError, WeightsFile};
 use arinar_protocol::exit_code;
-use arinar_tests::support::trainer::{Ended, launch, trainer};
+use arinar_tests::support::trainer::{ProcessOutput, launch, trainer};
 use tch::{Device, Kind, Tensor, nn};
 
-/// Added to the formula for the averages.
-const AVERAGES: i64 = 500;
+/// Offset of the averages in the formula for the fixture's values.
+const EMA_OFFSET: i64 = 500;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pytorch").join(name)
 }
 
-/// Element `element` of the tensor that is number `index` in a fixture.
+/// Returns element `element` of tensor number `index` of a fixture.
 fn value(index: usize, element: usize, shift: i64) -> f64 {
     ((7919 * index as i64 + 104_729 * element as i64 + shift) % 1009) as f64 / 1009.0 - 0.5
 }
@@ -50,7 +51,7 @@ fn tiny_model() -> nn::VarStore {
     store
 }
 
-/// Every tensor has the fixture's values; the one buffer is zero.
+/// Asserts that every tensor has the fixture's values and that the only buffer is zero.
 fn assert_official(tensors: &BTreeMap<String, Tensor>, shift: i64, tolerance: f64) {
     for (index, (name, tensor)) in tensors.iter().enumerate() {
         let expected = match name.ends_with("zero_k_bias") {
@@ -58,22 +59,22 @@ fn assert_official(tensors: &BTreeMap<String, Tensor>, shift: i64, tolerance: f6
             false => values(index, &tensor.size(), shift),
         };
         let difference = (tensor - expected).abs().max().double_value(&[]);
-        assert!(difference <= tolerance, "{name} is {difference} off");
+        assert!(difference <= tolerance, "{name} is off by {difference}");
     }
 }
 
 #[test]
-fn the_official_checkpoint_is_read_to_the_bit() {
+fn the_official_checkpoint_is_read_exactly() {
     let file = WeightsFile::open(&fixture("checkpoint-last.pth")).unwrap();
     let model = weights::named(&tiny_model());
     file.fill_model(&model).unwrap();
     assert_official(&model, 0, 0.0);
     assert!(file.fill_ema(&model).unwrap());
-    assert_official(&model, AVERAGES, 0.0);
+    assert_official(&model, EMA_OFFSET, 0.0);
 }
 
 #[test]
-fn every_float_type_and_view_comes_out_right() {
+fn every_float_type_and_view_is_read_correctly() {
     let shapes: [(&str, &[i64]); 9] = [
         ("bf16", &[3, 2]),
         ("columns", &[6, 2]),
@@ -103,7 +104,7 @@ fn every_float_type_and_view_comes_out_right() {
 }
 
 #[test]
-fn the_official_vae_is_read_and_always_becomes_the_same_file() {
+fn the_official_vae_is_read_and_converted_deterministically() {
     let path = fixture("kl16.ckpt");
     let vae = load_vae(&path, Device::Cpu).unwrap();
     let tensors = weights::named(&vae.store);
@@ -113,14 +114,14 @@ fn the_official_vae_is_read_and_always_becomes_the_same_file() {
         let (least, most) = (tensor.min().double_value(&[]), tensor.max().double_value(&[]));
         assert!(least == f64::from(expected) && most == least, "{name}: {least} to {most}, not {expected}");
     }
-    // What a dataset keeps beside its shards.
+    // The form in which a dataset stores the VAE.
     let converted = vae_safetensors(&path).unwrap();
-    let again = load_vae_bytes(Path::new("vae.safetensors"), &converted, Device::Cpu).unwrap();
-    assert_eq!((again.xxh3, again.scale, again.config), (vae.xxh3, vae.scale, vae.config));
+    let reloaded = load_vae_bytes(Path::new("vae.safetensors"), &converted, Device::Cpu).unwrap();
+    assert_eq!((reloaded.xxh3, reloaded.scale, reloaded.config), (vae.xxh3, vae.scale, vae.config));
 }
 
 #[test]
-fn encode_takes_the_official_vae_and_keeps_it_beside_the_shards() {
+fn encode_stores_the_official_vae_with_the_dataset() {
     let folder = tempfile::tempdir().unwrap();
     arinar_tests::support::data::picture_tree(&folder.path().join("pictures"), 2);
     let (images, out, vae) = (folder.path().join("pictures"), folder.path().join("out"), fixture("kl16.ckpt"));
@@ -133,7 +134,8 @@ fn encode_takes_the_official_vae_and_keeps_it_beside_the_shards() {
     assert_eq!(kept.xxh3, load_vae(&vae, Device::Cpu).unwrap().xxh3);
 }
 
-fn one_line(error: &WeightsError, parts: &[&str]) {
+/// Asserts that the message is a single line with all of the parts.
+fn assert_one_line(error: &WeightsError, parts: &[&str]) {
     let message = error.to_string();
     assert!(!message.contains('\n') && message.len() < 700, "{message}");
     for part in parts {
@@ -142,31 +144,31 @@ fn one_line(error: &WeightsError, parts: &[&str]) {
 }
 
 #[test]
-fn files_that_would_run_commands_run_none() {
+fn malicious_files_run_no_commands() {
     let weight = zeros(&[("weight", &[3, 2])]);
     let open = |name: &str| WeightsFile::open(&fixture(name));
-    // Beside good weights the attack is passed over, as the arguments of the official training are.
+    // Like the arguments of the official training, an attack next to valid weights is ignored.
     open("attack-beside.pth").unwrap().fill_model(&weight).unwrap();
     assert_eq!(weight["weight"], values(0, &[3, 2], 0));
-    one_line(&open("attack-whole.pth").unwrap_err(), &["attack-whole.pth", "system"]);
-    one_line(&open("attack-bare.pkl").unwrap_err(), &["attack-bare.pkl", "before PyTorch 1.6"]);
-    one_line(&open("before-1.6.pth").unwrap_err(), &["torch.save", "1.6 or newer"]);
+    assert_one_line(&open("attack-whole.pth").unwrap_err(), &["attack-whole.pth", "system"]);
+    assert_one_line(&open("attack-bare.pkl").unwrap_err(), &["attack-bare.pkl", "before PyTorch 1.6"]);
+    assert_one_line(&open("before-1.6.pth").unwrap_err(), &["torch.save", "1.6 or newer"]);
     assert!(!Path::new("/tmp/arinar-unpickled-a-command").exists());
 }
 
 #[test]
-fn what_does_not_fit_is_named_and_changes_nothing() {
+fn mismatched_tensors_and_files_are_named() {
     let file = WeightsFile::open(&fixture("dtypes.pth")).unwrap();
     let model = zeros(&[("f32", &[2, 3]), ("absent", &[1])]);
     let error = file.fill_model(&model).unwrap_err();
-    one_line(&error, &["f32 is [3, 2] where the model has [2, 3]", "missing: absent", "unexpected: bf16"]);
+    assert_one_line(&error, &["f32 is [3, 2] where the model has [2, 3]", "missing: absent", "unexpected: bf16"]);
     let error = WeightsFile::open(&fixture("integers.pth")).unwrap();
-    one_line(&error.fill_model(&zeros(&[("weight", &[4])])).unwrap_err(), &["tensor weight is stored as I64"]);
-    one_line(&load_vae(&fixture("checkpoint-last.pth"), Device::Cpu).err().unwrap(), &["missing: decoder"]);
-    one_line(&WeightsFile::open(Path::new("/nowhere.pth")).unwrap_err(), &["/nowhere.pth"]);
+    assert_one_line(&error.fill_model(&zeros(&[("weight", &[4])])).unwrap_err(), &["tensor weight is stored as I64"]);
+    assert_one_line(&load_vae(&fixture("checkpoint-last.pth"), Device::Cpu).err().unwrap(), &["missing: decoder"]);
+    assert_one_line(&WeightsFile::open(Path::new("/nowhere.pth")).unwrap_err(), &["/nowhere.pth"]);
 }
 
-/// Trainings of the fixture's model on noise, in a folder of their own.
+/// A folder in which the fixture's model is trained on noise.
 struct Lab {
     folder: tempfile::TempDir,
 }
@@ -174,16 +176,16 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let lab = Self { folder: tempfile::tempdir().unwrap() };
-        let place = |name| lab.path(name);
-        // Rates that move nothing: what is imported is still there when the run saves.
+        let path = |name| lab.path(name);
+        // The rates are too small to change the imported weights before the run saves them.
         let config = format!(
             "seed: 5\nrun: {{name: tiny, dir: {}, log_dir: {}}}\nmodel: {MODEL}\ndata: {{url: 'synthetic:24'}}\n\
              optim: {{lr_per_256: 1.0e-30, betas: [0.9, 0.95], weight_decay: 0.0, grad_clip: 3.0, \
              ema: 0.9999999999999999, \
              schedule: constant, warmup_epochs: 0, epochs: 40}}\nbatch: {{global: 4}}\n\
              train: {{max_steps: 1, threads: 1}}\n",
-            place("run"),
-            place("logs")
+            path("run"),
+            path("logs")
         );
         std::fs::write(lab.path("tiny.yaml"), config).unwrap();
         lab
@@ -193,58 +195,59 @@ impl Lab {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// Runs the trainer with more arguments.
-    fn trainer(&self, ranks: usize, arguments: &[&str]) -> Ended {
+    /// Runs the trainer with the arguments.
+    fn trainer(&self, ranks: usize, arguments: &[&str]) -> ProcessOutput {
         let mut command: Command = launch(ranks);
-        Ended::of(command.arg(trainer()).args(arguments).output().unwrap())
+        ProcessOutput::of(command.arg(trainer()).args(arguments).output().unwrap())
     }
 
-    fn import(&self, ranks: usize, file: &str, more: &[&str]) -> Ended {
+    fn import(&self, ranks: usize, file: &str, more: &[&str]) -> ProcessOutput {
         self.trainer(ranks, &[&["--config", &self.path("tiny.yaml"), "--import", file], more].concat())
     }
 
     /// Exports the run to a file and reads it back.
     fn export(&self, weights: &str, run: &str) -> BTreeMap<String, Tensor> {
         let (file, run) = (self.path(&format!("{weights}.safetensors")), self.path(run));
-        let ended = self.trainer(0, &["--export", &file, "--run", &run, "--weights", weights]).succeeded();
-        assert!(ended.stdout.contains("62 tensors"), "{}", ended.stdout);
+        let output = self.trainer(0, &["--export", &file, "--run", &run, "--weights", weights]).succeeded();
+        assert!(output.stdout.contains("62 tensors"), "{}", output.stdout);
         let tensors = weights::named(&tiny_model());
         weights::load(Path::new(&file), &tensors).unwrap();
         tensors
     }
 }
 
-fn refused(ended: &Ended, parts: &[&str]) {
-    assert_eq!(ended.code, Some(i32::from(exit_code::CONFIGURATION)), "{}\n{}", ended.stdout, ended.stderr);
+/// Asserts exit code 78 and a one-line error with all of the parts.
+fn assert_refused(output: &ProcessOutput, parts: &[&str]) {
+    assert_eq!(output.code, Some(i32::from(exit_code::CONFIGURATION)), "{}\n{}", output.stdout, output.stderr);
     for part in parts {
-        assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
+        assert!(output.error().contains(part), "{part:?} is not in {}", output.error());
     }
 }
 
 #[test]
-fn a_run_begins_with_the_official_weights_goes_on_by_itself_and_is_exported() {
+fn a_run_starts_from_the_official_weights_resumes_and_is_exported() {
     let lab = Lab::new();
     let official = fixture("checkpoint-last.pth").display().to_string();
-    let began = lab.import(2, &official, &[]).succeeded();
-    assert!(began.stdout.contains("model and model_ema"), "{}", began.stdout);
+    let started = lab.import(2, &official, &[]).succeeded();
+    assert!(started.stdout.contains("model and model_ema"), "{}", started.stdout);
     assert_official(&lab.export("model", "run"), 0, 1e-20);
-    assert_official(&lab.export("ema", "run"), AVERAGES, 1e-6);
-    // The same command line again, as a queue would start it: goes on and does not begin anew.
-    let again = lab.import(2, &official, &["--set", "train.max_steps=2"]).succeeded();
-    assert!(again.stdout.contains("resuming from") && again.stdout.contains("is not read"), "{}", again.stdout);
+    assert_official(&lab.export("ema", "run"), EMA_OFFSET, 1e-6);
+    // The same command line, as a queue would repeat it, resumes the run.
+    let resumed = lab.import(2, &official, &["--set", "train.max_steps=2"]).succeeded();
+    assert!(resumed.stdout.contains("resuming from") && resumed.stdout.contains("is not read"), "{}", resumed.stdout);
     let steps = std::fs::read_dir(lab.path("run")).unwrap().count();
     assert_eq!(steps, 2);
     let refuse = lab.import(0, &official, &["--set", "checkpoint.resume=none"]);
-    refused(&refuse, &["already holds the checkpoint step-00000002"]);
+    assert_refused(&refuse, &["already holds the checkpoint step-00000002"]);
     let both = lab.import(0, &official, &["--set", &format!("checkpoint.resume={}", lab.path("run"))]);
-    refused(&both, &["--import", "checkpoint.resume"]);
-    // Of an earlier step, and into a run of its own.
+    assert_refused(&both, &["--import", "checkpoint.resume"]);
+    // Export an earlier step and import it into a new run.
     let first = lab.path("first.safetensors");
     let arguments = ["--export", &first, "--run", &lab.path("run"), "--step", "1", "--weights", "model"];
     lab.trainer(0, &arguments).succeeded();
     let run = format!("run.dir={}", lab.path("second"));
-    let began = lab.import(0, &first, &["--set", &run]).succeeded();
-    assert!(began.stdout.contains("averages begin at the same weights"), "{}", began.stdout);
+    let started = lab.import(0, &first, &["--set", &run]).succeeded();
+    assert!(started.stdout.contains("averages begin at the same weights"), "{}", started.stdout);
     for kind in ["model", "ema"] {
         assert_official(&lab.export(kind, "second"), 0, 1e-20);
     }
@@ -253,14 +256,14 @@ fn a_run_begins_with_the_official_weights_goes_on_by_itself_and_is_exported() {
 #[test]
 fn wrong_command_lines_are_refused_in_one_line() {
     let lab = Lab::new();
-    refused(&lab.import(2, "/nowhere/checkpoint-last.pth", &[]), &["/nowhere/checkpoint-last.pth"]);
+    assert_refused(&lab.import(2, "/nowhere/checkpoint-last.pth", &[]), &["/nowhere/checkpoint-last.pth"]);
     let vae = fixture("kl16.ckpt").display().to_string();
-    refused(&lab.import(2, &vae, &[]), &["kl16.ckpt", "missing: arhead", "unexpected: decoder"]);
+    assert_refused(&lab.import(2, &vae, &[]), &["kl16.ckpt", "missing: arhead", "unexpected: decoder"]);
     let nowhere = lab.trainer(0, &["--export", &lab.path("x"), "--run", &lab.path("nowhere")]);
-    refused(&nowhere, &["no checkpoint in"]);
+    assert_refused(&nowhere, &["no checkpoint in"]);
     let usage = |arguments: &[&str], part: &str| {
-        let ended = lab.trainer(0, arguments);
-        assert!(ended.code == Some(78) && ended.stderr.contains(part), "{}", ended.stderr);
+        let output = lab.trainer(0, arguments);
+        assert!(output.code == Some(78) && output.stderr.contains(part), "{}", output.stderr);
     };
     usage(&["--export", "x"], "--run");
     usage(&["--export", "x", "--run", "y", "--config", "z"], "--config");

@@ -1,4 +1,4 @@
-//! Tests of training runs with the real programs.
+//! Integration tests of the trainer that run the real programs.
 
 mod check;
 mod config;

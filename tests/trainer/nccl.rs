@@ -1,5 +1,5 @@
-//! The NCCL backend over stand-ins for NCCL and CUDA, under the real mpirun, on host memory: it conforms, trains to the
-//! same bits as MPI does, waits for what it must wait for, and ends in one line when something fails.
+//! Tests of the NCCL backend on stand-ins for NCCL and CUDA in host memory, under the real mpirun: it passes the
+//! conformance suite, trains bit-identically to MPI, synchronizes with libtorch, and reports failures in one line.
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Command, Stdio};
@@ -10,47 +10,47 @@ use arinar_collective::{
 };
 use arinar_protocol::exit_code;
 use arinar_tests::gpu_stand_in::{Event, GpuStandIn};
-use arinar_tests::support::launcher::{Running, program, until};
-use arinar_tests::support::trainer::{Ended, Lab, launch};
+use arinar_tests::support::launcher::{Running, program, wait_until};
+use arinar_tests::support::trainer::{Lab, ProcessOutput, launch};
 use tch::{Device, Kind, Tensor};
 
-/// Tells a child process of this test what to do.
+/// Environment variable that selects what a child process of this test runs.
 const PART_VARIABLE: &str = "ARINAR_TEST_NCCL_CHILD";
 /// Steps of a run.
 const STEPS: u64 = 60;
-/// Long enough for three restarts, each some 23 steps after the one before.
+/// Steps of a run with three restarts, each some 23 steps after the previous one.
 const LONG: u64 = 150;
 
-/// One of the model's steps over NCCL: gradients, then each rank's part of the weights.
-const CALLS_A_STEP: u64 = 3;
+/// NCCL calls of a training step: the gradients, then each rank's part of the weights.
+const CALLS_PER_STEP: u64 = 3;
 
-/// Has a job's ranks compute on the CPU, and reduce with the stand-in.
-fn over(stand_in: &GpuStandIn, command: &mut Command, faults: &str) {
+/// Makes the ranks of a job compute on the CPU and communicate through the stand-in.
+fn use_stand_in(stand_in: &GpuStandIn, command: &mut Command, faults: &str) {
     command.envs(stand_in.environment()).envs(stand_in.faults(faults)).env(HOST_STAND_IN, "1");
 }
 
-/// Runs a part of this test on several ranks.
+/// Returns a command that runs a part of this test on several ranks.
 fn children(stand_in: &GpuStandIn, ranks: usize, part: &str, faults: &str) -> Command {
     let mut command = launch(ranks);
     command.arg(std::env::current_exe().unwrap()).args(["--exact", "nccl::one_rank", "--ignored", "--nocapture"]);
     command.env(PART_VARIABLE, part);
-    over(stand_in, &mut command, faults);
+    use_stand_in(stand_in, &mut command, faults);
     command
 }
 
-/// A forgotten wait shows where everything takes its time.
-fn slowly(mut command: Command) -> Command {
+/// Delays all work on the stand-in, which exposes missing waits.
+fn delayed(mut command: Command) -> Command {
     command.env("ARINAR_STAND_IN_DELAY_MICROS", "20000");
     command
 }
 
-fn ended(mut command: Command) -> Ended {
-    Ended::of(command.output().unwrap())
+fn run(mut command: Command) -> ProcessOutput {
+    ProcessOutput::of(command.output().unwrap())
 }
 
-/// Not a test: what a rank of the others does.
+/// Not a test: the other tests run it as a rank.
 #[test]
-#[ignore = "run by other tests in a process of its own"]
+#[ignore = "run by other tests in a separate process"]
 fn one_rank() {
     let part = std::env::var(PART_VARIABLE).unwrap();
     if part == "copy" {
@@ -59,9 +59,9 @@ fn one_rank() {
     let ranks = NcclCollective::start(MpiCollective::start().unwrap(), Device::Cpu).unwrap();
     match part.as_str() {
         "conform" => {
-            if let Err(told) = conformance(&ranks, Device::Cpu) {
-                eprintln!("{told}");
-                // Unwinding would wait for the others, and they for this rank.
+            if let Err(error) = conformance(&ranks, Device::Cpu) {
+                eprintln!("{error}");
+                // Unwinding would wait for the other ranks, which wait for this one.
                 arinar_trainer::process_exit::exit_now(exit_code::FAILED);
             }
         }
@@ -70,7 +70,7 @@ fn one_rank() {
     }
 }
 
-/// Two whole buckets and five elements.
+/// Two full buckets and five elements.
 const ELEMENTS: i64 = (2 << 24) + 5;
 
 fn sum_of_several_buckets(ranks: &NcclCollective) {
@@ -83,10 +83,10 @@ fn sum_of_several_buckets(ranks: &NcclCollective) {
     assert!(flat == expected);
 }
 
-/// Tensors that are copied.
+/// Number of copied tensors.
 const COPIES: usize = 3;
 
-/// More than two of the copier's buffers, and no multiple of them.
+/// Copies tensors of up to more than two of the copier's buffers, with sizes that are no multiples of a buffer.
 fn copy_to_host() {
     let gpu = Gpu::open(0).unwrap();
     let mut copier = HostCopier::new(&gpu).unwrap();
@@ -101,26 +101,26 @@ fn copy_to_host() {
 }
 
 #[test]
-fn nccl_conforms() {
+fn nccl_passes_the_conformance_suite() {
     let stand_in = GpuStandIn::new();
     for ranks in [1, 2, 3] {
-        ended(children(&stand_in, ranks, "conform", "")).succeeded();
+        run(children(&stand_in, ranks, "conform", "")).succeeded();
     }
-    ended(slowly(children(&stand_in, 2, "conform", ""))).succeeded();
+    run(delayed(children(&stand_in, 2, "conform", ""))).succeeded();
 }
 
 #[test]
-fn the_conformance_suite_sees_wrong_sums() {
+fn the_conformance_suite_detects_wrong_sums() {
     let stand_in = GpuStandIn::new();
-    let told = ended(children(&stand_in, 2, "conform", "rank 1 call 1 garbage"));
-    assert_ne!(told.code, Some(0));
-    assert!(format!("{}{}", told.stdout, told.stderr).contains("all_reduce_sum is off"), "{}", told.stderr);
+    let output = run(children(&stand_in, 2, "conform", "rank 1 call 1 garbage"));
+    assert_ne!(output.code, Some(0));
+    assert!(format!("{}{}", output.stdout, output.stderr).contains("all_reduce_sum is off"), "{}", output.stderr);
 }
 
 #[test]
-fn large_tensors_are_summed_in_buckets_on_a_stream_of_their_own() {
+fn large_tensors_are_summed_in_buckets_on_a_separate_stream() {
     let stand_in = GpuStandIn::new();
-    ended(children(&stand_in, 2, "buckets", "")).succeeded();
+    run(children(&stand_in, 2, "buckets", "")).succeeded();
     for rank in 0..2 {
         let calls = stand_in.calls(rank);
         let sizes: Vec<usize> = calls.iter().map(|call| call.elements).collect();
@@ -134,20 +134,20 @@ fn large_tensors_are_summed_in_buckets_on_a_stream_of_their_own() {
 #[test]
 fn checkpoints_are_copied_through_pinned_memory() {
     let stand_in = GpuStandIn::new();
-    ended(slowly(children(&stand_in, 1, "copy", ""))).succeeded();
-    // Each copy begins after what libtorch has been asked to do.
+    run(delayed(children(&stand_in, 1, "copy", ""))).succeeded();
+    // Each copy waits for the work that libtorch has enqueued.
     let events: Vec<Event> = stand_in.entries().into_iter().map(|entry| entry.event).collect();
     assert_eq!(events.windows(2).filter(|pair| hands_over(pair, Side::Libtorch)).count(), COPIES);
 }
 
-/// Whose work the other's waits for.
+/// The side whose work the other side waits for.
 #[derive(Clone, Copy, PartialEq)]
 enum Side {
     Libtorch,
     Ours,
 }
 
-/// An event marks what one side has been asked to do, and the other's stream waits for it.
+/// Returns true if one side records an event and the other side's stream waits for it.
 fn hands_over(pair: &[Event], from: Side) -> bool {
     let [Event::Record(marked), Event::Wait(waiting)] = pair else { return false };
     marked.mark == waiting.mark
@@ -158,20 +158,20 @@ fn hands_over(pair: &[Event], from: Side) -> bool {
 }
 
 #[test]
-fn collectives_wait_for_libtorch_and_libtorch_for_them() {
+fn collectives_and_libtorch_wait_for_each_other() {
     let stand_in = GpuStandIn::new();
-    ended(children(&stand_in, 2, "conform", "")).succeeded();
+    run(children(&stand_in, 2, "conform", "")).succeeded();
     for rank in 0..2 {
         let entries = stand_in.entries().into_iter().filter(|entry| entry.rank == rank);
         let events: Vec<Event> =
             entries.map(|entry| entry.event).filter(|event| !matches!(event, Event::Init { .. })).collect();
         let is_call = |event: &Event| matches!(event, Event::Call(_));
-        // Runs of calls, each between the two handings-over.
-        let mut runs = 0;
+        // Sequences of calls, each between two hand-overs.
+        let mut sequences = 0;
         for (index, event) in events.iter().enumerate().filter(|(_, event)| is_call(event)) {
             let Event::Call(call) = event else { unreachable!() };
             if !is_call(&events[index - 1]) {
-                runs += 1;
+                sequences += 1;
                 assert!(hands_over(&events[index - 2..index], Side::Libtorch), "before {call:?}");
                 assert!(matches!(events[index - 1], Event::Wait(mark) if mark.stream == call.stream));
             }
@@ -180,7 +180,7 @@ fn collectives_wait_for_libtorch_and_libtorch_for_them() {
                 assert!(matches!(events[index + 1], Event::Record(mark) if mark.stream == call.stream));
             }
         }
-        assert!(runs >= 4, "{runs}");
+        assert!(sequences >= 4, "{sequences}");
     }
 }
 
@@ -188,46 +188,46 @@ fn steps(count: u64) -> String {
     format!("train.max_steps={count}")
 }
 
-/// Trains over the stand-in with the fault.
-fn train(lab: &Lab, stand_in: &GpuStandIn, faults: &str) -> Ended {
+/// Trains over the stand-in with the faults.
+fn train(lab: &Lab, stand_in: &GpuStandIn, faults: &str) -> ProcessOutput {
     let mut command = lab.command(2, &[&steps(STEPS), "train.device=cpu"]);
-    over(stand_in, &mut command, faults);
-    ended(command)
+    use_stand_in(stand_in, &mut command, faults);
+    run(command)
 }
 
-/// Compares with a run over MPI that nothing disturbs.
-fn assert_like_mpi(lab: &Lab, count: u64) {
-    let place = |name: &str| lab.path(name).display().to_string();
-    let (run, logs) = (format!("run.dir={}", place("mpi")), format!("run.log_dir={}", place("mpi-logs")));
+/// Asserts that the final weights equal those of an undisturbed run over MPI.
+fn assert_same_weights_as_mpi(lab: &Lab, count: u64) {
+    let path = |name: &str| lab.path(name).display().to_string();
+    let (run, logs) = (format!("run.dir={}", path("mpi")), format!("run.log_dir={}", path("mpi-logs")));
     lab.train(2, &[&steps(count), "train.device=cpu", &run, &logs]).succeeded();
     let last = format!("step-{count:08}");
     assert_eq!(lab.tensors(&format!("run/{last}")), lab.tensors(&format!("mpi/{last}")));
 }
 
 #[test]
-fn training_over_nccl_is_training_over_mpi() {
+fn training_over_nccl_matches_training_over_mpi() {
     let (lab, stand_in) = (Lab::new(), GpuStandIn::new());
-    let told = train(&lab, &stand_in, "rank 0 call 50 slow 200").succeeded();
-    assert!(told.stdout.contains("collectives: NCCL 2."), "{}", told.stdout);
-    assert_like_mpi(&lab, STEPS);
+    let output = train(&lab, &stand_in, "rank 0 call 50 slow 200").succeeded();
+    assert!(output.stdout.contains("collectives: NCCL 2."), "{}", output.stdout);
+    assert_same_weights_as_mpi(&lab, STEPS);
     assert_eq!(lab.curve("logs", "train_loss"), lab.curve("mpi-logs", "train_loss"));
-    // The weights at the start, then every step.
-    assert_eq!(stand_in.calls(1).len() as u64, 1 + STEPS * CALLS_A_STEP);
+    // One call for the initial weights, then those of every step.
+    assert_eq!(stand_in.calls(1).len() as u64, 1 + STEPS * CALLS_PER_STEP);
 }
 
 #[test]
-fn an_error_ends_the_job_and_is_told_in_a_line() {
+fn an_error_ends_the_job_with_one_line() {
     for (fault, part) in [
         ("rank 1 call 20 error", "NCCL, while "),
         ("rank 1 call 20 refuse", "NCCL, while "),
         ("rank 1 init error", "NCCL, while ranks join: "),
     ] {
         let (lab, stand_in) = (Lab::new(), GpuStandIn::new());
-        let told = train(&lab, &stand_in, fault);
-        assert_eq!(told.code, Some(1), "{fault}: {}", told.stderr);
-        // Rank 0 may see that rank 1 is gone before mpirun ends it, too.
-        let lines: Vec<&str> = told.stderr.lines().filter(|line| line.contains("arinar-trainer: ")).collect();
-        assert!((1..=2).contains(&lines.len()), "{fault}: {}", told.stderr);
+        let output = train(&lab, &stand_in, fault);
+        assert_eq!(output.code, Some(1), "{fault}: {}", output.stderr);
+        // Rank 0 may also notice that rank 1 is gone before mpirun ends it.
+        let lines: Vec<&str> = output.stderr.lines().filter(|line| line.contains("arinar-trainer: ")).collect();
+        assert!((1..=2).contains(&lines.len()), "{fault}: {}", output.stderr);
         assert!(lines.iter().all(|line| line.starts_with("arinar-trainer: error: NCCL, while ")), "{lines:?}");
         assert!(lines.iter().any(|line| line.contains(part)), "{fault}: {lines:?}");
         if !fault.contains("init") {
@@ -237,26 +237,26 @@ fn an_error_ends_the_job_and_is_told_in_a_line() {
 }
 
 #[test]
-fn the_launcher_restarts_what_nccl_breaks_off() {
+fn the_launcher_restarts_the_job_after_nccl_failures() {
     let (lab, stand_in) = (Lab::new(), GpuStandIn::new());
     let mut command = Command::new(program("arinar-launcher"));
     command.arg("--config").arg(lab.path("tiny.yaml")).args(["--nproc", "2", "--hang-floor", "3s"]);
     for value in [&steps(LONG), "train.device=cpu", "checkpoint.every=10 steps"] {
         command.args(["--set", value]);
     }
-    // Calls are counted anew from each start: an error, then a rank that dies, then a collective that never ends.
+    // Calls are counted from each start: first an error, then a rank that dies, then a collective that hangs.
     let faults = "rank 1 call 70 error; rank 0 call 71 die; rank 1 call 72 hang";
-    over(&stand_in, &mut command, faults);
+    use_stand_in(&stand_in, &mut command, faults);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let running = Running { child: Some(child), log: lab.path("logs/ranks/launcher.log") };
-    running.says("NCCL, while ");
-    until("a rank killed", || {
+    running.wait_for_log("NCCL, while ");
+    wait_until("a rank killed", || {
         let log = std::fs::read_to_string(lab.path("logs/ranks/launcher.log")).unwrap();
         log.contains("is gone: its connection ended without a farewell").then_some(())
     });
-    running.says("the job hangs");
-    // A machine that is busy may make a pause look like one more hang.
-    let said = running.wait().ended(0).says("by crash").says("by hang");
-    assert!(!said.stderr.contains("1 by crash"), "{}", said.stderr);
-    assert_like_mpi(&lab, LONG);
+    running.wait_for_log("the job hangs");
+    // On a busy machine, a pause may look like another hang.
+    let output = running.wait().exited_with(0).reports("by crash").reports("by hang");
+    assert!(!output.stderr.contains("1 by crash"), "{}", output.stderr);
+    assert_same_weights_as_mpi(&lab, LONG);
 }

@@ -1,4 +1,4 @@
-//! `precision: bf16`: it learns as fp32 does, and a run may change from one to the other.
+//! Tests of `precision: bf16`: it learns like fp32, and a run may switch between them.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -10,29 +10,29 @@ use arinar_checkpoint::load_weights;
 
 use arinar_data::{format::View, read::Dataset};
 use arinar_model::{Arinar, Precision, config::ModelConfig, mask::Mask, weights};
-use arinar_tests::support::trainer::{Ended, Lab, launch, trainer};
+use arinar_tests::support::trainer::{Lab, ProcessOutput, launch, trainer};
 use arinar_trainer::config::TrainConfig;
 use tch::{Device, Kind, Tensor, nn};
 
-/// Steps of the demo after which its weights are looked at: from small gradients to the largest ones of the run.
+/// Steps of the demo whose weights are examined: from small gradients to the largest ones of the run.
 const STATES: [u64; 5] = [40, 80, 120, 160, 200];
-/// Rounding to bfloat16 moves a number by at most this share of it: it keeps 8 binary digits.
+/// Maximum relative error of rounding to bfloat16, which keeps 8 binary digits.
 const ROUNDING: f64 = 1.0 / 256.0;
-/// Pictures that the losses and gradients are of.
+/// Images in the batch for losses and gradients.
 const BATCH: i64 = 32;
-/// Random changes of the weights by which the effect of a rounding is measured.
+/// Number of random changes of the weights with which the effect of rounding is measured.
 const TRIALS: usize = 6;
-/// Weights that are used in float32 also in bf16 runs: those of the first and the last layers.
+/// Weights that bf16 runs also use in float32: those of the first and last layers.
 const IN_FLOAT32: [&str; 4] = ["z_proj.weight", "class_emb.weight", "arhead.input_proj.weight", "arhead.head.weight"];
 
-/// The repository's root.
+/// Returns the root of the repository.
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
 
-/// Encodes the demo's pictures.
+/// Encodes the demo's images.
 fn demo_dataset(folder: &Path) {
-    let ended = Command::new(trainer().with_file_name("arinar-data"))
+    let encoded = Command::new(trainer().with_file_name("arinar-data"))
         .args(["encode", "--image-size", "32", "--images"])
         .arg(repository().join("tests/data/noto-emoji-32.tar"))
         .arg("--vae")
@@ -41,18 +41,18 @@ fn demo_dataset(folder: &Path) {
         .arg(folder.join("dataset"))
         .output()
         .unwrap();
-    Ended::of(ended).succeeded();
+    ProcessOutput::of(encoded).succeeded();
 }
 
 /// Trains the demo in float32 and keeps its weights at [`STATES`].
 fn demo_run(folder: &Path) {
-    let place = |name: &str| folder.join(name).display().to_string();
+    let path = |name: &str| folder.join(name).display().to_string();
     let mut command = launch(0);
     command.arg(trainer()).arg("--config").arg(repository().join("configs/demo.yaml"));
     for value in [
-        format!("data.url={}", place("dataset")),
-        format!("run.dir={}", place("run")),
-        format!("run.log_dir={}", place("logs")),
+        format!("data.url={}", path("dataset")),
+        format!("run.dir={}", path("run")),
+        format!("run.log_dir={}", path("logs")),
         format!("train.max_steps={}", STATES[STATES.len() - 1]),
         format!("checkpoint.every={} steps", STATES[0]),
         format!("checkpoint.keep_last={}", STATES.len()),
@@ -61,10 +61,10 @@ fn demo_run(folder: &Path) {
     ] {
         command.arg("--set").arg(value);
     }
-    Ended::of(command.output().unwrap()).succeeded();
+    ProcessOutput::of(command.output().unwrap()).succeeded();
 }
 
-/// Some latents of the demo's dataset with their labels: the means of the posterior, scaled.
+/// Returns some latents of the demo's dataset, the scaled means of the posterior, with their labels.
 fn demo_batch(folder: &Path, config: &ModelConfig) -> (Tensor, Tensor) {
     let dataset = Dataset::open(folder.join("dataset").to_str().unwrap()).unwrap();
     let [channels, side, _] = dataset.manifest.moments_shape().map(|size| size as i64);
@@ -78,14 +78,14 @@ fn demo_batch(folder: &Path, config: &ModelConfig) -> (Tensor, Tensor) {
     (Tensor::stack(&latents, 0), Tensor::from_slice(&labels))
 }
 
-/// Numbers between -1 and 1 that are the same on every machine.
+/// Returns numbers between -1 and 1 that are the same on every machine.
 fn noise(shape: &[i64], salt: f64) -> Tensor {
     let count: i64 = shape.iter().product();
     let large = (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + 78.233 * salt).sin() * 43758.5453;
     ((&large - large.floor()) * 2.0 - 1.0).to_kind(Kind::Float).view(shape)
 }
 
-/// A model with the weights of a run, and what it is asked for.
+/// A model with the weights of a run, and a batch for it.
 struct State {
     store: nn::VarStore,
     model: Arinar,
@@ -106,7 +106,7 @@ impl State {
         Self { store, model, latents, labels }
     }
 
-    /// Loss and gradients of all parameters, in one row.
+    /// Returns the loss and the gradients of all parameters as one vector.
     fn loss_and_gradients(&mut self, precision: Precision) -> (f64, Tensor) {
         self.model.set_precision(precision);
         let drop_label = Tensor::zeros([BATCH], (Kind::Bool, Device::Cpu));
@@ -124,8 +124,8 @@ impl State {
         (loss.double_value(&[]), Tensor::cat(&gradients, 0))
     }
 
-    /// Loss and gradients in float32 after each weight of a matrix product is changed by a random share of itself, at most
-    /// that of a rounding.
+    /// Returns the float32 loss and gradients after each weight of a matrix product is changed by a random relative
+    /// error of at most [`ROUNDING`].
     fn with_rounded_weights(&mut self, trial: usize) -> (f64, Tensor) {
         let factors: Vec<(Tensor, Tensor)> = weights::trainable(&self.store)
             .into_iter()
@@ -151,20 +151,20 @@ fn norm(tensor: &Tensor) -> f64 {
     tensor.norm().double_value(&[])
 }
 
-/// Root of the mean square.
-fn typical(values: &[f64]) -> f64 {
+/// Returns the root of the mean square.
+fn root_mean_square(values: &[f64]) -> f64 {
     (values.iter().map(|value| value * value).sum::<f64>() / values.len() as f64).sqrt()
 }
 
-/// Along the weights of one run, so that nothing adds up: two runs go apart whatever the difference that they begin
-/// with, since the demo's training magnifies one tenfold in some 50 steps.
+/// Compares both precisions at weights of a single run, so that errors do not accumulate: two runs diverge from any
+/// initial difference, because the demo's training magnifies it tenfold in some 50 steps.
 ///
-/// In bf16 each product of two numbers is rounded three times: both factors and, once for the sum, the result. How much
-/// one of these matters is measured in float32, by random changes of the weights of the size of the largest rounding.
-/// So gradients are expected to be off by the root of three times that at most, say twice. The loss is one number: four
-/// standard deviations of it are allowed.
+/// In bf16, each product is rounded three times: both factors and, once for the sum, the result. The effect of one
+/// rounding is measured in float32 by random changes of the weights by up to the largest rounding error. The expected
+/// error of the gradients is thus at most the square root of three times that effect; the test allows twice. The loss
+/// is a single number, for which the test allows four standard deviations.
 #[test]
-fn losses_and_gradients_in_bf16_are_as_far_off_as_roundings_explain() {
+fn bf16_errors_of_losses_and_gradients_are_explained_by_rounding() {
     let folder = tempfile::tempdir().unwrap();
     demo_dataset(folder.path());
     demo_run(folder.path());
@@ -181,28 +181,29 @@ fn losses_and_gradients_in_bf16_are_as_far_off_as_roundings_explain() {
             })
             .collect();
         let (loss_errors, errors): (Vec<f64>, Vec<f64>) = trials.into_iter().unzip();
-        let (one_rounding_loss, one_rounding) = (typical(&loss_errors), typical(&errors));
+        let (one_rounding_loss, one_rounding) = (root_mean_square(&loss_errors), root_mean_square(&errors));
         println!(
-            "step {step}: loss {loss:.4}, off by {loss_error:.5}, a rounding {one_rounding_loss:.5}; gradients of size \
-             {size:.1}, off by {error:.4} of it, a rounding {one_rounding:.4}"
+            "step {step}: loss {loss:.4}, error {loss_error:.5}, one rounding {one_rounding_loss:.5}; gradient norm \
+             {size:.1}, relative error {error:.4}, one rounding {one_rounding:.4}"
         );
-        assert!(loss_error > 0.0 && error > ROUNDING / 16.0, "step {step}: this was not bf16");
+        assert!(loss_error > 0.0 && error > ROUNDING / 16.0, "step {step}: the run did not use bf16");
         assert!(loss_error < 4.0 * 2.0 * one_rounding_loss, "step {step}: {loss_error} {one_rounding_loss}");
         assert!(error < 2.0 * one_rounding, "step {step}: {error} {one_rounding}");
     }
 }
 
-/// Seeds of the runs that are compared.
+/// Seeds of the compared runs.
 const SEEDS: std::ops::Range<u64> = 1..9;
-/// Steps of each, and the last of them over which its losses are averaged: four epochs.
+/// Steps of each run.
 const RUN_STEPS: u64 = 120;
+/// Final steps over which the losses are averaged: four epochs.
 const LAST_STEPS: usize = 24;
 
-/// The losses that runs with [`SEEDS`] reach.
-fn reached(precision: &str) -> Vec<f32> {
+/// Returns the final losses of runs with [`SEEDS`].
+fn final_losses(precision: &str) -> Vec<f32> {
     let loss = |seed: u64| {
         let lab = Lab::new();
-        let ended = lab.train(
+        let output = lab.train(
             0,
             &[
                 &format!("precision={precision}"),
@@ -211,7 +212,7 @@ fn reached(precision: &str) -> Vec<f32> {
                 "model.outer.dropout=0.0",
             ],
         );
-        assert!(ended.succeeded().stdout.contains(&format!("precision {precision}")));
+        assert!(output.succeeded().stdout.contains(&format!("precision {precision}")));
         let losses: Vec<f32> = lab.curve("logs", "train_loss").into_values().collect();
         assert_eq!(losses.len() as u64, RUN_STEPS);
         let last = &losses[losses.len() - LAST_STEPS..];
@@ -220,21 +221,22 @@ fn reached(precision: &str) -> Vec<f32> {
     SEEDS.map(loss).collect()
 }
 
-/// The mean of eight runs varies by a third of what single runs do, and eight runs spread over almost three times as
-/// much: if both precisions learn alike, one lies within the other with near certainty.
+/// The mean of eight runs varies by a third as much as single runs, and eight runs span almost three standard
+/// deviations. If both precisions learn equally well, the mean of each almost certainly lies within the range of the
+/// other.
 #[test]
-fn over_seeds_bf16_reaches_the_losses_that_fp32_reaches() {
-    let (single, half) = (reached("fp32"), reached("bf16"));
+fn bf16_reaches_the_losses_of_fp32() {
+    let (single, half) = (final_losses("fp32"), final_losses("bf16"));
     println!("fp32 {single:.3?}\nbf16 {half:.3?}");
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
     let within =
         |value: f32, losses: &[f32]| losses.iter().any(|loss| *loss < value) && losses.iter().any(|loss| *loss > value);
-    assert!(single.iter().zip(&half).all(|(single, half)| single != half), "this was not bf16");
+    assert!(single.iter().zip(&half).all(|(single, half)| single != half), "the run did not use bf16");
     assert!(within(mean(&half), &single) && within(mean(&single), &half), "{single:?} {half:?}");
 }
 
 #[test]
-fn a_run_in_bf16_resumes_to_the_same_bits() {
+fn a_bf16_run_resumes_bit_identically() {
     const BF16: &str = "precision=bf16";
     let (whole, parts) = (Lab::new(), Lab::new());
     whole.train(2, &[BF16, "train.max_steps=12"]).succeeded();
@@ -244,11 +246,11 @@ fn a_run_in_bf16_resumes_to_the_same_bits() {
     assert!(whole.tensors("run/step-00000012") == parts.tensors("run/step-00000012"));
     let single = Lab::new();
     single.train(2, &["train.max_steps=12"]).succeeded();
-    assert!(whole.tensors("run/step-00000012") != single.tensors("run/step-00000012"), "this was not bf16");
+    assert!(whole.tensors("run/step-00000012") != single.tensors("run/step-00000012"), "the run did not use bf16");
 }
 
 #[test]
-fn a_run_goes_on_in_another_precision() {
+fn a_run_resumes_in_another_precision() {
     for (first, second) in [("fp32", "bf16"), ("bf16", "fp32")] {
         let lab = Lab::new();
         let precision = |name| format!("precision={name}");
@@ -256,7 +258,7 @@ fn a_run_goes_on_in_another_precision() {
         let resumed = lab.train(0, &[&precision(second), "train.max_steps=6"]).succeeded();
         assert!(resumed.stdout.contains("resuming from"), "{}", resumed.stdout);
         assert!(resumed.stdout.contains(&format!("precision {second}")), "{}", resumed.stdout);
-        // Everything kept is float32: as many bytes of it after either precision.
+        // All tensors are stored in float32, so that both precisions save the same number of bytes.
         let sizes = |step: &str| -> Vec<(String, usize)> {
             lab.tensors(step).into_iter().map(|(name, (_, bytes))| (name, bytes.len())).collect()
         };

@@ -3,8 +3,8 @@
 //! The trainer saves a checkpoint after every step. The reference computes each step from the checkpoint before it, and
 //! the first step from the seed, so that rounding errors do not accumulate and all steps together cover the run.
 //!
-//! With `ARINAR_TEST_DEVICE=cuda` the trainer runs as one rank on the first GPU. The reference then runs on the CPU, except
-//! with dropout or bf16, whose numbers depend on the device.
+//! With `ARINAR_TEST_DEVICE=cuda` the trainer runs as one rank on the first GPU. The reference then runs on the CPU,
+//! except with dropout or bf16, whose numbers depend on the device.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -19,10 +19,10 @@ use arinar_tests::support::trainer::{Lab, SAMPLES, tensor};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-/// 48 samples at 9 a step: the sixth step begins in the first epoch and ends in the second.
+/// 48 samples at 9 per step: the sixth step begins in the first epoch and ends in the second.
 const STEPS: u64 = 7;
 const GLOBAL_BATCH: u64 = 9;
-/// After this step the run ends and is resumed.
+/// The step after which the run is stopped and resumed.
 const RESUMED: u64 = 3;
 /// The learning rate reaches its peak after three steps.
 const WARMUP_EPOCHS: f64 = 3.0 * GLOBAL_BATCH as f64 / SAMPLES as f64;
@@ -137,7 +137,7 @@ fn epoch(step: u64) -> f64 {
     (step * GLOBAL_BATCH) as f64 / SAMPLES as f64
 }
 
-/// A run of the real trainer, ended and resumed once, and what it left.
+/// A run of the real trainer, stopped and resumed once, with its curves.
 struct Trial {
     lab: Lab,
     curves: BTreeMap<&'static str, BTreeMap<u64, f32>>,
@@ -172,24 +172,32 @@ impl Trial {
     }
 }
 
-/// Asserts that two numbers agree within a relative error; within an absolute one for a loss below 1, which may be zero.
+/// Asserts that two numbers agree within a relative error, or an absolute one for a loss below 1, which may be zero.
 #[track_caller]
-fn agree(what: &str, step: u64, found: f64, expected: f64, tolerance: f64) {
+fn assert_close(what: &str, step: u64, found: f64, expected: f64, tolerance: f64) {
     let limit = tolerance * if what == "train_loss" { expected.abs().max(1.0) } else { expected.abs() };
-    assert!((found - expected).abs() <= limit, "{what} of step {step} is {found}, by definition {expected}");
+    assert!((found - expected).abs() <= limit, "{what} of step {step} is {found}, but the reference is {expected}");
 }
 
 /// Asserts that every element is off by at most `tolerance` times its `scale`.
 #[track_caller]
-fn all_agree(what: &str, name: &str, step: u64, found: &Tensor, expected: &Tensor, scale: &Tensor, tolerance: f64) {
+fn assert_all_close(
+    what: &str,
+    name: &str,
+    step: u64,
+    found: &Tensor,
+    expected: &Tensor,
+    scale: &Tensor,
+    tolerance: f64,
+) {
     assert_eq!(found.size(), expected.size(), "{name}");
     let error = (found.to_kind(Kind::Double) - expected).abs() / (scale.to_kind(Kind::Double) + 1e-30);
     let worst = error.max().double_value(&[]);
-    assert!(worst <= tolerance, "step {step}: {what} of {name} is off by {worst:e} of its size");
+    assert!(worst <= tolerance, "step {step}: {what} of {name} has a relative error of {worst:e}");
 }
 
-/// Follows a run of the trainer step by step.
-fn follow(case: &Case) {
+/// Trains and compares every step with the reference.
+fn compare_with_reference(case: &Case) {
     let ranks = if test_device().is_cuda() { 1 } else { case.ranks };
     let case = &Case { ranks, ..*case };
     let trial = Trial::train(case);
@@ -211,7 +219,7 @@ fn follow(case: &Case) {
         dropped += passes.dropped;
         before = after;
     }
-    // The run must contain what it is meant to test.
+    // The run must cover what it is meant to test.
     masked.dedup();
     assert!(masked.len() > 3, "{masked:?}");
     assert!(dropped > 0 && dropped < (STEPS * GLOBAL_BATCH) as usize, "{dropped}");
@@ -219,34 +227,42 @@ fn follow(case: &Case) {
 
 fn check_logs(trial: &Trial, case: &Case, run: &Run, passes: &Passes, step: u64) {
     let (loss, norm) = (passes.loss, run.grad_norm(passes));
-    agree("train_loss", step, trial.logged("train_loss", step), loss, case.tolerance());
-    agree("grad_norm", step, trial.logged("grad_norm", step), norm, case.tolerance());
+    assert_close("train_loss", step, trial.logged("train_loss", step), loss, case.tolerance());
+    assert_close("grad_norm", step, trial.logged("grad_norm", step), norm, case.tolerance());
     let rate = case.learning_rate(step - 1);
     if case.cosine.is_none() {
         let thirds = (step - 1).min(3) as f64 / 3.0;
-        agree("lr", step, rate, thirds * LR_PER_256 * GLOBAL_BATCH as f64 / 256.0, 1e-12);
+        assert_close("lr", step, rate, thirds * LR_PER_256 * GLOBAL_BATCH as f64 / 256.0, 1e-12);
     }
-    agree("lr", step, trial.logged("lr", step), rate, 1e-6);
-    agree("epoch", step, trial.logged("epoch", step), epoch(step), 1e-6);
+    assert_close("lr", step, trial.logged("lr", step), rate, 1e-6);
+    assert_close("epoch", step, trial.logged("epoch", step), epoch(step), 1e-6);
     let images = trial.logged("images_per_second", step) * trial.logged("step_time", step);
-    agree("images/s", step, images, GLOBAL_BATCH as f64, 1e-5);
+    assert_close("images/s", step, images, GLOBAL_BATCH as f64, 1e-5);
     let state = trial.state(step);
     assert_eq!((&state["step"], &state["optimizer_steps"]), (&step.into(), &step.into()));
-    agree("the state's epoch", step, state["epoch"].as_f64().unwrap(), epoch(step), 1e-12);
-    let place = state["token"]["epoch"].as_u64().unwrap() * SAMPLES + state["token"]["position"].as_u64().unwrap();
-    assert_eq!(place, step * GLOBAL_BATCH);
+    assert_close("the state's epoch", step, state["epoch"].as_f64().unwrap(), epoch(step), 1e-12);
+    let position = state["token"]["epoch"].as_u64().unwrap() * SAMPLES + state["token"]["position"].as_u64().unwrap();
+    assert_eq!(position, step * GLOBAL_BATCH);
 }
 
 fn check_update(case: &Case, run: &Run, before: &Trained, after: &Trained, passes: &Passes, step: u64) {
     let (moments, tolerance) = (run.moments(before, passes), 2.0 * case.tolerance());
     for tensors in [&after.weights, &after.ema, &after.first_moment, &after.second_moment] {
-        assert!(tensors.keys().eq(passes.gradients.keys()), "step {step}: other tensors are trained than should be");
+        assert!(tensors.keys().eq(passes.gradients.keys()), "step {step}: the set of trained tensors is wrong");
     }
     for name in passes.gradients.keys() {
         let largest = |tensor: &Tensor| tensor.abs().max().expand_as(tensor);
         let [first, second] = [&after.first_moment[name], &after.second_moment[name]];
-        all_agree("the first moment", name, step, first, &moments[0][name], &largest(&moments[0][name]), tolerance);
-        all_agree(
+        assert_all_close(
+            "the first moment",
+            name,
+            step,
+            first,
+            &moments[0][name],
+            &largest(&moments[0][name]),
+            tolerance,
+        );
+        assert_all_close(
             "the second moment",
             name,
             step,
@@ -255,41 +271,41 @@ fn check_update(case: &Case, run: &Run, before: &Trained, after: &Trained, passe
             &largest(&moments[1][name]),
             2.0 * tolerance,
         );
-        // From the moments as they were saved, so that a gradient of nothing but rounding does not matter.
+        // Start from the saved moments, so that a gradient that consists only of rounding errors does not matter.
         let weights = &before.weights[name];
         let movement = run.movement(name, weights, [first, second], case.learning_rate(step - 1), step as i32);
         let expected = weights.to_kind(Kind::Double) + &movement;
         let scale = weights.abs().to_kind(Kind::Double) + movement.abs();
-        all_agree("the weight", name, step, &after.weights[name], &expected, &scale, 1e-6);
+        assert_all_close("the weight", name, step, &after.weights[name], &expected, &scale, 1e-6);
         let average = run.average(&before.ema[name], &after.weights[name]);
         let scale = before.ema[name].abs() + after.weights[name].abs();
-        all_agree("the average", name, step, &after.ema[name], &average, &scale, 1e-6);
+        assert_all_close("the average", name, step, &after.ema[name], &average, &scale, 1e-6);
     }
 }
 
 #[test]
-fn one_rank_trains_by_the_definition() {
-    follow(&PLAIN);
+fn one_rank_matches_the_reference() {
+    compare_with_reference(&PLAIN);
 }
 
 #[test]
-fn one_rank_with_dropout_accumulation_and_clipping_trains_by_the_definition() {
-    follow(&Case { accumulation: 3, dropout: 0.1, grad_clip: 1e-3, ..PLAIN });
+fn one_rank_with_dropout_accumulation_and_clipping_matches_the_reference() {
+    compare_with_reference(&Case { accumulation: 3, dropout: 0.1, grad_clip: 1e-3, ..PLAIN });
 }
 
 #[test]
-fn one_rank_trains_in_bf16_by_the_definition() {
-    follow(&Case { dropout: 0.1, grad_clip: 3.0, precision: Precision::Bf16, ..PLAIN });
+fn one_rank_in_bf16_matches_the_reference() {
+    compare_with_reference(&Case { dropout: 0.1, grad_clip: 3.0, precision: Precision::Bf16, ..PLAIN });
 }
 
 #[test]
-fn three_ranks_with_windows_and_a_cosine_train_by_the_definition() {
-    follow(&Case { ranks: 3, accumulation: 3, grad_clip: 1.0, cosine: Some(1.5), window: 1, ..PLAIN });
+fn three_ranks_with_windows_and_a_cosine_schedule_match_the_reference() {
+    compare_with_reference(&Case { ranks: 3, accumulation: 3, grad_clip: 1.0, cosine: Some(1.5), window: 1, ..PLAIN });
 }
 
 #[test]
-fn three_ranks_with_dropout_train_by_the_definition() {
-    follow(&Case { ranks: 3, dropout: 0.1, grad_clip: 3.0, ..PLAIN });
+fn three_ranks_with_dropout_match_the_reference() {
+    compare_with_reference(&Case { ranks: 3, dropout: 0.1, grad_clip: 3.0, ..PLAIN });
 }
 
 /// A class embedding that no sample uses gets no gradient: that of the null class without label drop, those of the

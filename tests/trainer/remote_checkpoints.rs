@@ -1,4 +1,4 @@
-//! A run whose folder is in an S3 store: what the network, the store, the disk and kill -9 do to its checkpoints.
+//! Tests of runs that store checkpoints in S3: failures of the network, the store and the disk, and SIGKILL.
 #![allow(clippy::unwrap_used)]
 
 use std::{process::Command, time::Duration};
@@ -8,15 +8,15 @@ use arinar_protocol::exit_code;
 use arinar_store::Store;
 use arinar_tests::s3::{Fault, Faults};
 use arinar_tests::support::checkpoint::{Cloud, RUN, files, wait_for};
-use arinar_tests::support::trainer::{Ended, Lab, trainer};
+use arinar_tests::support::trainer::{Lab, ProcessOutput, trainer};
 use tch::{Device, nn};
 
-fn down() -> Faults {
+fn store_down() -> Faults {
     Faults { down: true, ..Faults::default() }
 }
 
 #[test]
-fn a_run_goes_on_from_the_bucket_alone_with_the_same_bits() {
+fn a_run_resumes_bit_identically_from_the_bucket_alone() {
     let (whole, cloud) = (Lab::new(), Cloud::new());
     whole.train(2, &["train.max_steps=12"]).succeeded();
     for steps in ["train.max_steps=4", "train.max_steps=8", "train.max_steps=12"] {
@@ -26,30 +26,30 @@ fn a_run_goes_on_from_the_bucket_alone_with_the_same_bits() {
     }
     assert_eq!(cloud.stored(), ["step-00000009", "step-00000012"]);
     assert!(whole.tensors("run/step-00000012") == cloud.lab.tensors(&format!("{RUN}/step-00000012")));
-    // Nothing else is left: no marker in the store, the newest checkpoint in the spool.
+    // Nothing else is left: no markers in the store, and only the newest checkpoint in the spool.
     for name in ["step-00000003", "step-00000004", "step-00000006", "step-00000008"] {
         assert!(files(&cloud.lab.path(&format!("{RUN}/{name}"))).is_empty(), "{name}");
     }
     let local = files(&whole.path("run/step-00000012"));
     assert_eq!(files(&cloud.lab.path(&format!("{RUN}/step-00000012"))), local);
     assert_eq!(files(&cloud.spool()), ["step-00000012"]);
-    // The curves of all three machines are in the bucket, and are those of one run.
+    // The curves of all three machines are in the bucket and equal those of a single run.
     let curve = cloud.lab.curve(&format!("{RUN}/logs"), "train_loss");
     assert_eq!(curve, whole.curve("logs", "train_loss"));
-    // On the same machine the spool's copy saves the download.
+    // On the same machine, the copy in the spool avoids the download.
     let again = cloud.train(2, &["train.max_steps=13"]).succeeded();
     assert!(again.stdout.contains("step-00000012 (its copy in the spool)"), "{}", again.stdout);
 }
 
 #[test]
-fn a_run_goes_on_from_the_bucket_at_another_world_size() {
+fn a_run_resumes_from_the_bucket_at_another_world_size() {
     let (whole, cloud) = (Lab::new(), Cloud::new());
     let steps = |steps: u64| format!("train.max_steps={steps}");
-    let (calm, batch) = ("model.outer.dropout=0", "batch.global=6");
-    whole.train(0, &[calm, batch, &steps(9)]).succeeded();
+    let (no_dropout, batch) = ("model.outer.dropout=0", "batch.global=6");
+    whole.train(0, &[no_dropout, batch, &steps(9)]).succeeded();
     for (ranks, until) in [(2, 3), (1, 6), (3, 9)] {
         cloud.new_machine();
-        cloud.train(ranks, &[calm, batch, &steps(until)]).succeeded();
+        cloud.train(ranks, &[no_dropout, batch, &steps(until)]).succeeded();
     }
     let (whole, parts) = (whole.curve("logs", "train_loss"), cloud.lab.curve(&format!("{RUN}/logs"), "train_loss"));
     assert_eq!((whole.len(), parts.len()), (9, 9));
@@ -59,31 +59,31 @@ fn a_run_goes_on_from_the_bucket_at_another_world_size() {
 }
 
 #[test]
-fn a_store_that_is_down_stops_nothing() {
-    let cloud = Cloud::impatient();
+fn training_continues_while_the_store_is_down() {
+    let cloud = Cloud::with_short_timeout();
     let mut run = cloud.start(2, &["train.max_steps=1000000", "checkpoint.every=20 steps", "checkpoint.keep_last=3"]);
-    run.until("uploaded step-");
-    cloud.server.set_faults(down());
-    let told = run.until("cannot be reached since");
-    for part in ["s3://runs/tiny cannot be reached", "checkpoint", "wait", "training goes on"] {
-        assert!(told.contains(part), "{part:?} is not in {told}");
+    run.wait_for_line("uploaded step-");
+    cloud.server.set_faults(store_down());
+    let line = run.wait_for_line("cannot be reached since");
+    for part in ["s3://runs/tiny cannot be reached", "checkpoint", "wait", "training continues"] {
+        assert!(line.contains(part), "{part:?} is not in {line}");
     }
-    run.until("saved step-");
-    let saved = run.until("saved step-");
+    run.wait_for_line("saved step-");
+    let saved = run.wait_for_line("saved step-");
     cloud.server.set_faults(Faults::default());
-    run.until("can be reached again after");
-    run.until("uploaded step-");
+    run.wait_for_line("can be reached again after");
+    run.wait_for_line("uploaded step-");
     run.signal("-TERM");
-    let ended = run.ended();
-    assert_eq!(ended.code, Some(i32::from(exit_code::PREEMPTED)), "{}", ended.stderr);
-    // Told when it begins and when it ends, and not in between. On a busy machine the store may seem gone once more.
-    let told = |part: &str| ended.stdout.matches(part).count();
-    assert_eq!(told("cannot be reached since"), told("can be reached again after"), "{}", ended.stdout);
-    // Everything that should be there has arrived, the checkpoint of the end among it.
+    let output = run.wait();
+    assert_eq!(output.code, Some(i32::from(exit_code::PREEMPTED)), "{}", output.stderr);
+    // Each outage is reported once at its start and once at its end. On a busy machine, there may be another one.
+    let reports = |part: &str| output.stdout.matches(part).count();
+    assert_eq!(reports("cannot be reached since"), reports("can be reached again after"), "{}", output.stdout);
+    // All checkpoints that retention keeps were uploaded, including the final one.
     let stored = cloud.stored();
     assert_eq!(stored.len(), 3, "{stored:?}");
     let newest = arinar_checkpoint::step_of(stored.last().unwrap()).unwrap();
-    assert!(ended.stderr.contains(&format!("after saving step {newest}")), "{stored:?}: {}", ended.stderr);
+    assert!(output.stderr.contains(&format!("after saving step {newest}")), "{stored:?}: {}", output.stderr);
     assert!(stored.last().unwrap().as_str() > saved.trim_start_matches("saved "), "{saved} {stored:?}");
     cloud.check_manifests();
     let reachable = cloud.lab.curve("logs", "store_reachable");
@@ -93,16 +93,16 @@ fn a_store_that_is_down_stops_nothing() {
 }
 
 #[test]
-fn a_full_spool_ends_the_run_in_one_line_and_nothing_is_lost() {
-    let cloud = Cloud::impatient();
+fn a_full_spool_ends_the_run_without_losing_checkpoints() {
+    let cloud = Cloud::with_short_timeout();
     let mut run =
         cloud.start(2, &["train.max_steps=1000000", "checkpoint.every=10 steps", "checkpoint.spool_limit=3MB"]);
-    run.until("uploaded step-");
-    cloud.server.set_faults(down());
-    let ended = run.ended();
-    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stderr);
+    run.wait_for_line("uploaded step-");
+    cloud.server.set_faults(store_down());
+    let output = run.wait();
+    assert_eq!(output.code, Some(i32::from(exit_code::FAILED)), "{}", output.stderr);
     for part in ["checkpoint.spool_limit is 3.00 MB", "checkpoint", "for s3://runs/tiny", "nothing saved is lost"] {
-        assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
+        assert!(output.error().contains(part), "{part:?} is not in {}", output.error());
     }
     let spooled: Vec<String> = files(&cloud.spool());
     let newest = spooled.last().unwrap().clone();
@@ -110,27 +110,27 @@ fn a_full_spool_ends_the_run_in_one_line_and_nothing_is_lost() {
     let step = arinar_checkpoint::step_of(&newest).unwrap();
     let again = cloud.train(2, &[&format!("train.max_steps={}", step + 1), "checkpoint.spool_limit=3MB"]).succeeded();
     assert!(again.stdout.contains(&format!("{newest} (its copy in the spool)")), "{}", again.stdout);
-    // What retention keeps has arrived: three, of which the last is new.
+    // The three checkpoints that retention keeps were uploaded; the last of them is new.
     let kept = [&spooled[spooled.len() - 2..], &[format!("step-{:08}", step + 1)]].concat();
     assert_eq!(cloud.stored(), kept, "{}", again.stdout);
     cloud.check_manifests();
 }
 
 #[test]
-fn an_end_that_cannot_upload_says_where_the_checkpoint_lies() {
-    let cloud = Cloud::impatient();
-    // Down for the last checkpoint.
+fn a_failed_final_upload_reports_where_the_checkpoint_is() {
+    let cloud = Cloud::with_short_timeout();
+    // The store fails for the last checkpoint.
     let gone = Faults::always(Fault::InternalError, &["PUT"]);
     cloud.server.set_faults(Faults { prefix: "runs/tiny/step-00000060".to_owned(), ..gone });
-    let ended = cloud.train(2, &["train.max_steps=60", "checkpoint.upload_timeout=2s"]);
-    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stderr);
+    let output = cloud.train(2, &["train.max_steps=60", "checkpoint.upload_timeout=2s"]);
+    assert_eq!(output.code, Some(i32::from(exit_code::FAILED)), "{}", output.stderr);
     let spool = cloud.spool().display().to_string();
     for part in ["not everything is in s3://runs/tiny after 2s", "checkpoint.upload_timeout", &spool] {
-        assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
+        assert!(output.error().contains(part), "{part:?} is not in {}", output.error());
     }
     assert_eq!(files(&cloud.spool()), ["step-00000060"]);
     assert!(cloud.stored().is_empty());
-    // Started again, all it has to do is to send it on.
+    // The next start only has to upload the checkpoint.
     cloud.server.set_faults(Faults::default());
     let again = cloud.train(2, &["train.max_steps=60"]).succeeded();
     assert!(again.stdout.contains("all 60 steps are trained already"), "{}", again.stdout);
@@ -139,17 +139,17 @@ fn an_end_that_cannot_upload_says_where_the_checkpoint_lies() {
 }
 
 #[test]
-fn killed_while_uploading_it_is_sent_on() {
+fn an_upload_interrupted_by_a_kill_is_completed_later() {
     let cloud = Cloud::new();
     let optimizer = "runs/tiny/step-00000005/optimizer-00002";
     let stall = Fault::Stall(Duration::from_secs(3600));
     cloud.server.set_faults(Faults { prefix: optimizer.to_owned(), ..Faults::always(stall, &["PUT"]) });
     let mut run = cloud.start(2, &["train.max_steps=1000000", "checkpoint.every=5 steps", "checkpoint.keep_last=9"]);
-    run.until("saved step-00000005");
-    let sent = cloud.lab.path(&format!("{RUN}/step-00000005/uploaded-00001-of-00002.json"));
-    wait_for("rank 0 to send its part", || sent.exists());
+    run.wait_for_line("saved step-00000005");
+    let uploaded = cloud.lab.path(&format!("{RUN}/step-00000005/uploaded-00001-of-00002.json"));
+    wait_for("rank 0 to upload its part", || uploaded.exists());
     run.signal("-9");
-    assert_ne!(run.ended().code, Some(0));
+    assert_ne!(run.wait().code, Some(0));
     assert!(cloud.stored().is_empty(), "{:?}", cloud.stored());
     let mut spooled = cloud.lab.checkpoints(cloud.spool().strip_prefix(cloud.lab.path("")).unwrap().to_str().unwrap());
     cloud.server.set_faults(Faults::default());
@@ -159,13 +159,13 @@ fn killed_while_uploading_it_is_sent_on() {
     let again = cloud.train(2, &[&last, "checkpoint.keep_last=9"]).succeeded();
     assert!(again.stdout.contains(&format!("step-{newest:08} (its copy in the spool)")), "{}", again.stdout);
     spooled.push(format!("step-{:08}", newest + 1));
-    // How far it came before it was killed is a matter of time; the newest nine stay.
+    // The number of steps before the kill depends on timing; retention keeps the newest nine checkpoints.
     assert_eq!(cloud.stored(), spooled[spooled.len().saturating_sub(9)..]);
     cloud.check_manifests();
 }
 
 #[test]
-fn a_damaged_checkpoint_in_the_bucket_is_passed_over() {
+fn a_damaged_checkpoint_in_the_bucket_is_skipped() {
     let cloud = Cloud::new();
     let steps = ["train.max_steps=6", "checkpoint.every=3"];
     cloud.train(2, &steps).succeeded();
@@ -184,41 +184,41 @@ fn a_damaged_checkpoint_in_the_bucket_is_passed_over() {
 }
 
 #[test]
-fn a_store_out_of_reach_is_no_reason_to_begin_anew() {
-    let cloud = Cloud::impatient();
+fn an_unreachable_store_does_not_restart_training_from_scratch() {
+    let cloud = Cloud::with_short_timeout();
     cloud.train(0, &["train.max_steps=6", "checkpoint.every=3"]).succeeded();
     cloud.new_machine();
     let gone = Faults { prefix: "runs/tiny/step-00000006/ema".to_owned(), ..Faults::always(Fault::InternalError, &[]) };
     cloud.server.set_faults(gone);
-    let ended = cloud.train(0, &["train.max_steps=7"]);
-    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stdout);
-    assert!(ended.error().contains("s3://runs/tiny/step-00000006/ema"), "{}", ended.error());
+    let output = cloud.train(0, &["train.max_steps=7"]);
+    assert_eq!(output.code, Some(i32::from(exit_code::FAILED)), "{}", output.stdout);
+    assert!(output.error().contains("s3://runs/tiny/step-00000006/ema"), "{}", output.error());
     cloud.server.set_faults(Faults::default());
     let again = cloud.train(0, &["train.max_steps=7"]).succeeded();
     assert!(again.stdout.contains("resuming from s3://runs/tiny/step-00000006"), "{}", again.stdout);
 }
 
 #[test]
-fn two_trainers_on_one_run_are_kept_apart() {
+fn only_one_trainer_may_write_to_a_run() {
     let cloud = Cloud::new();
     let endless = ["train.max_steps=1000000", "checkpoint.every=20 steps"];
     let mut first = cloud.start(2, &endless);
-    first.until("uploaded step-");
+    first.wait_for_line("uploaded step-");
     let second = cloud.train(2, &endless);
     assert_eq!(second.code, Some(i32::from(exit_code::FAILED)), "{}", second.stderr);
     for part in ["s3://runs/tiny", "arinar-trainer run tiny"] {
         assert!(second.error().contains(part), "{part:?} is not in {}", second.error());
     }
-    first.until("uploaded step-");
+    first.wait_for_line("uploaded step-");
     first.signal("-9");
-    assert_ne!(first.ended().code, Some(0));
-    // Its lease died with it: a launcher need not wait.
+    assert_ne!(first.wait().code, Some(0));
+    // The lease of a dead process is free at once, so that a launcher need not wait.
     let newest = arinar_checkpoint::step_of(cloud.stored().last().unwrap()).unwrap();
     cloud.train(2, &[&format!("train.max_steps={}", newest + 40)]).succeeded();
     cloud.check_manifests();
 }
 
-/// Another machine takes over the lease, as it may when this one has been silent for too long.
+/// Takes over the lease like another machine, which may do so if the holder has been silent for too long.
 fn take_lease_elsewhere(cloud: &Cloud) {
     let store = Store::open_with("s3://runs/tiny", &cloud.environment().into_iter().collect()).unwrap();
     let mut holder: serde_json::Value = serde_json::from_slice(&store.get("writer.json").unwrap()).unwrap();
@@ -229,29 +229,29 @@ fn take_lease_elsewhere(cloud: &Cloud) {
 }
 
 #[test]
-fn a_run_whose_lease_was_taken_makes_no_checkpoint_valid() {
+fn a_run_that_lost_its_lease_commits_no_checkpoint() {
     let cloud = Cloud::new();
-    // A file of the checkpoint cannot be sent before the lease is gone, so the manifest's turn comes after.
+    // One file of the checkpoint cannot be uploaded until the lease is lost, so the manifest would come after that.
     let failing = Faults::always(Fault::InternalError, &["PUT"]);
     cloud.server.set_faults(Faults { prefix: "runs/tiny/step-00000005/optimizer".to_owned(), ..failing });
     let run = cloud.start(0, &["train.max_steps=5"]);
-    wait_for("the checkpoint to be sent", || cloud.server.counters().faults() > 0);
+    wait_for("the upload of the checkpoint", || cloud.server.counters().faults() > 0);
     take_lease_elsewhere(&cloud);
     cloud.server.set_faults(Faults::default());
-    let ended = run.ended();
-    assert!(cloud.stored().is_empty(), "{:?}\n{}", cloud.stored(), ended.stdout);
-    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)), "{}", ended.stderr);
+    let output = run.wait();
+    assert!(cloud.stored().is_empty(), "{:?}\n{}", cloud.stored(), output.stdout);
+    assert_eq!(output.code, Some(i32::from(exit_code::FAILED)), "{}", output.stderr);
     for part in ["s3://runs/tiny is now being written by", "far-away"] {
-        assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
+        assert!(output.error().contains(part), "{part:?} is not in {}", output.error());
     }
-    // All else was sent, and the lease is still the other's.
+    // Everything else was uploaded, and the other machine still holds the lease.
     assert!(cloud.lab.path(&format!("{RUN}/step-00000005/uploaded-00001-of-00001.json")).exists());
     let holder = std::fs::read_to_string(cloud.lab.path(&format!("{RUN}/writer.json"))).unwrap();
     assert!(holder.contains("far-away"), "{holder}");
 }
 
 #[test]
-fn sampling_needs_no_local_file() {
+fn sampling_needs_no_local_files() {
     let cloud = Cloud::new();
     cloud.train(0, &["train.max_steps=2"]).succeeded();
     let _generator = arinar_tests::reference::generator();
@@ -261,18 +261,11 @@ fn sampling_needs_no_local_file() {
     let _vae = AutoencoderKl::new(&store.root(), &config);
     save_vae(&cloud.lab.path("s3/runs/vae.safetensors"), &store, &config, 0.5, &[]).unwrap();
     let mut command = Command::new(trainer().with_file_name("arinar-sample"));
-    command.args([
-        "--run",
-        "s3://runs/tiny",
-        "--vae",
-        "s3://runs/vae.safetensors",
-        "--out",
-        "s3://runs/pictures/of it",
-    ]);
+    command.args(["--run", "s3://runs/tiny", "--vae", "s3://runs/vae.safetensors", "--out", "s3://runs/images/of it"]);
     command.args(["--threads", "1", "--classes", "two", "--per-class", "1", "--steps", "2"]).envs(cloud.environment());
-    let ended = Ended::of(command.output().unwrap()).succeeded();
-    assert!(ended.stdout.contains("grid: s3://runs/pictures/of it/grid.png"), "{}", ended.stdout);
-    let out = cloud.lab.path("s3/runs/pictures/of it");
+    let output = ProcessOutput::of(command.output().unwrap()).succeeded();
+    assert!(output.stdout.contains("grid: s3://runs/images/of it/grid.png"), "{}", output.stdout);
+    let out = cloud.lab.path("s3/runs/images/of it");
     assert_eq!(files(&out), ["0001-two-000.png", "grid.png"]);
     assert_eq!(image::open(out.join("0001-two-000.png")).unwrap().width(), 16);
 }

@@ -1,4 +1,4 @@
-//! Nothing is lost: killed, preempted and resumed runs, damaged and foreign checkpoints.
+//! Tests of killed, preempted and resumed runs, and of damaged and mismatched checkpoints.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -8,10 +8,10 @@ use std::{
 };
 
 use arinar_protocol::exit_code;
-use arinar_tests::support::trainer::{Ended, Lab};
+use arinar_tests::support::trainer::{Lab, ProcessOutput};
 use arinar_trainer::config::TrainConfig;
 
-/// Starts a run and returns once it has told of `step`.
+/// Starts a run and waits until it has logged `step`.
 fn start_until(lab: &Lab, ranks: usize, overrides: &[&str], step: u64) -> Child {
     let mut command = lab.command(ranks, overrides);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -21,12 +21,12 @@ fn start_until(lab: &Lab, ranks: usize, overrides: &[&str], step: u64) -> Child 
         done.is_some_and(|(done, _)| done.parse::<u64>().unwrap() >= step)
     });
     assert!(reached, "the run ended before step {step}");
-    // The pipe must not fill up while the run goes on.
+    // Drain the pipe, so that it does not fill up.
     std::thread::spawn(move || lines.count());
     child
 }
 
-/// Signals one of mpirun's ranks.
+/// Sends a signal to one of mpirun's ranks.
 fn signal_a_rank(mpirun: &Child, signal: &str) {
     let children = format!("/proc/{0}/task/{0}/children", mpirun.id());
     let ranks = std::fs::read_to_string(children).unwrap();
@@ -35,7 +35,7 @@ fn signal_a_rank(mpirun: &Child, signal: &str) {
 }
 
 #[test]
-fn a_killed_run_ends_as_if_it_had_not_been() {
+fn a_killed_run_resumes_bit_identically() {
     const EVERY: &str = "checkpoint.every=7 steps";
     let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
     let step = 3 + u64::from(nanoseconds / 1000) % 35;
@@ -43,17 +43,17 @@ fn a_killed_run_ends_as_if_it_had_not_been() {
     let killed = Lab::new();
     let child = start_until(&killed, 2, &["train.max_steps=1000000", EVERY], step);
     signal_a_rank(&child, "-9");
-    let ended = Ended::of(child.wait_with_output().unwrap());
-    assert_ne!(ended.code, Some(0));
-    // How far it came before the signal reached it is a matter of time.
-    let came = killed.checkpoints("run").last().map_or(0, |newest| arinar_checkpoint::step_of(newest).unwrap());
-    let last = came.max(step) + 20;
+    let output = ProcessOutput::of(child.wait_with_output().unwrap());
+    assert_ne!(output.code, Some(0));
+    // The number of steps before the signal arrives depends on timing.
+    let saved = killed.checkpoints("run").last().map_or(0, |newest| arinar_checkpoint::step_of(newest).unwrap());
+    let last = saved.max(step) + 20;
     let steps = format!("train.max_steps={last}");
     killed.train(2, &[&steps, EVERY]).succeeded();
     let whole = Lab::new();
     whole.train(2, &[&steps, EVERY]).succeeded();
-    let last_one = format!("run/{}", arinar_checkpoint::step_folder_name(last));
-    assert!(whole.tensors(&last_one) == killed.tensors(&last_one));
+    let checkpoint = format!("run/{}", arinar_checkpoint::step_folder_name(last));
+    assert!(whole.tensors(&checkpoint) == killed.tensors(&checkpoint));
     for tag in ["train_loss", "lr", "grad_norm"] {
         let curve = whole.curve("logs", tag);
         assert_eq!(curve.keys().copied().collect::<Vec<_>>(), (1..=last).collect::<Vec<_>>(), "{tag}");
@@ -62,16 +62,16 @@ fn a_killed_run_ends_as_if_it_had_not_been() {
 }
 
 #[test]
-fn a_signal_to_one_rank_saves_and_ends_all() {
+fn a_signal_to_one_rank_saves_and_ends_the_run() {
     let lab = Lab::new();
     for (signal, from) in [("-TERM", 5), ("-USR1", 20)] {
         let child = start_until(&lab, 2, &["train.max_steps=1000000"], from);
         signal_a_rank(&child, signal);
-        let ended = Ended::of(child.wait_with_output().unwrap());
-        assert_eq!(ended.code, Some(i32::from(exit_code::PREEMPTED)), "{}", ended.stderr);
+        let output = ProcessOutput::of(child.wait_with_output().unwrap());
+        assert_eq!(output.code, Some(i32::from(exit_code::PREEMPTED)), "{}", output.stderr);
         let newest = lab.checkpoints("run").pop().unwrap();
         let step = arinar_checkpoint::step_of(&newest).unwrap();
-        assert!(ended.stderr.contains(&format!("after saving step {step}")), "{}", ended.stderr);
+        assert!(output.stderr.contains(&format!("after saving step {step}")), "{}", output.stderr);
         let more = format!("train.max_steps={}", step + 1);
         let resumed = lab.train(1, &[&more]).succeeded();
         assert!(resumed.stdout.contains(&newest), "{}", resumed.stdout);
@@ -87,7 +87,7 @@ fn flip_a_byte(lab: &Lab, name: &str) {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_passed_over() {
+fn a_damaged_checkpoint_is_skipped() {
     let lab = Lab::new();
     lab.train(2, &["train.max_steps=6", "checkpoint.every=3"]).succeeded();
     assert_eq!(lab.checkpoints("run"), ["step-00000003", "step-00000006"]);
@@ -101,28 +101,28 @@ fn a_damaged_checkpoint_is_passed_over() {
 }
 
 #[test]
-fn without_a_whole_checkpoint_nothing_is_overwritten() {
+fn nothing_is_overwritten_without_an_intact_checkpoint() {
     let lab = Lab::new();
     lab.train(0, &["train.max_steps=2"]).succeeded();
     let state = lab.path("run/step-00000002/state.json");
     let text = std::fs::read(&state).unwrap();
     std::fs::write(&state, &text[..text.len() / 2]).unwrap();
-    let ended = lab.train(0, &["train.max_steps=4"]);
-    assert_eq!(ended.code, Some(i32::from(exit_code::FAILED)));
-    assert!(ended.error().contains("none of the checkpoints"), "{}", ended.stderr);
+    let output = lab.train(0, &["train.max_steps=4"]);
+    assert_eq!(output.code, Some(i32::from(exit_code::FAILED)));
+    assert!(output.error().contains("none of the checkpoints"), "{}", output.stderr);
     assert_eq!(lab.checkpoints("run"), ["step-00000002"]);
 }
 
 #[test]
-fn another_model_is_refused_by_name() {
+fn a_different_model_is_refused() {
     let lab = Lab::new();
     lab.train(0, &["train.max_steps=2"]).succeeded();
     let before = lab.tensors("run/step-00000002");
     for (ranks, key, value, old) in [(0, "model.outer.width", "64", "32"), (2, "model.head.gaussians", "3", "2")] {
-        let ended = lab.train(ranks, &[&format!("{key}={value}"), "train.max_steps=4"]);
-        assert_eq!(ended.code, Some(i32::from(exit_code::CONFIGURATION)), "{}", ended.stderr);
+        let output = lab.train(ranks, &[&format!("{key}={value}"), "train.max_steps=4"]);
+        assert_eq!(output.code, Some(i32::from(exit_code::CONFIGURATION)), "{}", output.stderr);
         for part in [key, &format!("{key} is {old}"), &format!("says {value}"), "run.dir"] {
-            assert!(ended.error().contains(part), "{part:?} is not in {}", ended.error());
+            assert!(output.error().contains(part), "{part:?} is not in {}", output.error());
         }
     }
     assert_eq!(lab.checkpoints("run"), ["step-00000002"]);
@@ -130,13 +130,13 @@ fn another_model_is_refused_by_name() {
 }
 
 #[test]
-fn an_existing_run_is_not_begun_anew() {
+fn an_existing_run_is_not_restarted_from_scratch() {
     let lab = Lab::new();
     lab.train(0, &["train.max_steps=2"]).succeeded();
-    let ended = lab.train(0, &["checkpoint.resume=none"]);
-    assert_eq!(ended.code, Some(i32::from(exit_code::CONFIGURATION)));
-    assert!(ended.error().contains("already holds the checkpoint step-00000002"));
-    // The same checkpoint may begin another run, and a new run may begin with `none`.
+    let output = lab.train(0, &["checkpoint.resume=none"]);
+    assert_eq!(output.code, Some(i32::from(exit_code::CONFIGURATION)));
+    assert!(output.error().contains("already holds the checkpoint step-00000002"));
+    // Another run may start from the same checkpoint, and a new run may start with `none`.
     let from = format!("checkpoint.resume={}", lab.path("run/step-00000002").display());
     let other = format!("run.dir={}", lab.path("other").display());
     lab.train(0, &[&from, &other, "train.max_steps=4"]).succeeded();
@@ -146,13 +146,13 @@ fn an_existing_run_is_not_begun_anew() {
 }
 
 #[test]
-fn a_run_goes_on_at_another_world_size() {
+fn a_run_resumes_at_another_world_size() {
     let (whole, parts) = (Lab::new(), Lab::new());
     let steps = |steps: u64| format!("train.max_steps={steps}");
-    let calm = "model.outer.dropout=0";
-    whole.train(0, &[calm, &steps(12)]).succeeded();
+    let no_dropout = "model.outer.dropout=0";
+    whole.train(0, &[no_dropout, &steps(12)]).succeeded();
     for (ranks, until) in [(2, 4), (1, 8), (4, 12)] {
-        parts.train(ranks, &[calm, &steps(until)]).succeeded();
+        parts.train(ranks, &[no_dropout, &steps(until)]).succeeded();
     }
     let (whole, parts) = (whole.curve("logs", "train_loss"), parts.curve("logs", "train_loss"));
     assert_eq!(whole.len(), 12);
@@ -162,9 +162,9 @@ fn a_run_goes_on_at_another_world_size() {
 }
 
 #[test]
-fn old_checkpoints_go_and_some_stay_for_ever() {
+fn retention_deletes_old_checkpoints_and_keeps_some_forever() {
     let lab = Lab::new();
-    // 48 samples at 8 a step: an epoch is 6 steps.
+    // 48 samples at 8 per step: an epoch is 6 steps.
     let overrides =
         ["train.max_steps=20", "checkpoint.every=2 steps", "checkpoint.keep_last=2", "checkpoint.keep_every_epochs=1"];
     lab.train(2, &overrides).succeeded();

@@ -1,4 +1,4 @@
-//! `arinar-sample` on a run that the trainer made.
+//! Tests of `arinar-sample` on a run of the trainer.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -7,10 +7,10 @@ use std::process::Command;
 use arinar_model::vae::{AutoencoderKl, VaeConfig, load_vae, save_vae};
 use arinar_model::{Arinar, weights};
 use arinar_tests::reference::sampling::{self, Options};
-use arinar_tests::support::trainer::{Ended, Lab, trainer};
+use arinar_tests::support::trainer::{Lab, ProcessOutput, trainer};
 use tch::{Device, Kind, Tensor, nn};
 
-/// A tiny run whose averages differ clearly from its weights, and a fitting VAE with random weights.
+/// Creates a tiny run whose averages differ clearly from its weights, and a matching VAE with random weights.
 fn lab() -> Lab {
     let lab = Lab::new();
     lab.train(0, &["train.max_steps=12", "optim.warmup_epochs=0"]).succeeded();
@@ -23,14 +23,14 @@ fn lab() -> Lab {
     lab
 }
 
-fn sample(lab: &Lab, out: &str, arguments: &[&str]) -> Ended {
+fn sample(lab: &Lab, out: &str, arguments: &[&str]) -> ProcessOutput {
     sample_run(lab, lab.path("run").to_str().unwrap(), out, arguments)
 }
 
-fn sample_run(lab: &Lab, run: &str, out: &str, arguments: &[&str]) -> Ended {
+fn sample_run(lab: &Lab, run: &str, out: &str, arguments: &[&str]) -> ProcessOutput {
     let mut command = Command::new(trainer().with_file_name("arinar-sample"));
     command.args(["--run", run, "--threads", "1"]).arg("--out").arg(lab.path(out));
-    Ended::of(command.args(arguments).output().unwrap())
+    ProcessOutput::of(command.args(arguments).output().unwrap())
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -41,16 +41,16 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn pictures_and_a_grid_appear_and_a_seed_repeats_them() {
+fn images_and_a_grid_are_written_and_a_seed_repeats_them() {
     let lab = lab();
     let vae = lab.path("vae.safetensors");
     let arguments = ["--vae", vae.to_str().unwrap(), "--classes", "two,0", "--per-class", "2", "--steps", "4"];
-    let ended = sample(&lab, "one", &arguments).succeeded();
-    assert!(ended.stdout.contains("EMA weights of step 12, 4 images of 2 classes"), "{}", ended.stdout);
+    let output = sample(&lab, "one", &arguments).succeeded();
+    assert!(output.stdout.contains("EMA weights of step 12, 4 images of 2 classes"), "{}", output.stdout);
     let expected = ["0000-one-000.png", "0000-one-001.png", "0001-two-000.png", "0001-two-001.png", "grid.png"];
     assert_eq!(names(&lab.path("one")), expected);
-    let picture = image::open(lab.path("one/0001-two-000.png")).unwrap();
-    assert_eq!((picture.width(), picture.height()), (16, 16));
+    let image = image::open(lab.path("one/0001-two-000.png")).unwrap();
+    assert_eq!((image.width(), image.height()), (16, 16));
     sample(&lab, "again", &arguments).succeeded();
     let other = [arguments.as_slice(), &["--seed", "2"]].concat();
     sample(&lab, "other", &other).succeeded();
@@ -59,7 +59,7 @@ fn pictures_and_a_grid_appear_and_a_seed_repeats_them() {
     assert_ne!(grid("one"), grid("other"));
 }
 
-/// The run's model with the tensors of a kind of file.
+/// Returns the run's model with the tensors of one kind of file.
 fn model(lab: &Lab, kind: &str) -> (nn::VarStore, Arinar) {
     let state: serde_json::Value =
         serde_json::from_slice(&std::fs::read(lab.path("run/step-00000012/state.json")).unwrap()).unwrap();
@@ -75,7 +75,7 @@ fn model(lab: &Lab, kind: &str) -> (nn::VarStore, Arinar) {
     (store, model)
 }
 
-/// The pictures of classes 1 and 0, two of each, in this order, by the reference: [4, H, W, 3].
+/// Returns the reference's images of classes 1 and 0, two of each, in this order: [4, H, W, 3].
 fn reference(lab: &Lab, kind: &str, batch: usize, options: Options) -> Tensor {
     let (_store, model) = model(lab, kind);
     let vae = load_vae(&lab.path("vae.safetensors"), Device::Cpu).unwrap();
@@ -86,26 +86,26 @@ fn reference(lab: &Lab, kind: &str, batch: usize, options: Options) -> Tensor {
     tch::no_grad(|| Tensor::cat(&batches.collect::<Vec<_>>(), 0))
 }
 
-/// The same pictures as the program wrote them.
+/// Returns the same images as written by the program.
 fn written(lab: &Lab, out: &str) -> Tensor {
     let names = ["0001-two-000.png", "0001-two-001.png", "0000-one-000.png", "0000-one-001.png"];
-    let pictures = names.map(|name| {
-        let picture = image::open(lab.path(out).join(name)).unwrap().into_rgb8();
-        Tensor::from_slice(picture.as_raw()).view([16, 16, 3]).to_kind(Kind::Double)
+    let images = names.map(|name| {
+        let image = image::open(lab.path(out).join(name)).unwrap().into_rgb8();
+        Tensor::from_slice(image.as_raw()).view([16, 16, 3]).to_kind(Kind::Double)
     });
-    Tensor::stack(&pictures, 0)
+    Tensor::stack(&images, 0)
 }
 
-/// Largest difference in levels of two sets of pictures.
-fn levels_apart(one: &Tensor, other: &Tensor) -> f64 {
+/// Returns the largest difference between two sets of images, in levels.
+fn max_difference(one: &Tensor, other: &Tensor) -> f64 {
     (one - other).abs().max().double_value(&[])
 }
 
 #[test]
-fn pictures_are_those_of_the_definition() {
+fn images_match_the_reference() {
     let lab = lab();
     tch::set_num_threads(1);
-    // So much guidance that the class matters although the model has hardly learned it.
+    // The guidance is strong enough for the class to matter, although the model has hardly learned it.
     let guided = Options { steps: 5, scale: 30.0, linear: true, temperature: 1.0, seed: 7 };
     let cases = [
         (guided, 4),
@@ -137,24 +137,24 @@ fn pictures_are_those_of_the_definition() {
         let arguments: Vec<&str> = values.iter().flat_map(|(option, value)| [*option, value.as_str()]).collect();
         sample(&lab, &out, &arguments).succeeded();
         let (found, expected) = (written(&lab, &out), reference(&lab, "ema", batch, options));
-        // Half a level of rounding, and what float32 adds to it.
-        let apart = levels_apart(&found, &expected);
-        assert!(apart < 0.51, "{options:?}, batches of {batch}: {apart} levels");
+        // Half a level of rounding, plus the rounding errors of float32.
+        let difference = max_difference(&found, &expected);
+        assert!(difference < 0.51, "{options:?}, batches of {batch}: {difference} levels");
         all.push(found);
     }
-    // The pictures of a batch, all settings, and averages and weights differ clearly: a mix-up of any would be noticed.
-    for (index, pictures) in all.iter().enumerate() {
+    // The images of a batch, all settings, and averages and weights differ clearly, so that a mix-up is detected.
+    for (index, images) in all.iter().enumerate() {
         for (one, other) in [(0, 1), (0, 2), (2, 3)] {
-            let apart = levels_apart(&pictures.get(one), &pictures.get(other));
-            assert!(apart > 5.0, "case {index}: pictures {one} and {other} are {apart} levels apart");
+            let difference = max_difference(&images.get(one), &images.get(other));
+            assert!(difference > 5.0, "case {index}: images {one} and {other} are only {difference} levels apart");
         }
-        assert!(all[..index].iter().all(|earlier| levels_apart(earlier, pictures) > 5.0), "case {index}");
+        assert!(all[..index].iter().all(|earlier| max_difference(earlier, images) > 5.0), "case {index}");
     }
-    assert!(levels_apart(&all[0], &reference(&lab, "model", 4, guided)) > 5.0, "averages and weights are alike");
+    assert!(max_difference(&all[0], &reference(&lab, "model", 4, guided)) > 5.0, "averages and weights are alike");
 }
 
 #[test]
-fn what_is_wrong_is_said_in_one_line() {
+fn errors_are_reported_in_one_line() {
     let lab = lab();
     let vae = lab.path("vae.safetensors");
     let vae = vae.to_str().unwrap();
@@ -164,17 +164,17 @@ fn what_is_wrong_is_said_in_one_line() {
         (vec!["--vae", vae, "--guidance-scale", "0.5"], 78, vec!["--guidance-scale 0.5"]),
         (vec![], 78, vec!["vae.safetensors", "--vae"]),
     ] {
-        said_in_one_line(&sample(&lab, "out", &arguments), code, &parts);
+        assert_one_line(&sample(&lab, "out", &arguments), code, &parts);
         assert!(!lab.path("out").join("grid.png").exists());
     }
-    said_in_one_line(&sample_run(&lab, "/nowhere", "out", &[]), 78, &["/nowhere", "no checkpoint"]);
+    assert_one_line(&sample_run(&lab, "/nowhere", "out", &[]), 78, &["/nowhere", "no checkpoint"]);
 }
 
-fn said_in_one_line(ended: &Ended, code: i32, parts: &[&str]) {
-    let lines: Vec<&str> = ended.stderr.lines().collect();
-    assert_eq!(lines.len(), 1, "{}", ended.stderr);
+fn assert_one_line(output: &ProcessOutput, code: i32, parts: &[&str]) {
+    let lines: Vec<&str> = output.stderr.lines().collect();
+    assert_eq!(lines.len(), 1, "{}", output.stderr);
     for part in parts {
         assert!(lines[0].contains(part), "{part:?} is not in {}", lines[0]);
     }
-    assert_eq!(ended.code, Some(code), "{}", lines[0]);
+    assert_eq!(output.code, Some(code), "{}", lines[0]);
 }

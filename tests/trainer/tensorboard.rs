@@ -1,4 +1,4 @@
-//! The event files are read by the real TensorBoard, which `ops/bootstrap.sh --tests` installs.
+//! Tests that the real TensorBoard, which `ops/bootstrap.sh --tests` installs, reads the event files.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,9 +16,9 @@ use arinar_tests::test_program;
 use tch::Device;
 
 const STEPS: u64 = 6;
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
-/// A running TensorBoard; ended when dropped.
+/// A running TensorBoard, which is killed on drop.
 struct TensorBoard {
     process: Child,
     address: String,
@@ -35,16 +35,16 @@ impl TensorBoard {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let mut said = BufReader::new(process.stderr.take().unwrap());
+        let mut stderr = BufReader::new(process.stderr.take().unwrap());
         let address = loop {
             let mut line = String::new();
-            assert!(said.read_line(&mut line).unwrap() > 0, "TensorBoard ended without saying its address");
+            assert!(stderr.read_line(&mut line).unwrap() > 0, "TensorBoard exited without printing its address");
             if let Some((_, rest)) = line.split_once("http://") {
                 break rest.split(['/', ' ']).next().unwrap().to_owned();
             }
         };
-        // It must not block on a full pipe.
-        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        // Drain the pipe, so that TensorBoard does not block.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         Self { process, address }
     }
 
@@ -57,11 +57,11 @@ impl TensorBoard {
         head.lines().next()?.contains(" 200 ").then(|| body.to_owned())
     }
 
-    /// A curve as (step, value), once it has as many points as expected.
+    /// Waits until a curve has all steps and returns it as (step, value).
     fn curve(&self, tag: &str) -> Vec<(u64, f64)> {
         let started = Instant::now();
         let mut last = None;
-        while started.elapsed() < PATIENCE {
+        while started.elapsed() < TIMEOUT {
             last = self.get(&format!("/data/plugin/scalars/scalars?run=.&tag={tag}"));
             let points: Vec<(f64, u64, f64)> =
                 last.as_deref().and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default();
@@ -81,7 +81,7 @@ impl Drop for TensorBoard {
     }
 }
 
-/// The curves of a run of the lab on two ranks by the definition of a step, each from the checkpoint before it.
+/// Returns the reference's curves of the lab's run on two ranks. Each step starts from the previous checkpoint.
 fn reference(lab: &Lab) -> [(&'static str, Vec<f64>); 4] {
     let records = Records::read(&lab.path("dataset"));
     let state = std::fs::read(lab.path("run/step-00000001/state.json")).unwrap();
@@ -125,7 +125,7 @@ fn tensorboard_serves_every_step_of_the_main_curves() {
         assert_eq!(served.iter().map(|point| point.0).collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>(), "{tag}");
         for ((step, shown), value) in served.into_iter().zip(expected) {
             let limit = 1e-5 * if tag == "train_loss" { value.abs().max(1.0) } else { value.abs() };
-            assert!((shown - value).abs() <= limit, "{tag} of step {step}: {shown}, should be {value}");
+            assert!((shown - value).abs() <= limit, "{tag} of step {step} is {shown} instead of {value}");
         }
     }
 }

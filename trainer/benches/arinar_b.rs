@@ -1,9 +1,9 @@
-//! Measures a training step of ARINAR-B (forward, backward, gradient norm, clipping, AdamW and EMA), and a step of sampling
-//! one image with guidance, on the CPU. `ops/bench/official.py` measures training with the official PyTorch code on the same
-//! shapes (with `--bf16`, under autocast).
+//! Measures a training step of ARINAR-B (forward, backward, gradient norm, clipping, AdamW and EMA), and a step of
+//! sampling one image with guidance, on the CPU. `ops/bench/official.py` measures training with the official PyTorch
+//! code on the same shapes (with `--bf16`, under autocast).
 //!
-//! Environment variables, with their defaults: `PRECISION` (fp32; or bf16), `BATCH` (16), `STEPS` (2; one more step warms up),
-//! `THREADS` (all cores).
+//! Environment variables, with their defaults: `PRECISION` (fp32; or bf16), `BATCH` (16), `STEPS` (2; one more step
+//! warms up), `THREADS` (all cores).
 
 use std::time::Instant;
 

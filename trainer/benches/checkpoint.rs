@@ -1,10 +1,10 @@
-//! Measures the cost of a checkpoint of ARINAR-B (213M parameters: weights, moving averages and two moments, 3.4 GB) for
-//! training: stall, memory, and step time during the upload to an S3 server in another process. Compares the stall with
-//! `torch.save` of the same tensors on the same disk.
+//! Measures the cost of a checkpoint of ARINAR-B (213M parameters: weights, moving averages and two moments, 3.4 GB)
+//! for training: stall, memory, and step time during the upload to an S3 server in another process. Compares the stall
+//! with `torch.save` of the same tensors on the same disk.
 //!
-//! Environment variables, with their defaults: `PYTHON` (an interpreter with torch; none, without comparison), `FOLDER` (a
-//! temporary folder; set it to measure another disk), `BATCH` (4), `PAIRS` (3) of steps with and without a checkpoint, `DEPTH`
-//! of encoder and decoder (14; less only to try the benchmark itself), `THREADS` (all cores).
+//! Environment variables, with their defaults: `PYTHON` (an interpreter with torch; none, without comparison), `FOLDER`
+//! (a temporary folder; set it to measure another disk), `BATCH` (4), `PAIRS` (3) of steps with and without a
+//! checkpoint, `DEPTH` of encoder and decoder (14; less only to try the benchmark itself), `THREADS` (all cores).
 
 use std::{
     error::Error,
@@ -55,8 +55,8 @@ fn compare() -> Result<()> {
     let temporary = tempfile::tempdir()?;
     let folder = std::env::var_os("FOLDER").map_or_else(|| temporary.path().to_path_buf(), PathBuf::from);
     let torch = torch_save(&folder)?;
-    // The server runs at a low priority, so that its cost does not count as the cost of the upload. A separate thread sets it,
-    // because the training process would inherit it from this one.
+    // The server runs at a low priority, so that its cost does not count as the cost of the upload. A separate thread
+    // sets it, because the training process would inherit it from this one.
     // The server stores two checkpoints in memory, so that it does not use the disk that is measured.
     let memory = Path::new("/dev/shm");
     let objects = if memory.is_dir() { tempfile::tempdir_in(memory)? } else { tempfile::tempdir()? };

@@ -24,13 +24,13 @@ pub enum Stop {
     #[error("{0}")]
     Broken(#[source] BoxError),
     /// The run was preempted by a signal, and a checkpoint is saved; exit code 75.
-    #[error("stopped by a signal after saving step {step}; start again to go on")]
+    #[error("stopped by a signal after saving step {step}; start again to resume")]
     Preempted {
         /// The saved step.
         step: u64,
     },
     /// The run was preempted by a signal before the first step, so that there is nothing to save; exit code 75.
-    #[error("stopped by a signal before the first step, so that nothing is lost; start again to go on")]
+    #[error("stopped by a signal before the first step, so that nothing is lost; start again to resume")]
     NotBegun,
     /// Another rank ends the run and reports the reason. This rank only ends with the same exit code.
     #[error("stopped because of rank {rank}")]

@@ -1,4 +1,4 @@
-//! Something that happens once and can be waited for.
+//! A one-time event that threads can wait for.
 
 use std::{
     sync::{Condvar, Mutex, PoisonError},
@@ -8,36 +8,36 @@ use std::{
 use crate::lock;
 
 #[derive(Debug, Default)]
-pub struct Completion {
+pub(crate) struct Completion {
     at: Mutex<Option<Instant>>,
     changed: Condvar,
 }
 
 impl Completion {
-    pub fn complete(&self) {
+    pub(crate) fn complete(&self) {
         *lock(&self.at) = Some(Instant::now());
         self.changed.notify_all();
     }
 
-    pub fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let mut at = lock(&self.at);
         while at.is_none() {
             at = self.changed.wait(at).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Waits, but not for long; true if it has happened.
-    pub fn wait_for(&self, time: Duration) -> bool {
+    /// Waits for at most `timeout`. Returns true if the event has happened.
+    pub(crate) fn wait_for(&self, timeout: Duration) -> bool {
         let at = lock(&self.at);
-        at.is_some() || self.changed.wait_timeout(at, time).unwrap_or_else(PoisonError::into_inner).0.is_some()
+        at.is_some() || self.changed.wait_timeout(at, timeout).unwrap_or_else(PoisonError::into_inner).0.is_some()
     }
 
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.at().is_some()
     }
 
-    /// When it happened.
-    pub fn at(&self) -> Option<Instant> {
+    /// Returns when the event happened, if it has.
+    pub(crate) fn at(&self) -> Option<Instant> {
         *lock(&self.at)
     }
 }

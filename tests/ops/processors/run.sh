@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs the tests as other processors would: libtorch, oneDNN and MKL take the instructions that they are told to, so that
-# a machine stands in for all those that have fewer. Needs what `make test` needs, and takes as long for each setting.
-# Arguments go to `cargo test`, as in: tests/ops/processors/run.sh --test golden_outer
+# Runs the tests as on other processors: libtorch, oneDNN and MKL are limited to certain instructions, so that a machine
+# can emulate processors that have fewer. Needs what `make test` needs, and takes as long for each setting. Arguments
+# are passed to `cargo test`, as in: tests/ops/processors/run.sh --test golden_outer
 #
-#   NEIGHBOUR=1  keeps one core busy with another process meanwhile
-#   SETTINGS     which of the settings below, by number (default: all)
+#   NEIGHBOUR=1  keep one core busy with another process
+#   SETTINGS     the numbers of the settings below to run (default: all)
 set -uo pipefail
 cd "$(dirname "$0")/../../.." || exit 1
 
-# ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA MKL_ENABLE_INSTRUCTIONS OMP_NUM_THREADS, and what the processor must have.
+# ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA MKL_ENABLE_INSTRUCTIONS OMP_NUM_THREADS, and the required processor feature.
 readonly settings=(
     "default AVX2 SSE4_2 1 avx2"
     "avx2 AVX2 AVX2 2 avx2"
@@ -45,6 +45,6 @@ for number in ${SETTINGS:-$(seq ${#settings[@]})}; do
         status=1
     fi
 done
-printf '\n%s\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)${neighbour:+, beside a busy process}"
+printf '\n%s\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)${neighbour:+, with a busy process}"
 printf '%s\n' "${results[@]}"
 exit $status

@@ -1,9 +1,9 @@
-//! A stand-in for ssh and its server, for the test of several machines, which are network namespaces there.
+//! A stand-in for ssh and its server, for the test of several hosts, which are simulated by network namespaces.
 //!
-//!     arinar-stand-in-shell --serve ADDRESS    runs what clients send
-//!     arinar-stand-in-shell ADDRESS COMMAND    sends a command, and ends with its exit code
+//!     arinar-stand-in-shell --serve ADDRESS    executes the commands that clients send
+//!     arinar-stand-in-shell ADDRESS COMMAND    sends a command and exits with its exit code
 //!
-//! It goes over TCP, so that a machine which is cut off cannot be reached. Whoever is reached is trusted.
+//! It uses TCP, so that a disconnected host is unreachable. There is no authentication.
 
 use std::{
     io::{Read, Write},
@@ -14,31 +14,31 @@ use std::{
 
 use anyhow::Context;
 
-/// Each machine has one server.
+/// Port of the one server on each host.
 const PORT: u16 = 22;
-/// A machine that does not answer for so long is not there.
+/// Time after which a host counts as unreachable.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// As ssh ends where it cannot connect.
+/// Exit code if the connection fails, as that of ssh.
 const UNREACHABLE: u8 = 255;
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.as_slice() {
-        [flag, address] if flag == "--serve" => serve(place(address)?),
+        [flag, address] if flag == "--serve" => serve(socket_address(address)?),
         [address, command @ ..] if !command.is_empty() => Ok(send(address, &command.join(" "))),
         _ => anyhow::bail!("usage: arinar-stand-in-shell --serve ADDRESS | ADDRESS COMMAND..."),
     }
 }
 
-fn place(address: &str) -> anyhow::Result<SocketAddr> {
-    Ok(SocketAddr::new(address.parse::<IpAddr>().with_context(|| format!("{address} is no address"))?, PORT))
+fn socket_address(address: &str) -> anyhow::Result<SocketAddr> {
+    Ok(SocketAddr::new(address.parse::<IpAddr>().with_context(|| format!("{address} is not an IP address"))?, PORT))
 }
 
-fn serve(place: SocketAddr) -> anyhow::Result<ExitCode> {
-    let listener = TcpListener::bind(place)?;
+fn serve(address: SocketAddr) -> anyhow::Result<ExitCode> {
+    let listener = TcpListener::bind(address)?;
     loop {
         let (client, _) = listener.accept()?;
-        // The client may have gone when the command ends.
+        // Ignore errors: the client may have disconnected before the command exits.
         std::thread::spawn(move || run(client).ok());
     }
 }
@@ -52,15 +52,15 @@ fn run(mut client: TcpStream) -> anyhow::Result<()> {
 }
 
 fn send(address: &str, command: &str) -> ExitCode {
-    let answer = || -> anyhow::Result<u8> {
-        let mut server = TcpStream::connect_timeout(&place(address)?, TIMEOUT)?;
+    let exchange = || -> anyhow::Result<u8> {
+        let mut server = TcpStream::connect_timeout(&socket_address(address)?, TIMEOUT)?;
         server.write_all(command.as_bytes())?;
         server.shutdown(Shutdown::Write)?;
         let mut code = [0];
         server.read_exact(&mut code)?;
         Ok(code[0])
     };
-    ExitCode::from(answer().unwrap_or_else(|error| {
+    ExitCode::from(exchange().unwrap_or_else(|error| {
         eprintln!("{address}: {error}");
         UNREACHABLE
     }))

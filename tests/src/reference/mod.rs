@@ -1,10 +1,10 @@
 //! A reference implementation of training and sampling, for tests.
 //!
 //! It is written from the definitions (the paper, arXiv 2503.02883, and the documented formats), not from the product's
-//! code, and for clarity rather than speed. The forward and backward passes of the model are the product's own: the
-//! golden tests compare them with the official PyTorch code. Everything around them is implemented here a second time:
-//! the order of the samples, the random draws for each of them, the update of weights, moments and averages, and the
-//! sampling of a picture. Tests run the real programs and compare the numbers that these write with the reference.
+//! code, and for clarity rather than speed. It uses the product's forward and backward passes, which the golden tests
+//! compare with the official PyTorch code. Everything around them is implemented here a second time: the order of
+//! samples, the random draws for each sample, the update of weights, moments and averages, and the sampling of
+//! pictures. Tests run the real programs and compare their results with the reference.
 
 pub mod random;
 pub mod records;
@@ -14,7 +14,7 @@ pub mod training;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks libtorch's random number generator, which all threads share, from seeding it to the last draw.
+/// Locks libtorch's random number generator, which all threads share. Hold the lock from seeding to the last draw.
 pub fn generator() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)

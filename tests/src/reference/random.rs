@@ -1,5 +1,5 @@
-//! Random numbers: ChaCha8, whose key is (seed, purpose, epoch) and whose stream number is
-//! the sample, the step or the window.
+//! Random numbers from ChaCha8, with (seed, purpose, epoch) as the key and the sample, step or window as the stream
+//! number.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -9,13 +9,13 @@ use super::schedule::normal_quantile;
 
 /// Purpose: the order of the samples in an epoch.
 pub const EPOCH_ORDER: u64 = 1;
-/// Purpose: which picture lies in which shard.
+/// Purpose: the order of the pictures in the shards.
 pub const SHARD_ORDER: u64 = 2;
 /// Purpose: whether a sample is mirrored.
 pub const FLIP: u64 = 3;
 /// Purpose: the noise of a sample's latent.
 pub const POSTERIOR_NOISE: u64 = 4;
-/// Purpose: the order of a sample's tokens, of which the first are masked.
+/// Purpose: the order of a sample's tokens, the first of which are masked.
 pub const MASK_ORDER: u64 = 5;
 /// Purpose: whether a sample's label is dropped.
 pub const LABEL_DROP: u64 = 6;
@@ -26,11 +26,11 @@ pub const SHARD_WINDOWS: u64 = 9;
 /// Purpose: the order of the samples in a window of shards.
 pub const WINDOW_ORDER: u64 = 10;
 
-/// One stream of numbers.
+/// A stream of random numbers.
 pub struct Draws(ChaCha8Rng);
 
 impl Draws {
-    /// The stream of numbers for a purpose.
+    /// Returns the stream of numbers for a purpose.
     pub fn new(seed: u64, purpose: u64, epoch: u64, stream: u64) -> Self {
         let numbers = [seed, purpose, epoch, 0].map(u64::to_le_bytes).concat();
         let mut generator = ChaCha8Rng::from_seed(numbers.try_into().expect("32 bytes"));
@@ -38,17 +38,17 @@ impl Draws {
         Self(generator)
     }
 
-    /// Uniform in [0, 1): the 53 upper bits of a word.
+    /// Draws a uniform number in [0, 1) from the 53 upper bits of a word.
     pub fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / 2.0_f64.powi(53)
     }
 
-    /// Standard normal: the quantile of half a word.
+    /// Draws a standard normal number as the quantile of half a word.
     pub fn normal(&mut self) -> f64 {
         normal_quantile((f64::from(self.0.next_u32()) + 0.5) / 2.0_f64.powi(32))
     }
 
-    /// The values in a random order (Fisher and Yates, from the end).
+    /// Returns the values in a random order (Fisher-Yates shuffle from the end).
     pub fn shuffled<T>(&mut self, mut values: Vec<T>) -> Vec<T> {
         for last in (1..values.len()).rev() {
             let other = self.below(last as u64 + 1);
@@ -57,8 +57,8 @@ impl Draws {
         values
     }
 
-    /// Uniform in 0..bound: the upper half of the product of a word and the bound. Products whose lower half is among the
-    /// 2^64 mod bound smallest are drawn again, which makes all numbers equally likely (Lemire, arXiv 1805.10941).
+    /// Draws a uniform number in 0..bound: the upper half of the product of a word and the bound. Products whose lower
+    /// half is below 2^64 mod bound are drawn again, so that all numbers are equally likely (Lemire, arXiv 1805.10941).
     fn below(&mut self, bound: u64) -> u64 {
         loop {
             let product = u128::from(self.0.next_u64()) * u128::from(bound);
@@ -70,7 +70,7 @@ impl Draws {
     }
 }
 
-/// The seed of libtorch's generator for a purpose: XXH3-64 of its name and of numbers.
+/// Returns the seed of libtorch's generator for a purpose: the XXH3-64 of the purpose's name and the numbers.
 pub fn libtorch_seed(purpose: &str, numbers: &[u64]) -> i64 {
     let numbers: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
     xxh3_64(&[purpose.as_bytes(), &numbers].concat()).cast_signed()

@@ -1,4 +1,4 @@
-//! A dataset as it lies on the disk, and the order in which training sees its samples.
+//! The records of a dataset on disk, and the order in which training reads them.
 
 use std::path::Path;
 
@@ -10,20 +10,20 @@ use super::random::{Draws, EPOCH_ORDER, FLIP, POSTERIOR_NOISE, SHARD_WINDOWS, WI
 /// One picture.
 #[derive(Debug)]
 pub struct Record {
-    /// Mean and log-variance of the latents, [2C, H, W] float32, of the picture and of its mirror image.
+    /// Mean and log-variance of the latents of the picture and of its mirror image, [2C, H, W] in float32.
     pub views: [Tensor; 2],
-    /// Class.
+    /// Index of the class.
     pub label: i64,
-    /// Number of the picture among all that were encoded.
+    /// Index of the picture among all encoded pictures.
     pub source_id: i64,
 }
 
-/// All records, and how many of them each shard holds.
+/// All records of a dataset and the sizes of its shards.
 #[derive(Debug)]
 pub struct Records {
-    /// In the order of the shards.
+    /// The records in the order of the shards.
     pub records: Vec<Record>,
-    /// Records of each shard.
+    /// Number of records in each shard.
     pub shards: Vec<usize>,
 }
 
@@ -44,12 +44,12 @@ impl Records {
         all
     }
 
-    /// Epoch and sample at a place of the global sequence, in which the epochs follow each other without a gap. With a
-    /// window, so many shards in a random order are shuffled together, otherwise all.
-    pub fn at(&self, place: u64, seed: u64, window: usize) -> (u64, usize) {
+    /// Returns epoch and sample at a position of the global sequence, in which epochs follow each other without a gap.
+    /// With a `window`, that number of randomly chosen shards is shuffled together, otherwise all shards.
+    pub fn at(&self, position: u64, seed: u64, window: usize) -> (u64, usize) {
         let samples = self.records.len() as u64;
-        let epoch = place / samples;
-        (epoch, self.order(epoch, seed, window)[(place % samples) as usize])
+        let epoch = position / samples;
+        (epoch, self.order(epoch, seed, window)[(position % samples) as usize])
     }
 
     fn order(&self, epoch: u64, seed: u64, window: usize) -> Vec<usize> {
@@ -68,7 +68,7 @@ impl Records {
         windows.collect()
     }
 
-    /// The latent of a sample in an epoch: of one of both views, drawn from the posterior and scaled, [C, H, W].
+    /// Returns the latent of a sample in an epoch, [C, H, W], drawn from the posterior of one of its views and scaled.
     pub fn latent(&self, sample: usize, epoch: u64, seed: u64, scale: f64) -> Tensor {
         let stream = sample as u64;
         let mirrored = Draws::new(seed, FLIP, epoch, stream).uniform() < 0.5;

@@ -1,5 +1,5 @@
-//! Sampling from its definition (official `mar.py`, `sample_tokens`, and `arhead.py`, `sample`): which tokens a step
-//! reveals, guidance by resampling candidates, temperature, and the way from latents to pixels.
+//! Sampling as defined by the official code (`sample_tokens` in `mar.py` and `sample` in `arhead.py`): the tokens that
+//! a step reveals, guidance by resampling candidates, temperature, and the conversion of latents to pixels.
 
 use arinar_model::Arinar;
 use arinar_model::gmm::Mixture;
@@ -11,32 +11,32 @@ use tch::{Device, Kind, Tensor};
 use super::generator;
 use super::schedule::{guidance, masked_after};
 
-/// Candidates for a feature.
+/// Number of candidates for a feature.
 const CANDIDATES: i64 = 1000;
 
 /// Sampling options.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Steps that reveal the tokens.
+    /// Number of steps that reveal tokens.
     pub steps: i64,
-    /// Guidance at the end, or all the time.
+    /// Guidance scale of the last step, or of all steps.
     pub scale: f64,
-    /// True for guidance that grows with the number of known tokens, false for constant guidance.
+    /// Whether guidance grows linearly with the number of known tokens; otherwise it is constant.
     pub linear: bool,
-    /// Divides every standard deviation.
+    /// Divisor of every standard deviation.
     pub temperature: f64,
     /// Seed of libtorch's generator.
     pub seed: i64,
 }
 
-/// Samples pictures of these classes together: the latents, [B, C, H, W], still scaled.
+/// Samples pictures of these classes as one batch; returns their scaled latents, [B, C, H, W].
 pub fn latents(model: &Arinar, labels: &[i64], options: &Options) -> Tensor {
     let _generator = generator();
     let (length, channels, grid) =
         (model.config().sequence_length(), model.config().vae.channels, model.config().grid());
     let (pictures, guided) = (labels.len() as i64, options.scale != 1.0);
     tch::manual_seed(options.seed);
-    // Tokens are revealed from the end of the order.
+    // Tokens are revealed from the end of the random order.
     let order = Tensor::rand([pictures, length], (Kind::Float, Device::Cpu)).argsort(1, false);
     let classes = class_embeddings(model, labels, guided);
     let twice = |tensor: &Tensor| if guided { Tensor::cat(&[tensor, tensor], 0) } else { tensor.shallow_clone() };
@@ -58,7 +58,7 @@ pub fn latents(model: &Arinar, labels: &[i64], options: &Options) -> Tensor {
     tokens.transpose(1, 2).reshape([pictures, channels, grid, grid])
 }
 
-/// Of each class, then of the null class as often.
+/// Returns the embedding of each class, followed by as many embeddings of the null class if `guided`.
 fn class_embeddings(model: &Arinar, labels: &[i64], guided: bool) -> Tensor {
     let labels = Tensor::from_slice(labels);
     let embedding =
@@ -66,7 +66,8 @@ fn class_embeddings(model: &Arinar, labels: &[i64], guided: bool) -> Tensor {
     if guided { Tensor::cat(&[embedding(false), embedding(true)], 0) } else { embedding(false) }
 }
 
-/// Draws candidates from the mixture under the class, and of these one in proportion to (p_class / p_null)^(scale - 1).
+/// Draws candidates from the class-conditional mixture and chooses one with probability proportional to
+/// (p_class / p_null)^(scale - 1).
 struct Candidates {
     temperature: f64,
     guidance: f64,
@@ -82,14 +83,14 @@ impl FeatureSource for Candidates {
         let deviation = ((&class.logvar / 2.0).exp() / self.temperature).gather(1, &component, false);
         let candidates = mean.addcmul(&deviation, &mean.randn_like());
         let Some(null) = null else { return candidates.squeeze_dim(1) };
-        // In the product's own arithmetic: one candidate wins, and rounding must not decide which.
+        // Use the product's arithmetic, since a rounding difference could change which candidate is chosen.
         let ratio = (class.log_density(&candidates) - null.log_density(&candidates)) * (self.guidance - 1.0);
         let chosen = ratio.softmax(-1, None::<Kind>).multinomial(1, true);
         candidates.gather(1, &chosen, false).squeeze_dim(1)
     }
 }
 
-/// Pixels of scaled latents, [B, H, W, 3], as levels from 0 to 255 that are not rounded yet.
+/// Returns the pixels of scaled latents, [B, H, W, 3], as unrounded levels from 0 to 255.
 pub fn pixels(vae: &AutoencoderKl, latents: &Tensor, scale: f64) -> Tensor {
     let decoded = vae.decode(&(latents / scale)).to_kind(Kind::Double);
     ((decoded + 1.0) * 127.5).clamp(0.0, 255.0).permute([0, 2, 3, 1])

@@ -1,5 +1,5 @@
-//! A training step: random draws for its samples, loss and gradients, clipping, AdamW with its two parameter groups, and
-//! the moving average of the weights.
+//! The training step: random draws for its samples, loss and gradients, clipping, AdamW with its two parameter groups,
+//! and the moving average of the weights.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,43 +24,43 @@ pub struct Run {
     pub seed: u64,
     /// Sizes of the model, its dropout and its label drop.
     pub model: ModelConfig,
-    /// Number format of the passes.
+    /// Number format of the forward and backward passes.
     pub precision: Precision,
-    /// Where the passes are computed.
+    /// Device of the forward and backward passes.
     pub device: Device,
-    /// Samples of a step.
+    /// Number of samples in a step.
     pub global_batch: u64,
-    /// Ranks that share them.
+    /// Number of ranks that share them.
     pub ranks: u64,
-    /// Micro-batches that each rank accumulates.
+    /// Number of micro-batches that each rank accumulates.
     pub accumulation: u64,
-    /// Shards that are shuffled together, 0 for all.
+    /// Number of shards that are shuffled together; 0 for all.
     pub window: usize,
-    /// Decay of the two moments.
+    /// Decay rates of the two moments.
     pub betas: [f64; 2],
     /// Added to AdamW's denominator.
     pub eps: f64,
-    /// Weight decay of what decays.
+    /// Weight decay of the parameters that decay.
     pub weight_decay: f64,
-    /// Largest norm of the gradients.
+    /// Norm to which gradients are clipped.
     pub grad_clip: f64,
-    /// Share of the moving average that a step keeps.
+    /// Decay rate of the moving average of the weights.
     pub ema: f64,
 }
 
-/// The result of the forward and backward passes of a step.
+/// Result of the forward and backward passes of a step.
 pub struct Passes {
     /// Mean of the micro-batches' losses.
     pub loss: f64,
     /// Mean of the micro-batches' gradients, in float64.
     pub gradients: Tensors,
-    /// Tokens masked in each picture.
+    /// Number of masked tokens in each picture.
     pub masked: i64,
-    /// Samples whose label was dropped.
+    /// Number of samples whose label was dropped.
     pub dropped: usize,
 }
 
-/// Weights, averages and moments, of trained parameters only.
+/// Weights, averages and moments of the trained parameters.
 pub struct Trained {
     /// The parameters.
     pub weights: Tensors,
@@ -73,7 +73,7 @@ pub struct Trained {
 }
 
 impl Run {
-    /// The model before the first step: initialised from the seed, no moments, the averages equal to the weights.
+    /// Returns the state before the first step: weights initialised from the seed, equal averages, and zero moments.
     pub fn begin(&self) -> Trained {
         let _generator = generator();
         let (store, _) = self.model_with(None);
@@ -84,7 +84,7 @@ impl Run {
         Trained { first_moment: zeros(), second_moment: zeros(), ema: copies(), weights }
     }
 
-    /// The model with the given weights, or fresh from the seed.
+    /// Returns the model with the given weights, or initialised from the seed.
     fn model_with(&self, given: Option<&Tensors>) -> (nn::VarStore, Arinar) {
         tch::manual_seed(libtorch_seed("initial weights", &[self.seed]));
         let mut store = nn::VarStore::new(Device::Cpu);
@@ -99,7 +99,7 @@ impl Run {
         (store, arinar)
     }
 
-    /// The forward and backward passes of the step after `step` steps.
+    /// Runs the forward and backward passes of the step that follows `step` steps.
     pub fn passes(&self, records: &Records, weights: &Tensors, step: u64) -> Passes {
         let _generator = generator();
         let (store, arinar) = self.model_with(Some(weights));
@@ -109,7 +109,7 @@ impl Run {
         let mut passes = Passes { loss: 0.0, gradients: Tensors::new(), masked, dropped: 0 };
         let count = self.ranks * self.accumulation;
         let size = self.global_batch / count;
-        // Samples are dealt in this order: the first micro-batch of every rank, then the second of every rank.
+        // Samples are assigned to the first micro-batch of every rank, then to the second of every rank, and so on.
         for number in 0..count {
             let (rank, micro_batch) = (number % self.ranks, number / self.ranks);
             let first = step * self.global_batch + number * size;
@@ -126,11 +126,11 @@ impl Run {
         passes
     }
 
-    fn inputs(&self, records: &Records, places: Range<u64>) -> Inputs {
+    fn inputs(&self, records: &Records, positions: Range<u64>) -> Inputs {
         let (outer, length) = (&self.model.outer, self.model.sequence_length());
         let mut inputs = Inputs { latents: Vec::new(), labels: Vec::new(), drop: Vec::new(), orders: Vec::new() };
-        for place in places {
-            let (epoch, sample) = records.at(place, self.seed, self.window);
+        for position in positions {
+            let (epoch, sample) = records.at(position, self.seed, self.window);
             let draws = |purpose| Draws::new(self.seed, purpose, epoch, sample as u64);
             inputs.latents.push(records.latent(sample, epoch, self.seed, self.model.vae.scale));
             inputs.labels.push(records.records[sample].label);
@@ -140,26 +140,26 @@ impl Run {
         inputs
     }
 
-    /// The Euclidean norm of all gradients.
+    /// Returns the Euclidean norm of all gradients.
     pub fn grad_norm(&self, passes: &Passes) -> f64 {
         let squares = passes.gradients.values().map(|gradient| gradient.square().sum(Kind::Double).double_value(&[]));
         squares.sum::<f64>().sqrt()
     }
 
-    /// Both moments after a step with these gradients, which are scaled down to the largest norm if theirs is above it.
+    /// Returns both moments after a step with these gradients, which are scaled down if their norm exceeds `grad_clip`.
     pub fn moments(&self, before: &Trained, passes: &Passes) -> [Tensors; 2] {
         let clip = (self.grad_clip / (self.grad_norm(passes) + 1e-6)).min(1.0);
-        let moved = |moments: &Tensors, beta: f64, power: f64| {
+        let updated = |moments: &Tensors, beta: f64, power: f64| {
             let one = |(name, moment): (&String, &Tensor)| {
                 let gradient = (&passes.gradients[name] * clip).pow_tensor_scalar(power);
                 (name.clone(), moment.to_kind(Kind::Double) * beta + gradient * (1.0 - beta))
             };
             moments.iter().map(one).collect()
         };
-        [moved(&before.first_moment, self.betas[0], 1.0), moved(&before.second_moment, self.betas[1], 2.0)]
+        [updated(&before.first_moment, self.betas[0], 1.0), updated(&before.second_moment, self.betas[1], 2.0)]
     }
 
-    /// The change that AdamW makes to a parameter in its step number `count` (from 1), weight decay included.
+    /// Returns the change of a parameter in AdamW's step number `count` (from 1), including weight decay.
     pub fn movement(&self, name: &str, weights: &Tensor, moments: [&Tensor; 2], rate: f64, count: i32) -> Tensor {
         let corrected = |moment: &Tensor, beta: f64| moment.to_kind(Kind::Double) / (1.0 - beta.powi(count));
         let (first, second) = (corrected(moments[0], self.betas[0]), corrected(moments[1], self.betas[1]));
@@ -169,14 +169,14 @@ impl Run {
         (first / (second.sqrt() + self.eps) + weights.to_kind(Kind::Double) * decay) * -rate
     }
 
-    /// The moving average after a step.
+    /// Returns the moving average after a step.
     pub fn average(&self, before: &Tensor, weights: &Tensor) -> Tensor {
         before.to_kind(Kind::Double) * self.ema + weights.to_kind(Kind::Double) * (1.0 - self.ema)
     }
 }
 
 impl Passes {
-    /// Adds a parameter's gradient and clears it. libtorch has none for a parameter that the loss does not use.
+    /// Adds a parameter's gradient and clears it. libtorch has no gradient for a parameter that the loss does not use.
     fn add(&mut self, name: &str, parameter: &Tensor, count: f64) {
         let mut gradient = parameter.grad();
         let sum = self
@@ -200,9 +200,9 @@ struct Inputs {
 
 impl Inputs {
     fn loss(&self, arinar: &Arinar, masked: i64, device: Device) -> Tensor {
-        let there = |tensor: Tensor| tensor.to_device(device);
-        let mask = Mask::from_orders(&there(Tensor::stack(&self.orders, 0)), masked);
-        let (labels, drop) = (there(Tensor::from_slice(&self.labels)), there(Tensor::from_slice(&self.drop)));
-        arinar.loss(&there(Tensor::stack(&self.latents, 0)), &labels, &drop, &mask, true)
+        let on_device = |tensor: Tensor| tensor.to_device(device);
+        let mask = Mask::from_orders(&on_device(Tensor::stack(&self.orders, 0)), masked);
+        let (labels, drop) = (on_device(Tensor::from_slice(&self.labels)), on_device(Tensor::from_slice(&self.drop)));
+        arinar.loss(&on_device(Tensor::stack(&self.latents, 0)), &labels, &drop, &mask, true)
     }
 }

@@ -1,12 +1,12 @@
-//! What the server was asked and what it sent.
+//! Counters of requests, faults and bytes.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes of bodies; headers do not count.
+/// Requests and bytes of an object. Bytes are those of bodies, without headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Requests for it.
+    /// Number of requests.
     pub requests: u64,
     /// Bytes sent to clients (egress).
     pub sent: u64,
@@ -14,29 +14,29 @@ pub struct Traffic {
     pub received: u64,
 }
 
-/// A snapshot of the counters.
+/// A snapshot of all counters.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
-    /// Requests by method: GET, HEAD, PUT, POST, DELETE, and LIST for the GET that lists a bucket.
+    /// Requests by method: GET, HEAD, PUT, POST, DELETE, and LIST for a GET that lists a bucket.
     pub requests: BTreeMap<String, u64>,
-    /// Faults that were carried out, by kind.
+    /// Injected faults by kind.
     pub faults: BTreeMap<String, u64>,
-    /// Traffic by object, as `BUCKET/KEY` (percent-encoded as in the request); a listing's goes to `BUCKET`.
+    /// Traffic by object, `BUCKET/KEY` (percent-encoded as in the request). Listings are counted under `BUCKET`.
     pub objects: BTreeMap<String, Traffic>,
 }
 
 impl Counters {
-    /// Requests of a method.
+    /// Returns the number of requests of a method.
     pub fn of_method(&self, method: &str) -> u64 {
         self.requests.get(method).copied().unwrap_or(0)
     }
 
-    /// Faults carried out.
+    /// Returns the number of injected faults.
     pub fn faults(&self) -> u64 {
         self.faults.values().sum()
     }
 
-    /// Traffic of all objects whose `BUCKET/KEY` begins so, added up.
+    /// Returns the total traffic of all objects whose `BUCKET/KEY` starts with `prefix`.
     pub fn below(&self, prefix: &str) -> Traffic {
         let matching = self.objects.iter().filter(|(key, _)| key.starts_with(prefix));
         matching.fold(Traffic::default(), |sum, (_, one)| Traffic {

@@ -1,5 +1,5 @@
-//! Which request fails, and how. How many fail, and that every kind of failure comes, follows from the plan and from the
-//! number of requests, and is no matter of luck.
+//! Plans of faults, which determine which requests fail and how. The number of failures and the coverage of all kinds
+//! depend only on the plan and the number of requests, not on chance.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,35 +9,35 @@ use rand::seq::{SliceRandom, index};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// One way to fail.
+/// A kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// 500 InternalError.
+    /// The response is 500 InternalError.
     InternalError,
-    /// 503 SlowDown.
+    /// The response is 503 SlowDown.
     SlowDown,
-    /// The connection breaks in the middle of the body: of the answer, or of the request where that has one (which is
-    /// then not carried out).
+    /// The connection breaks in the middle of the response body or, for a request with a body, in the middle of that;
+    /// the request is then not executed.
     Reset,
-    /// The request is carried out, but the connection breaks before the answer.
+    /// The request is executed, but the connection breaks before the response.
     LostAnswer,
-    /// Nothing comes for so long: from the middle of the answer's body, or before the answer where it has none.
+    /// The server pauses for this time in the middle of the response body, or before a response without a body.
     Stall(Duration),
-    /// GET and LIST: half of the body, with a Content-Length that says so; Content-Range still tells the truth.
+    /// The body of a GET or LIST is cut in half, and Content-Length with it. Content-Range is still correct.
     Truncate,
-    /// GET: one bit of the body is another.
+    /// One bit of the body of a GET is flipped.
     FlipBit,
-    /// 403 ExpiredToken, as temporary credentials end.
+    /// The response is 403 ExpiredToken, as for expired temporary credentials.
     ExpiredToken,
-    /// 403 AccessDenied; where several objects are to be deleted, a refusal for each.
+    /// The response is 403 AccessDenied or, for a request to delete several objects, an error for each of them.
     AccessDenied,
-    /// 403 SignatureDoesNotMatch, whose body holds the token that the client sent and this secret, in its message and
-    /// beside it, and beside it all headers, too.
+    /// The response is 403 SignatureDoesNotMatch. Its body repeats the client's token and this secret, inside and
+    /// outside the message, and all request headers.
     Echo(&'static str),
 }
 
 impl Fault {
-    /// Name in [`super::Counters::faults`].
+    /// Returns the name in [`super::Counters::faults`].
     pub fn name(self) -> &'static str {
         match self {
             Self::InternalError => "InternalError",
@@ -62,62 +62,62 @@ impl Fault {
     }
 }
 
-/// The methods that a plan tells apart.
+/// The methods that a plan distinguishes.
 const METHODS: [&str; 6] = ["GET", "HEAD", "LIST", "PUT", "POST", "DELETE"];
 
-/// Requests of one method fail by the block of so many.
+/// Number of requests of one method in a block.
 pub const BLOCK: u64 = 10;
 
-/// A plan of faults.
+/// A fault plan.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    /// So many of every [`BLOCK`] matching requests of a method fail, one after the other counted.
+    /// Number of failures in each block of [`BLOCK`] consecutive matching requests of a method.
     pub of_ten: u64,
-    /// How. Those that suit a method take turns, so that none comes twice before each has come once.
+    /// Kinds of faults. Those applicable to a method take turns: none is repeated before each has occurred once.
     pub kinds: Vec<Fault>,
-    /// Says which requests of a block fail, and in which order the kinds take turns.
+    /// Determines which requests of a block fail and in which order the kinds take turns.
     pub seed: u64,
-    /// Only these methods (GET, HEAD, LIST, PUT, POST, DELETE); empty: all.
+    /// Methods that can fail (GET, HEAD, LIST, PUT, POST, DELETE); all if empty.
     pub methods: Vec<&'static str>,
-    /// Only objects whose `BUCKET/KEY` begins so.
+    /// Prefix of `BUCKET/KEY` of the objects whose requests can fail.
     pub prefix: String,
-    /// At most so many faults; 0: no limit.
+    /// Maximum number of faults; 0 for no limit.
     pub limit: u64,
-    /// Every connection is closed without an answer, as if nobody listened.
+    /// Whether every connection is closed without a response, as if the server were down.
     pub down: bool,
-    /// Bytes per second over all GET bodies; 0: no limit. 1 Gbit/s is 125,000,000.
+    /// Bandwidth of all response bodies together in bytes per second; 0 for no limit. 1 Gbit/s is 125,000,000.
     pub bytes_per_second: u64,
 }
 
 impl Faults {
-    /// Every request of these methods (empty: all) fails this way.
+    /// Returns a plan in which every request of these methods (all if empty) fails with `fault`.
     pub fn always(fault: Fault, methods: &[&'static str]) -> Self {
         Self { of_ten: BLOCK, kinds: vec![fault], methods: methods.to_vec(), ..Self::default() }
     }
 
-    /// So many requests of these methods (empty: all) fail this way, then no more.
+    /// Returns a plan in which the first `limit` requests of these methods (all if empty) fail with `fault`.
     pub fn first(limit: u64, fault: Fault, methods: &[&'static str]) -> Self {
         Self { limit, ..Self::always(fault, methods) }
     }
 }
 
-/// The plan in force, and what was asked under it.
+/// The current plan and the requests made under it.
 #[derive(Debug, Default)]
 pub(super) struct Plan(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     faults: Faults,
-    /// Matching requests, by method.
-    asked: BTreeMap<String, u64>,
-    /// Faults of each kind, in the order of the plan's kinds.
-    done: Vec<u64>,
+    /// Number of matching requests by method.
+    requests: BTreeMap<String, u64>,
+    /// Number of faults of each kind, in the order of the plan's kinds.
+    injected: Vec<u64>,
 }
 
 impl Plan {
     pub(super) fn set(&self, faults: Faults) {
-        let done = vec![0; faults.kinds.len()];
-        *self.lock() = State { faults, done, ..State::default() };
+        let injected = vec![0; faults.kinds.len()];
+        *self.lock() = State { faults, injected, ..State::default() };
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -128,7 +128,7 @@ impl Plan {
         self.lock().faults.bytes_per_second
     }
 
-    /// The fault for this request, if it is to fail. The number goes with the fault, for choices such as which bit.
+    /// Returns the fault for this request, if any, with a random number for choices such as the bit to flip.
     pub(super) fn draw(&self, method: &str, key: &str) -> Option<(Fault, u64)> {
         self.lock().draw(method, key)
     }
@@ -143,35 +143,35 @@ impl State {
         let faults = &self.faults;
         let matches = (faults.methods.is_empty() || faults.methods.contains(&method))
             && key.starts_with(&faults.prefix)
-            && (faults.limit == 0 || self.done.iter().sum::<u64>() < faults.limit);
+            && (faults.limit == 0 || self.injected.iter().sum::<u64>() < faults.limit);
         if !matches {
             return None;
         }
-        let asked = self.asked.entry(method.to_owned()).or_default();
-        let (block, place) = (*asked / BLOCK, *asked % BLOCK);
-        *asked += 1;
+        let requests = self.requests.entry(method.to_owned()).or_default();
+        let (block, index_in_block) = (*requests / BLOCK, *requests % BLOCK);
+        *requests += 1;
         let method_number = METHODS.iter().position(|known| *known == method).unwrap_or(METHODS.len());
         let mut random = ChaCha8Rng::seed_from_u64(faults.seed);
         random.set_stream(block * (METHODS.len() as u64 + 1) + method_number as u64);
         let failing = index::sample(&mut random, BLOCK as usize, faults.of_ten.min(BLOCK) as usize);
         let mut failing = failing.into_iter().map(|failing| (failing as u64, random.random()));
-        let (_, number) = failing.find(|(failing, _)| *failing == place)?;
+        let (_, number) = failing.find(|(failing, _)| *failing == index_in_block)?;
         let kind = self.next_kind(method)?;
-        self.done[kind] += 1;
+        self.injected[kind] += 1;
         Some((self.faults.kinds[kind], number))
     }
 
-    /// Of the kinds that suit the method, the one that came least often; of several such, one that suits few methods,
-    /// since others will have their turn elsewhere.
+    /// Returns the least frequent of the kinds applicable to the method. Ties go to the kind applicable to the fewest
+    /// methods, since the others can occur elsewhere.
     fn next_kind(&self, method: &str) -> Option<usize> {
         let kinds = &self.faults.kinds;
         let mut order: Vec<usize> = (0..kinds.len()).collect();
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(self.faults.seed));
-        let suits = |kind: &usize| METHODS.iter().filter(|method| kinds[*kind].applies_to(method)).count();
+        let applicable_methods = |kind: &usize| METHODS.iter().filter(|method| kinds[*kind].applies_to(method)).count();
         order
             .into_iter()
             .filter(|&kind| kinds[kind].applies_to(method))
-            .min_by_key(|kind| (self.done[*kind], suits(kind)))
+            .min_by_key(|kind| (self.injected[*kind], applicable_methods(kind)))
     }
 }
 
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_of_every_ten_fail_wherever_the_seed_says() {
+    fn every_block_has_the_planned_failures_at_positions_from_the_seed() {
         for (seed, of_ten) in [(1, 0), (2, 1), (3, 4), (4, BLOCK)] {
             let plan = plan(of_ten, seed);
             for method in ["GET", "PUT"] {
@@ -198,19 +198,19 @@ mod tests {
                 }
             }
         }
-        let places = |seed| {
+        let failures = |seed| {
             let plan = plan(1, seed);
             (0..200).map(|_| plan.draw("GET", "bucket/key").is_some()).collect::<Vec<_>>()
         };
-        assert_eq!(places(5), places(5));
-        assert_ne!(places(5), places(6));
+        assert_eq!(failures(5), failures(5));
+        assert_ne!(failures(5), failures(6));
     }
 
     #[test]
-    fn every_kind_has_its_turn() {
+    fn every_kind_takes_its_turn() {
         for seed in 0..50 {
             let plan = plan(BLOCK, seed);
-            // Two that only a GET can meet, then two that a PUT meets as well.
+            // Two kinds apply only to a GET; the other two apply to a PUT, too.
             let mut drawn: Vec<&str> = ["GET", "GET", "PUT", "PUT"]
                 .iter()
                 .filter_map(|method| plan.draw(method, "bucket/key"))
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_plan_is_not_about_is_left_alone() {
+    fn requests_outside_the_plan_do_not_fail() {
         let plan = Plan::default();
         plan.set(Faults { prefix: "bucket/a".to_owned(), ..Faults::first(2, Fault::SlowDown, &["PUT"]) });
         assert!(plan.draw("GET", "bucket/a").is_none() && plan.draw("PUT", "bucket/b").is_none());

@@ -1,4 +1,5 @@
-//! Connections, and the way of one request: draw a fault, carry it out, count and slow down what is sent.
+//! The gateway that handles connections and requests: it injects faults, counts requests and bytes, and limits the
+//! bandwidth.
 
 use std::convert::Infallible;
 use std::io;
@@ -28,23 +29,23 @@ use super::counters::Live;
 use super::faults::{Fault, Plan};
 use super::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
 
-/// Bytes of a body sent at a time.
+/// Size of the chunks of a response body, in bytes.
 const CHUNK_BYTES: usize = 64 << 10;
-/// A sender that slept too long may catch up by so much.
+/// Time that a sender may catch up after sleeping too long.
 const BURST: Duration = Duration::from_millis(10);
 
 type Body = BoxBody<Bytes, io::Error>;
 
-/// All that connections share.
+/// State shared by all connections.
 pub(super) struct Gateway {
     pub(super) faults: Plan,
     pub(super) counters: Live,
     folder: PathBuf,
     inner: S3Service,
-    /// Writers alone, readers together; see the module's text.
-    order: RwLock<()>,
-    /// When the line is free again, for the limit on bandwidth.
-    line: Mutex<Option<Instant>>,
+    /// Lock for exclusive writes and shared reads; see the documentation of the parent module.
+    access: RwLock<()>,
+    /// Time at which the simulated link is free again, for the bandwidth limit.
+    link_free_at: Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -53,18 +54,18 @@ impl std::fmt::Debug for Gateway {
     }
 }
 
-/// Takes connections for ever.
+/// Accepts connections in an endless loop.
 pub(super) async fn accept(listener: TcpListener, gateway: Arc<Gateway>) {
     loop {
         let Ok((connection, _)) = listener.accept().await else { continue };
         if gateway.faults.is_down() {
-            continue; // dropped: closed
+            continue; // Dropping the connection closes it.
         }
         let _ = connection.set_nodelay(true);
         let gateway = Arc::clone(&gateway);
         tokio::spawn(async move {
             let service = service_fn(move |request| Arc::clone(&gateway).handle(request));
-            // It fails when the client goes away, and when a fault breaks the connection.
+            // Serving fails when the client disconnects or a fault breaks the connection.
             let _ =
                 hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(connection), service).await;
         });
@@ -81,12 +82,12 @@ impl Gateway {
             counters: Live::default(),
             folder: folder.to_path_buf(),
             inner: builder.build(),
-            order: RwLock::new(()),
-            line: Mutex::new(None),
+            access: RwLock::new(()),
+            link_free_at: Mutex::new(None),
         }
     }
 
-    /// One request. An error closes the connection.
+    /// Handles one request. An error closes the connection.
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
         if self.faults.is_down() {
             return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
@@ -106,27 +107,27 @@ impl Gateway {
         }
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
         self.counters.request(&method, &key, body.len());
-        if let Some(refusal) = fault.and_then(|fault| refusal(fault, &parts, &body)) {
-            return Ok(refusal);
+        if let Some(response) = fault.and_then(|fault| error_response(fault, &parts, &body)) {
+            return Ok(response);
         }
-        let (head, body) = self.carry_out(Request::from_parts(parts, body)).await?;
-        self.answer(key, head, body, drawn).await
+        let (head, body) = self.execute(Request::from_parts(parts, body)).await?;
+        self.respond(key, head, body, drawn).await
     }
 
-    /// Asks s3s-fs and waits for the whole answer, whose bytes are then of one version of the object.
-    async fn carry_out(&self, request: Request<Bytes>) -> Result<(Parts, Bytes), io::Error> {
+    /// Executes a request with s3s-fs and returns the whole response, whose bytes belong to one version of the object.
+    async fn execute(&self, request: Request<Bytes>) -> Result<(Parts, Bytes), io::Error> {
         let object = self.folder.join(decoded(request.uri().path()));
         let is_get = request.method() == Method::GET;
         let writes = !matches!(*request.method(), Method::GET | Method::HEAD);
-        let _writer = if writes { Some(self.order.write().await) } else { None };
-        let _reader = if writes { None } else { Some(self.order.read().await) };
+        let _writer = if writes { Some(self.access.write().await) } else { None };
+        let _reader = if writes { None } else { Some(self.access.read().await) };
         let response = self
             .inner
             .call(request.map(s3s::Body::from))
             .await
             .map_err(|error| io::Error::other(format!("{error:?}")))?;
         let (head, body) = response.into_parts();
-        // Listings have no ETag. s3s-fs reads an object in pieces of 4 KiB, much slower than 1 Gbit/s.
+        // Read objects directly: s3s-fs reads in pieces of 4 KiB, much slower than 1 Gbit/s. Listings have no ETag.
         if is_get && head.status.is_success() && head.headers.contains_key(ETAG) {
             let range = byte_range(&head);
             let bytes = tokio::task::spawn_blocking(move || read(&object, range)).await??;
@@ -136,8 +137,8 @@ impl Gateway {
         Ok((head, body.to_bytes()))
     }
 
-    /// Sends an answer, whole or as the fault has it.
-    async fn answer(
+    /// Returns the response, complete or modified by the fault.
+    async fn respond(
         self: Arc<Self>,
         key: String,
         mut head: Parts,
@@ -172,7 +173,7 @@ impl Gateway {
         Ok(Response::from_parts(head, BodyExt::boxed(StreamBody::new(frames))))
     }
 
-    /// A body in chunks, counted, at the allowed speed; broken or paused at a byte.
+    /// Returns a stream of the body's chunks, counted and at the allowed bandwidth, that breaks or pauses at a byte.
     fn chunks(
         self: Arc<Self>,
         key: String,
@@ -185,7 +186,7 @@ impl Gateway {
             let (gateway, key, body) = (Arc::clone(&self), key.clone(), body.clone());
             async move {
                 if broken_at == Some(at) {
-                    // What was sent before shall arrive: hyper throws away what it has not written yet.
+                    // Give the previous chunks time to be sent, since hyper discards unwritten data on an error.
                     tokio::time::sleep(BURST).await;
                     return Some((Err(io::Error::from(io::ErrorKind::ConnectionReset)), body.len()));
                 }
@@ -197,33 +198,33 @@ impl Gateway {
                 }
                 let next_edge = edges.into_iter().flatten().filter(|edge| *edge > at).min().unwrap_or(body.len());
                 let end = next_edge.min(at + CHUNK_BYTES);
-                gateway.take_turn(end - at).await;
+                gateway.wait_for_link(end - at).await;
                 gateway.counters.sent(&key, end - at);
                 Some((Ok(body.slice(at..end)), end))
             }
         })
     }
 
-    /// Waits until the line has carried so many bytes, if its speed is limited.
-    async fn take_turn(&self, bytes: usize) {
+    /// Waits until the simulated link has transferred `bytes` bytes, if the bandwidth is limited.
+    async fn wait_for_link(&self, bytes: usize) {
         let speed = self.faults.bytes_per_second();
         if speed == 0 {
             return;
         }
         let done = {
-            let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut free_at = self.link_free_at.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             let earliest = now.checked_sub(BURST).unwrap_or(now);
-            let start = line.map_or(earliest, |free| free.max(earliest));
+            let start = free_at.map_or(earliest, |free| free.max(earliest));
             let done = start + Duration::from_secs_f64(bytes as f64 / speed as f64);
-            *line = Some(done);
+            *free_at = Some(done);
             done
         };
         tokio::time::sleep_until(done.into()).await;
     }
 }
 
-/// The bytes that the answer to a GET promises; None: all.
+/// Returns the range of bytes in the response to a GET; `None` for all.
 fn byte_range(head: &Parts) -> Option<Range<u64>> {
     let range = head.headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (first, last) = range.split_once('/')?.0.split_once('-')?;
@@ -237,7 +238,7 @@ fn read(file: &Path, range: Option<Range<u64>>) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-/// A request's path without its first slash and without percent signs.
+/// Returns a request's path percent-decoded and without the leading slash.
 fn decoded(path: &str) -> String {
     let mut bytes = path.trim_start_matches('/').bytes();
     let mut decoded = Vec::new();
@@ -254,14 +255,14 @@ fn decoded(path: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-/// The request's method; LIST for the GET that lists a bucket.
+/// Returns the request's method; LIST for a GET that lists a bucket.
 fn method_name(request: &Request<Incoming>) -> String {
     let lists = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair.starts_with("list-type=")));
     if lists && request.method() == Method::GET { "LIST".to_owned() } else { request.method().to_string() }
 }
 
-/// The answer to a request that the store refuses, as S3 words it.
-fn refusal(fault: Fault, head: &request::Parts, body: &[u8]) -> Option<Response<Body>> {
+/// Returns the S3 error response for a fault, if it has one.
+fn error_response(fault: Fault, head: &request::Parts, body: &[u8]) -> Option<Response<Body>> {
     let (status, code, message) = match fault {
         Fault::InternalError => {
             (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "We encountered an internal error. Please try again.")
@@ -270,7 +271,7 @@ fn refusal(fault: Fault, head: &request::Parts, body: &[u8]) -> Option<Response<
         Fault::ExpiredToken => (StatusCode::FORBIDDEN, "ExpiredToken", "The provided token has expired."),
         Fault::AccessDenied if head.uri.query() == Some("delete") => return Some(none_deleted(body)),
         Fault::AccessDenied => (StatusCode::FORBIDDEN, "AccessDenied", "Access Denied."),
-        Fault::Echo(secret) => return Some(echo(secret, head)),
+        Fault::Echo(secret) => return Some(echo_response(secret, head)),
         _ => return None,
     };
     let error = format!(
@@ -279,17 +280,17 @@ fn refusal(fault: Fault, head: &request::Parts, body: &[u8]) -> Option<Response<
     Some(xml(status, &error))
 }
 
-/// The answer to a request to delete several objects, none of which may be.
+/// Returns the response to a request to delete several objects, with an error for each of them.
 fn none_deleted(request: &[u8]) -> Response<Body> {
     let request = String::from_utf8_lossy(request);
     let keys = request.split("<Key>").skip(1).filter_map(|rest| Some(rest.split_once("</Key>")?.0));
-    let refused =
+    let error =
         |key| format!("<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>");
-    xml(StatusCode::OK, &format!("<DeleteResult>{}</DeleteResult>", keys.map(refused).collect::<String>()))
+    xml(StatusCode::OK, &format!("<DeleteResult>{}</DeleteResult>", keys.map(error).collect::<String>()))
 }
 
-/// An error whose body repeats everything that the client sent.
-fn echo(secret: &str, head: &request::Parts) -> Response<Body> {
+/// Returns an error whose body repeats the secret, the client's token and all request headers.
+fn echo_response(secret: &str, head: &request::Parts) -> Response<Body> {
     let token = head.headers.get("x-amz-security-token").and_then(|token| token.to_str().ok()).unwrap_or_default();
     let error = format!(
         "<Error><Token-0>{token}</Token-0><SecretKey>{secret}</SecretKey><Code>SignatureDoesNotMatch</Code>\

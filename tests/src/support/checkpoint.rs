@@ -1,4 +1,4 @@
-//! A run of the real binary whose folder is a bucket of a server in this process.
+//! Runs of the real trainer with checkpoints in a bucket of an in-process S3 server.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -10,18 +10,18 @@ use std::{
 
 use crate::s3::S3Server;
 
-use crate::support::trainer::{Ended, Lab};
+use crate::support::trainer::{Lab, ProcessOutput};
 
-/// Where the bucket lies in the lab's folder: the server keeps objects as files.
+/// Path of the run in the lab's folder, where the server stores objects as files.
 pub const RUN: &str = "s3/runs/tiny";
 
-/// A lab and a server.
+/// A lab with an S3 server.
 pub struct Cloud {
     pub lab: Lab,
     pub server: S3Server,
-    /// `ARINAR_STORE_PATIENCE` of the programs, in seconds. A quarter of it is the longest stall of a request, and uploads
-    /// give way to everything else on the machine.
-    pub patience: &'static str,
+    /// `ARINAR_STORE_PATIENCE` of the programs, in seconds. A request may stall for a quarter of it, and uploads run at
+    /// low priority.
+    pub store_timeout: &'static str,
 }
 
 impl Cloud {
@@ -29,15 +29,15 @@ impl Cloud {
         let lab = Lab::new();
         let server = S3Server::start(&lab.path("s3"));
         server.create_bucket("runs");
-        Self { lab, server, patience: "40" }
+        Self { lab, server, store_timeout: "40" }
     }
 
-    /// One whose programs soon give up on a store that is out of reach.
-    pub fn impatient() -> Self {
-        Self { patience: "4", ..Self::new() }
+    /// Returns a cloud whose programs soon give up on an unreachable store.
+    pub fn with_short_timeout() -> Self {
+        Self { store_timeout: "4", ..Self::new() }
     }
 
-    /// Puts a copy of the lab's dataset into a bucket of its own, `s3://data`.
+    /// Copies the lab's dataset to a separate bucket, `s3://data`.
     pub fn publish_dataset(&self) {
         self.server.create_bucket("data");
         for entry in std::fs::read_dir(self.lab.path("dataset")).unwrap() {
@@ -56,40 +56,40 @@ impl Cloud {
 
     pub fn environment(&self) -> Vec<(String, String)> {
         let mut variables = self.server.environment();
-        variables.push(("ARINAR_STORE_PATIENCE".to_owned(), self.patience.to_owned()));
+        variables.push(("ARINAR_STORE_PATIENCE".to_owned(), self.store_timeout.to_owned()));
         variables
     }
 
-    pub fn train(&self, ranks: usize, overrides: &[&str]) -> Ended {
-        Ended::of(self.command(ranks, overrides).output().unwrap())
+    pub fn train(&self, ranks: usize, overrides: &[&str]) -> ProcessOutput {
+        ProcessOutput::of(self.command(ranks, overrides).output().unwrap())
     }
 
-    /// A run in the background; only `train.max_steps` ends it.
+    /// Starts a run in the background that only `train.max_steps` ends.
     pub fn start(&self, ranks: usize, overrides: &[&str]) -> Running {
         let mut command = self.command(ranks, &[&["optim.epochs=1000000"], overrides].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Running { child, lines, seen: Vec::new() }
+        Running { child, lines, output: Vec::new() }
     }
 
-    /// Names of the checkpoints that are valid in the bucket.
+    /// Returns the names of the committed checkpoints in the bucket.
     pub fn stored(&self) -> Vec<String> {
         self.lab.checkpoints(RUN)
     }
 
-    /// The run's own folder in the spool.
+    /// Returns the run's folder in the spool.
     pub fn spool(&self) -> PathBuf {
         let mut folders = std::fs::read_dir(self.lab.path("spool")).unwrap();
         folders.next().unwrap().unwrap().path()
     }
 
-    /// Another machine: nothing of the run is on its disk.
+    /// Deletes the run's local files, as on a new host.
     pub fn new_machine(&self) {
         let _ = std::fs::remove_dir_all(self.lab.path("spool"));
         let _ = std::fs::remove_dir_all(self.lab.path("logs"));
     }
 
-    /// Every valid checkpoint in the bucket is whole.
+    /// Asserts that every committed checkpoint in the bucket is complete.
     pub fn check_manifests(&self) {
         for name in self.stored() {
             let folder = self.lab.path(RUN).join(&name);
@@ -105,7 +105,7 @@ impl Cloud {
     }
 }
 
-/// Files of a folder, by name.
+/// Returns the sorted names of a folder's files.
 pub fn files(folder: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -117,15 +117,15 @@ pub fn files(folder: &Path) -> Vec<String> {
 pub struct Running {
     pub child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    seen: Vec<String>,
+    output: Vec<String>,
 }
 
 impl Running {
-    /// Reads on until a line contains `part`, which is returned.
-    pub fn until(&mut self, part: &str) -> String {
+    /// Reads lines until one contains `part`; returns that line.
+    pub fn wait_for_line(&mut self, part: &str) -> String {
         for line in self.lines.by_ref() {
             let line = line.unwrap();
-            self.seen.push(line.clone());
+            self.output.push(line.clone());
             if line.contains(part) {
                 return line;
             }
@@ -133,9 +133,10 @@ impl Running {
         panic!("the run ended without {part:?}:\n{}\n{}", self.tail(), self.errors());
     }
 
-    /// The end of what it said that is no step.
+    /// Returns the last lines of the output, without those of steps.
     fn tail(&self) -> String {
-        let lines: Vec<&str> = self.seen.iter().map(String::as_str).filter(|line| !line.starts_with("step ")).collect();
+        let lines: Vec<&str> =
+            self.output.iter().map(String::as_str).filter(|line| !line.starts_with("step ")).collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
@@ -147,7 +148,7 @@ impl Running {
         text
     }
 
-    /// Signals one of the ranks that mpirun started, or the only process.
+    /// Sends a signal to one of the ranks that mpirun started, or to the only process.
     pub fn signal(&self, signal: &str) {
         let children = format!("/proc/{0}/task/{0}/children", self.child.id());
         let ranks = std::fs::read_to_string(children).unwrap();
@@ -155,22 +156,22 @@ impl Running {
         assert!(Command::new("kill").args([signal, &process]).status().unwrap().success());
     }
 
-    /// Reads to the end. Standard output is all that was said.
-    pub fn ended(mut self) -> Ended {
+    /// Waits until the run exits; returns all its output.
+    pub fn wait(mut self) -> ProcessOutput {
         for line in self.lines.by_ref() {
-            self.seen.push(line.unwrap());
+            self.output.push(line.unwrap());
         }
-        let mut ended = Ended::of(self.child.wait_with_output().unwrap());
-        ended.stdout = self.seen.join("\n");
-        ended
+        let mut output = ProcessOutput::of(self.child.wait_with_output().unwrap());
+        output.stdout = self.output.join("\n");
+        output
     }
 }
 
-/// Waits for something that happens beside the run.
-pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
+/// Waits until `condition` holds; `what` describes it in the message of a timeout.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(120);
-    while !happened() {
-        assert!(Instant::now() < deadline, "waited for {what} in vain");
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,4 +1,4 @@
-//! What the tests of the data crate share: pictures, a tiny VAE, a dataset made by hand, and the program.
+//! Helpers of the data crate's tests: pictures, a tiny VAE, synthetic datasets, and runs of `arinar-data`.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -14,16 +14,16 @@ use tch::{Device, nn};
 
 use crate::reference::generator;
 
-/// Identity of the hand-made dataset.
+/// Id of the synthetic dataset.
 pub const DATASET_ID: &str = "4a4d3ade00000000";
-/// Scale of the hand-made dataset's latents.
+/// Scale of the synthetic dataset's latents.
 pub const SCALE: f64 = 0.25;
-/// Latent channels, height and width of the hand-made dataset.
+/// Latent channels, height and width of the synthetic dataset.
 pub const LATENT: [usize; 3] = [4, 2, 2];
-/// Added to the mean in the mirrored view of the hand-made dataset.
+/// Difference between the means of the mirrored and the original view in the synthetic dataset.
 pub const MIRRORED: f32 = 1000.0;
 
-/// A program of this repository, next to the test that runs.
+/// Returns the path of a program of this repository, in the build folder of the running test.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("path of the test");
     let folder = test.parent().and_then(Path::parent).expect("target folder");
@@ -32,20 +32,20 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// Runs `arinar-data` and waits.
+/// Runs `arinar-data` until it exits.
 pub fn arinar_data(arguments: &[&str]) -> Output {
     Command::new(program("arinar-data")).args(arguments).output().expect("run arinar-data")
 }
 
-/// Exit code, standard output and standard error.
-pub fn ended(output: &Output) -> (i32, String, String) {
+/// Returns exit code, standard output and standard error.
+pub fn exit_status(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
 
 /// Asserts success and returns standard output.
 pub fn succeeded(output: &Output) -> String {
-    let (code, stdout, stderr) = ended(output);
+    let (code, stdout, stderr) = exit_status(output);
     assert_eq!(code, 0, "stdout: {stdout}\nstderr: {stderr}");
     stdout
 }
@@ -54,7 +54,7 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// `count` different 8x8 pictures in two class folders.
+/// Writes `count` different 8x8 pictures to two class folders.
 pub fn picture_tree(folder: &Path, count: usize) {
     for class in ["birds", "apes"] {
         std::fs::create_dir_all(folder.join(class)).expect("class folder");
@@ -66,7 +66,7 @@ pub fn picture_tree(folder: &Path, count: usize) {
     }
 }
 
-/// A VAE of stride 2 with 4 latent channels and random weights, the same each time.
+/// Writes a VAE with stride 2, 4 latent channels and fixed random weights.
 pub fn tiny_vae(path: &Path) {
     let _generator = generator();
     tch::manual_seed(7);
@@ -76,19 +76,19 @@ pub fn tiny_vae(path: &Path) {
     save_vae(path, &store, &config, 0.5, &[]).expect("save the VAE");
 }
 
-/// Mean of the first latent value of a sample of the hand-made dataset.
+/// Returns the mean of the latents of a sample of the synthetic dataset.
 pub fn mean_of(sample: usize) -> f32 {
     sample as f32
 }
 
-/// Class of a sample of the hand-made dataset.
+/// Returns the class of a sample of the synthetic dataset.
 pub fn label_of(sample: usize) -> i64 {
     (sample % 3) as i64
 }
 
-/// A dataset made by hand in shards of the given sizes. All logvars are -30, so a latent is its mean times the scale
-/// but for 3e-7 of noise; sample i has mean i everywhere, and picture 2 * i.
-pub fn hand_made(folder: &Path, shard_sizes: &[usize]) -> Manifest {
+/// Writes the synthetic dataset with shards of the given sizes. Sample i has mean i everywhere and source id 2 * i. All
+/// log-variances are -30, so a latent is its mean times the scale, apart from noise of 3e-7.
+pub fn write_synthetic_dataset(folder: &Path, shard_sizes: &[usize]) -> Manifest {
     let store = Store::open(text(folder)).expect("store");
     let length: usize = LATENT.iter().product();
     let mut shards = Vec::new();
@@ -148,7 +148,7 @@ pub fn flip_bit(path: &Path, at: usize) {
     file.write_all_at(&byte, at as u64).expect("write");
 }
 
-/// All files of a dataset with their bytes.
+/// Returns the names and contents of a dataset's files.
 pub fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .expect("folder")
@@ -162,8 +162,8 @@ pub fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// A dataset of `shards` shards with `records` records of two views of 32 KiB each.
-pub fn large(folder: &Path, shards: usize, records: usize) -> Manifest {
+/// Writes a dataset of `shards` shards with `records` records each. A record has two views of 32 KiB.
+pub fn write_large_dataset(folder: &Path, shards: usize, records: usize) -> Manifest {
     let store = Store::open(text(folder)).expect("store");
     let moments = vec![0x2e; 32 << 10];
     let mut facts = Vec::new();

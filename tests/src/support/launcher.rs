@@ -1,4 +1,4 @@
-//! What the launcher's tests share: runs of the real launcher under the real mpirun, with a stand-in for the trainer.
+//! Helpers of the launcher's tests: runs of the real launcher and `mpirun` with a stand-in for the trainer.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -10,18 +10,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Nobody waits for a test longer.
-pub const PATIENCE: Duration = Duration::from_secs(120);
-/// Nor for the end of a launcher longer than this.
-const END: Duration = Duration::from_secs(300);
+/// Timeout of [`wait_until`].
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// Time after which a launcher that has not exited is killed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A run's folder and the script of its stand-in.
+/// A run's folder with a configuration for the stand-in.
 pub struct Stage {
     pub folder: tempfile::TempDir,
 }
 
 impl Stage {
-    /// `script` is the stand-in's, in JSON.
+    /// Creates the folder; `script` is the stand-in's script in JSON.
     pub fn new(script: &str) -> Self {
         let stage = Self { folder: tempfile::tempdir().unwrap() };
         let logs = stage.path("logs");
@@ -39,7 +39,7 @@ impl Stage {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        // The launcher lets SIGHUP stay ignored, as it is where the tests run under nohup.
+        // Reset SIGHUP, since the launcher keeps it ignored if the tests run under nohup.
         let mut command = Command::new("/usr/bin/env");
         command.arg("--default-signal=HUP").arg(program("arinar-launcher"));
         command.arg("--config").arg(self.path("config.json"));
@@ -47,9 +47,9 @@ impl Stage {
         command
     }
 
-    /// Runs the launcher to its end.
-    pub fn run(&self, arguments: &[&str]) -> Said {
-        Said::by(&mut self.command(arguments))
+    /// Runs the launcher until it exits.
+    pub fn run(&self, arguments: &[&str]) -> LauncherOutput {
+        LauncherOutput::of(&mut self.command(arguments))
     }
 
     /// Starts the launcher.
@@ -64,31 +64,31 @@ impl Stage {
     }
 }
 
-/// A launcher that has ended.
+/// Exit code and output of a launcher.
 #[derive(Debug)]
-pub struct Said {
+pub struct LauncherOutput {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl Said {
-    /// Runs the command to its end.
-    pub fn by(command: &mut Command) -> Self {
-        Self::at_the_end_of(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+impl LauncherOutput {
+    /// Runs the command until it exits.
+    pub fn of(command: &mut Command) -> Self {
+        Self::collect(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
-    /// Waits for the end of a launcher. One that does not come to it is killed, which no test takes for an end in order.
-    fn at_the_end_of(child: Child) -> Self {
+    /// Waits until the launcher exits. A launcher that does not is killed, which no test accepts as an orderly exit.
+    fn collect(child: Child) -> Self {
         let pid = child.id();
-        let (ended, watch) = mpsc::channel::<()>();
+        let (exited, watch) = mpsc::channel::<()>();
         let watchdog = thread::spawn(move || {
-            if watch.recv_timeout(END) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if watch.recv_timeout(EXIT_TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout) {
                 signal(pid, rustix::process::Signal::KILL);
             }
         });
         let output = child.wait_with_output().unwrap();
-        drop(ended);
+        drop(exited);
         watchdog.join().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
@@ -96,23 +96,23 @@ impl Said {
 
     /// Asserts the exit code.
     #[track_caller]
-    pub fn ended(self, code: i32) -> Self {
+    pub fn exited_with(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{}\n{}", self.stdout, self.stderr);
         self
     }
 
-    /// Asserts that the launcher said this.
+    /// Asserts that standard error contains `part`.
     #[track_caller]
-    pub fn says(self, part: &str) -> Self {
+    pub fn reports(self, part: &str) -> Self {
         assert!(self.stderr.contains(part), "{part:?} is missing:\n{}", self.stderr);
         self
     }
 }
 
-/// A launcher that runs; ends with the test.
+/// A running launcher, killed when dropped.
 pub struct Running {
     pub child: Option<Child>,
-    /// What the launcher itself wrote.
+    /// The launcher's own log.
     pub log: PathBuf,
 }
 
@@ -121,37 +121,37 @@ impl Running {
         self.child.as_ref().unwrap().id()
     }
 
-    /// Waits until the launcher's log says this; returns the line.
+    /// Waits until a line of the launcher's log contains `part`; returns the line.
     #[track_caller]
-    pub fn says(&self, part: &str) -> String {
-        until(part, || {
+    pub fn wait_for_log(&self, part: &str) -> String {
+        wait_until(part, || {
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             log.lines().find(|line| line.contains(part)).map(str::to_owned)
         })
     }
 
-    /// Processes below the launcher.
-    pub fn below(&self) -> Vec<Process> {
-        below(self.pid())
+    /// Returns the launcher's descendants.
+    pub fn descendants(&self) -> Vec<Process> {
+        descendants(self.pid())
     }
 
-    /// The process of a rank, once all have come.
+    /// Waits for the process of a rank; returns its pid.
     #[track_caller]
     pub fn rank(&self, rank: usize) -> u32 {
         let variable = format!("OMPI_COMM_WORLD_RANK={rank}");
-        until(&variable, || {
-            let found = self.below().into_iter().find(|process| process.environment.contains(&variable));
+        wait_until(&variable, || {
+            let found = self.descendants().into_iter().find(|process| process.environment.contains(&variable));
             found.map(|process| process.pid)
         })
     }
 
     #[track_caller]
     pub fn mpirun(&self) -> u32 {
-        until("mpirun", || Some(self.below().into_iter().find(|process| process.name == "mpirun")?.pid))
+        wait_until("mpirun", || Some(self.descendants().into_iter().find(|process| process.name == "mpirun")?.pid))
     }
 
-    pub fn wait(mut self) -> Said {
-        Said::at_the_end_of(self.child.take().unwrap())
+    pub fn wait(mut self) -> LauncherOutput {
+        LauncherOutput::collect(self.child.take().unwrap())
     }
 }
 
@@ -164,7 +164,7 @@ impl Drop for Running {
     }
 }
 
-/// A process, as /proc shows it.
+/// A process as described in /proc.
 #[derive(Debug)]
 pub struct Process {
     pub pid: u32,
@@ -172,8 +172,8 @@ pub struct Process {
     pub environment: BTreeSet<String>,
 }
 
-/// Living processes below one, at any depth.
-pub fn below(root: u32) -> Vec<Process> {
+/// Returns the living descendants of a process.
+pub fn descendants(root: u32) -> Vec<Process> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
@@ -185,13 +185,13 @@ pub fn below(root: u32) -> Vec<Process> {
             parents.push((pid, words[1].parse::<u32>().unwrap(), name));
         }
     }
-    let mut family = vec![root];
+    let mut queue = vec![root];
     let mut found = Vec::new();
     let mut next = 0;
-    while next < family.len() {
-        let parent = family[next];
+    while next < queue.len() {
+        let parent = queue[next];
         for (pid, _, name) in parents.iter().filter(|entry| entry.1 == parent) {
-            family.push(*pid);
+            queue.push(*pid);
             found.push(Process { pid: *pid, name: name.clone(), environment: environment(*pid) });
         }
         next += 1;
@@ -204,27 +204,27 @@ fn environment(pid: u32) -> BTreeSet<String> {
     bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
-/// True while the process is there and no zombie.
-pub fn lives(pid: u32) -> bool {
+/// Returns true if the process exists and is not a zombie.
+pub fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.trim_start().starts_with('Z'))
 }
 
-/// Waits for something.
+/// Polls `poll` until it returns a value; `what` describes the value in the message of a timeout.
 #[track_caller]
-pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    within(PATIENCE, what, look)
+pub fn wait_until<T>(what: &str, poll: impl FnMut() -> Option<T>) -> T {
+    wait_at_most(TIMEOUT, what, poll)
 }
 
-/// Waits for something, but not longer than this.
+/// Polls like [`wait_until`], with another timeout.
 #[track_caller]
-pub fn within<T>(time: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
+pub fn wait_at_most<T>(timeout: Duration, what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = poll() {
             return found;
         }
-        assert!(began.elapsed() < time, "{what}: not within {time:?}");
+        assert!(start.elapsed() < timeout, "{what}: not within {timeout:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -234,12 +234,12 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
-/// A program, built from the sources as they are.
+/// Builds all programs from the current sources, once per process, and returns the path of one of them.
 pub fn program(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
         let built = Command::new(env!("CARGO"))
-            // Of the whole workspace: for one package alone features differ, and all would be compiled again.
+            // Build the whole workspace: one package alone resolves other features and recompiles everything.
             .args(["build", "--release", "--quiet", "--workspace", "--bins"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()

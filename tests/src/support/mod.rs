@@ -1,7 +1,7 @@
-//! What the test suites share: small datasets, runs of the real programs, and servers.
+//! Fixtures shared by the test suites: small datasets, runs of the real programs, and servers.
 
-// Names and signatures say what these helpers do; their users are the tests alone.
-// A helper that fails must fail the test.
+// These helpers are only used by tests; most are documented by their names and signatures. A helper that fails must
+// fail the test.
 #![allow(missing_docs, clippy::unwrap_used, clippy::new_without_default)]
 
 pub mod checkpoint;

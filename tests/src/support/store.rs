@@ -1,4 +1,4 @@
-//! What every store must do, local or in a cloud, and who the tests talk to.
+//! The conformance suite of every store, local or remote, and stores on the S3 server of the tests.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -9,24 +9,24 @@ use std::path::Path;
 use crate::s3::S3Server;
 use arinar_store::{Environment, Store};
 
-/// Bytes that no shift or swap of parts leaves as they are.
+/// Returns bytes that are changed by any shift or swap of parts.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| ((i * 31 + i / 251 + i / 65_537) % 256) as u8).collect()
 }
 
-/// Environment of a server, with little patience.
-pub fn environment(server: &S3Server, patience: &str) -> Environment {
-    let patience = ("ARINAR_STORE_PATIENCE".to_owned(), patience.to_owned());
-    server.environment().into_iter().chain([patience]).collect()
+/// Returns the environment of a server, with `ARINAR_STORE_PATIENCE` set to `timeout` seconds.
+pub fn environment(server: &S3Server, timeout: &str) -> Environment {
+    let timeout = ("ARINAR_STORE_PATIENCE".to_owned(), timeout.to_owned());
+    server.environment().into_iter().chain([timeout]).collect()
 }
 
-/// A store in a bucket of its own.
-pub fn s3_store(server: &S3Server, bucket: &str, patience: &str) -> Store {
+/// Opens a store in a new bucket.
+pub fn s3_store(server: &S3Server, bucket: &str, timeout: &str) -> Store {
     server.create_bucket(bucket);
-    Store::open_with(&format!("s3://{bucket}/some folder/data"), &environment(server, patience)).unwrap()
+    Store::open_with(&format!("s3://{bucket}/some folder/data"), &environment(server, timeout)).unwrap()
 }
 
-/// Downloads an object to a file and reads it.
+/// Downloads an object to a file and returns its contents.
 pub fn downloaded(store: &Store, name: &str, bytes: u64) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("copy");
@@ -36,15 +36,15 @@ pub fn downloaded(store: &Store, name: &str, bytes: u64) -> Vec<u8> {
     found
 }
 
-/// The suite.
-pub fn conforms(store: &Store) {
-    objects_come_back(store);
-    large_objects_come_back(store);
-    conditions_hold(store);
-    one_of_many_creators_succeeds(store);
+/// Runs the conformance suite on an empty store.
+pub fn check_conformance(store: &Store) {
+    check_objects(store);
+    check_large_objects(store);
+    check_conditional_puts(store);
+    check_concurrent_creation(store);
 }
 
-fn objects_come_back(store: &Store) {
+fn check_objects(store: &Store) {
     assert!(!store.exists("a/b.bin").unwrap());
     assert!(store.list("").unwrap().is_empty());
     assert!(store.get("a/b.bin").unwrap_err().is_missing());
@@ -74,9 +74,9 @@ fn objects_come_back(store: &Store) {
     assert!(!store.exists("a/b.bin").unwrap());
 }
 
-fn large_objects_come_back(store: &Store) {
+fn check_large_objects(store: &Store) {
     let folder = tempfile::tempdir().unwrap();
-    // Below and above the size at which an upload is made in parts, and with a last part that is not whole.
+    // Lengths below and above the limit for multipart uploads, with an incomplete last part.
     for length in [(9 << 20) + 5, (17 << 20) + 12_345] {
         let bytes = pattern(length);
         let source = folder.path().join("source");
@@ -98,7 +98,7 @@ fn large_objects_come_back(store: &Store) {
     assert!(missing.contains("/nowhere/at/all"), "{missing}");
 }
 
-fn conditions_hold(store: &Store) {
+fn check_conditional_puts(store: &Store) {
     assert!(store.get_versioned("c").unwrap().is_none());
     assert!(store.put_new("c", "one").unwrap());
     assert!(!store.put_new("c", "two").unwrap());
@@ -114,14 +114,14 @@ fn conditions_hold(store: &Store) {
     assert!(!store.exists("c").unwrap());
 }
 
-fn one_of_many_creators_succeeds(store: &Store) {
-    let tried: Vec<bool> = std::thread::scope(|scope| {
+fn check_concurrent_creation(store: &Store) {
+    let created: Vec<bool> = std::thread::scope(|scope| {
         let writers: Vec<_> =
             (0..8).map(|writer: u8| scope.spawn(move || store.put_new("race", vec![writer]).unwrap())).collect();
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
     });
-    let winners: Vec<u8> = (0..8).filter(|&writer| tried[usize::from(writer)]).collect();
-    assert_eq!(winners.len(), 1, "{tried:?}");
+    let winners: Vec<u8> = (0..8).filter(|&writer| created[usize::from(writer)]).collect();
+    assert_eq!(winners.len(), 1, "{created:?}");
     assert_eq!(store.get("race").unwrap().as_ref(), winners);
     store.delete("race").unwrap();
 }

@@ -1,4 +1,4 @@
-//! What the trainer's tests share: a tiny dataset, a tiny model, and runs of the real binary.
+//! Helpers of the trainer's tests: a tiny dataset, a tiny model, and runs of the real trainer.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -21,7 +21,7 @@ pub const SAMPLES: u64 = 48;
 const CHANNELS: usize = 4;
 const GRID: usize = 4;
 
-/// A temporary folder with a dataset, a configuration and the run that they make.
+/// A temporary folder with a dataset, a configuration and a run.
 pub struct Lab {
     pub folder: tempfile::TempDir,
 }
@@ -38,15 +38,15 @@ impl Lab {
         self.folder.path().join(name)
     }
 
-    /// The tiny configuration; every place in it is absolute.
+    /// Returns the tiny configuration, with absolute paths.
     pub fn config(&self) -> String {
-        let place = |name| self.path(name).display().to_string();
-        CONFIG.replace("DATA", &place("dataset")).replace("RUN", &place("run")).replace("LOGS", &place("logs"))
+        let path = |name| self.path(name).display().to_string();
+        CONFIG.replace("DATA", &path("dataset")).replace("RUN", &path("run")).replace("LOGS", &path("logs"))
     }
 
-    /// Trains with overrides, without mpirun for 0 ranks.
-    pub fn train(&self, ranks: usize, overrides: &[&str]) -> Ended {
-        Ended::of(self.command(ranks, overrides).output().unwrap())
+    /// Trains with configuration overrides; 0 ranks means one process without mpirun.
+    pub fn train(&self, ranks: usize, overrides: &[&str]) -> ProcessOutput {
+        ProcessOutput::of(self.command(ranks, overrides).output().unwrap())
     }
 
     pub fn command(&self, ranks: usize, overrides: &[&str]) -> Command {
@@ -58,7 +58,7 @@ impl Lab {
         command
     }
 
-    /// Names of the run's committed checkpoints.
+    /// Returns the names of the run's committed checkpoints.
     pub fn checkpoints(&self, run: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.path(run)) else { return Vec::new() };
         let mut names: Vec<String> = entries
@@ -70,7 +70,7 @@ impl Lab {
         names
     }
 
-    /// Every tensor of a checkpoint, whatever the number of files: name to shape and bytes.
+    /// Returns shape and bytes of every tensor in all files of a checkpoint, by name.
     pub fn tensors(&self, checkpoint: &str) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
         let mut tensors = BTreeMap::new();
         for entry in std::fs::read_dir(self.path(checkpoint)).unwrap() {
@@ -80,47 +80,52 @@ impl Lab {
             let bytes = std::fs::read(&path).unwrap();
             for (tensor, view) in safetensors::SafeTensors::deserialize(&bytes).unwrap().iter() {
                 let value = (view.shape().to_vec(), view.data().to_vec());
-                assert!(tensors.insert(format!("{kind}/{tensor}"), value).is_none(), "{tensor} twice");
+                assert!(tensors.insert(format!("{kind}/{tensor}"), value).is_none(), "duplicate tensor {tensor}");
             }
         }
-        assert!(!tensors.is_empty(), "{checkpoint} holds no tensor");
+        assert!(!tensors.is_empty(), "{checkpoint} contains no tensors");
         tensors
     }
 
-    /// The trained parameters of the run's checkpoint of a step, their averages and their moments.
+    /// Returns the trained parameters, averages and moments in the run's checkpoint of a step.
     pub fn trained(&self, step: u64) -> Trained {
         let tensors = self.tensors(&format!("run/step-{step:08}"));
-        let below = |prefix: &str| -> Tensors {
+        let with_prefix = |prefix: &str| -> Tensors {
             let ours = tensors.iter().filter_map(|(name, value)| Some((name.strip_prefix(prefix)?.to_owned(), value)));
             ours.map(|(name, (shape, bytes))| (name, tensor(shape, bytes))).collect()
         };
-        let [first_moment, second_moment] = ["optimizer/exp_avg.", "optimizer/exp_avg_sq."].map(below);
-        // The other tensors of the state dict are not trained.
+        let [first_moment, second_moment] = ["optimizer/exp_avg.", "optimizer/exp_avg_sq."].map(with_prefix);
+        // Leave out the tensors of the state dict that are not trained.
         let trained =
             |tensors: Tensors| tensors.into_iter().filter(|(name, _)| first_moment.contains_key(name)).collect();
-        Trained { weights: trained(below("model/")), ema: trained(below("ema/")), first_moment, second_moment }
+        Trained {
+            weights: trained(with_prefix("model/")),
+            ema: trained(with_prefix("ema/")),
+            first_moment,
+            second_moment,
+        }
     }
 
-    /// A curve of the run's event files: step to value, as TensorBoard shows it.
+    /// Returns a curve of the run's event files as TensorBoard shows it: the value of each step.
     pub fn curve(&self, logs: &str, tag: &str) -> BTreeMap<u64, f32> {
         read_curve(&self.path(logs), tag)
     }
 }
 
-/// A tensor from its shape and bytes.
+/// Creates a tensor from its shape and bytes.
 pub fn tensor(shape: &[usize], bytes: &[u8]) -> Tensor {
     let shape: Vec<i64> = shape.iter().map(|&length| length as i64).collect();
     Tensor::from_data_size(bytes, &shape, Kind::Float)
 }
 
-/// How a process ended.
-pub struct Ended {
+/// Exit code and output of a process.
+pub struct ProcessOutput {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl Ended {
+impl ProcessOutput {
     pub fn of(output: Output) -> Self {
         Self {
             code: output.status.code(),
@@ -134,7 +139,7 @@ impl Ended {
         self
     }
 
-    /// The one line that tells what was wrong.
+    /// Returns the error message, which must be a single line.
     pub fn error(&self) -> &str {
         let lines: Vec<&str> = self.stderr.lines().filter(|line| line.starts_with("arinar-trainer: error:")).collect();
         assert_eq!(lines.len(), 1, "{}\n{}", self.stdout, self.stderr);
@@ -142,7 +147,8 @@ impl Ended {
     }
 }
 
-/// The trainer, built from the sources as they are, or one built elsewhere, in the folder that `ARINAR_TEST_PROGRAMS` names.
+/// Returns the path of the trainer: in the folder named by `ARINAR_TEST_PROGRAMS`, or else built from the current
+/// sources.
 pub fn trainer() -> &'static Path {
     static TRAINER: OnceLock<PathBuf> = OnceLock::new();
     TRAINER.get_or_init(|| {
@@ -150,7 +156,7 @@ pub fn trainer() -> &'static Path {
             return PathBuf::from(folder).join("arinar-trainer");
         }
         let built = Command::new(env!("CARGO"))
-            // Of the whole workspace: for one package alone features differ, and all would be compiled again.
+            // Build the whole workspace: one package alone resolves other features and recompiles everything.
             .args(["build", "--release", "--quiet", "--workspace", "--bins"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
@@ -161,7 +167,7 @@ pub fn trainer() -> &'static Path {
     })
 }
 
-/// `mpirun` with that many ranks, or `env` for none.
+/// Returns an `mpirun` command with `ranks` ranks, or `env` for 0 ranks.
 pub fn launch(ranks: usize) -> Command {
     if ranks == 0 { Command::new("env") } else { mpirun(ranks) }
 }
@@ -185,7 +191,7 @@ train: {max_steps: 20, threads: 1, device: cpu}
 log: {every: 1, format: text}
 ";
 
-/// Writes the tiny dataset; `poison` names a sample whose latent is infinite.
+/// Writes the tiny dataset. The latent of sample `poison` is infinite.
 pub fn write_dataset(folder: &Path, poison: Option<u64>) {
     let store = Store::open(folder.to_str().unwrap()).unwrap();
     let shape = [2 * CHANNELS, GRID, GRID];
@@ -225,12 +231,12 @@ pub fn write_dataset(folder: &Path, poison: Option<u64>) {
     manifest.write(&store).unwrap();
 }
 
-/// The moments of the mirror image: every row the other way round.
+/// Returns the moments of the mirror image: every row reversed.
 fn mirrored(moments: &[u8]) -> Vec<u8> {
     moments.chunks_exact(2 * GRID).flat_map(|row| row.rchunks_exact(2).flatten().copied()).collect()
 }
 
-/// Means that look random, of size 0.25 to 2, and a log-variance of -4, as f16.
+/// Returns moments in f16: pseudo-random means with magnitudes from 0.25 to 2, and log-variances of -4.
 fn moments(sample: u64, infinite: bool) -> Vec<u8> {
     let values = CHANNELS * GRID * GRID;
     let mut state = sample + 1;
@@ -248,8 +254,8 @@ fn moments(sample: u64, infinite: bool) -> Vec<u8> {
     means.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// Reads event files as TensorBoard does: in the order of their names, a session's start dropping
-/// what earlier files hold for its step and later ones.
+/// Reads event files as TensorBoard does: in the order of their names, where the start of a session discards earlier
+/// values of its step and later steps.
 pub fn read_curve(folder: &Path, tag: &str) -> BTreeMap<u64, f32> {
     let is_event_file = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().contains("tfevents");
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -261,7 +267,7 @@ pub fn read_curve(folder: &Path, tag: &str) -> BTreeMap<u64, f32> {
         let mut rest = bytes.as_slice();
         while rest.len() >= 16 {
             let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
-            // A killed run may leave half a record.
+            // A killed run may leave a partial record.
             let Some(event) = rest.get(12..12 + length) else { break };
             rest = rest.get(16 + length..).unwrap_or_default();
             read_event(event, tag, &mut curve);
@@ -290,7 +296,7 @@ fn read_event(event: &[u8], tag: &str, curve: &mut BTreeMap<u64, f32>) {
     }
 }
 
-/// One field of a protocol buffer.
+/// A field of a protocol buffer.
 struct Field<'a> {
     number: u64,
     varint: u64,

@@ -1,5 +1,5 @@
-//! What tests of the launcher with the real trainer share: a run under the launcher, what it must not leave
-//! behind, and the run that nothing disturbs, which it must equal to the last bit.
+//! Helpers for tests of the launcher with the real trainer: a run under the launcher that is disturbed, checks that it
+//! leaves no processes or files behind, and the undisturbed run that it must equal bit for bit.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -11,17 +11,17 @@ use std::{
 };
 
 use crate::support::{
-    launcher::{Process, Running, Said, lives, program, until, within},
-    trainer::{Ended, Lab, launch},
+    launcher::{LauncherOutput, Process, Running, is_alive, program, wait_at_most, wait_until},
+    trainer::{Lab, ProcessOutput, launch},
 };
 
-/// Nothing of a job stays after its end. The launcher gives mpirun five seconds before it kills it.
+/// Time within which all processes of a finished job must be gone. The launcher kills `mpirun` after five seconds.
 pub const GONE: Duration = Duration::from_secs(60);
 
-/// The usual `--silence-limit`. What is noticed in a fraction of it is noticed by itself, and not because nothing was heard.
+/// The default `--silence-limit`. A failure noticed in a fraction of it was detected directly, not by silence.
 pub const SILENCE: Duration = Duration::from_secs(60);
 
-/// A run that is going to be disturbed.
+/// A run under the launcher that the test disturbs.
 pub struct Trial {
     pub lab: Lab,
     pub ranks: usize,
@@ -32,14 +32,14 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Of the tiny model.
+    /// Creates a trial of the tiny model.
     pub fn tiny(overrides: &[&str]) -> Self {
         let lab = Lab::new();
         let config = lab.path("tiny.yaml");
         Self::new(lab, config, overrides.iter().map(|value| (*value).to_owned()).collect())
     }
 
-    /// Of the demo's model on the demo's pictures.
+    /// Creates a trial of the demo's model on the demo's pictures.
     pub fn demo(overrides: &[&str]) -> Self {
         let lab = Lab::new();
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -47,10 +47,10 @@ impl Trial {
         encode.arg(program("arinar-data")).args(["encode", "--image-size", "32", "--images"]);
         encode.arg(repository.join("tests/data/noto-emoji-32.tar")).arg("--vae");
         encode.arg(repository.join("data/assets/emoji-vae.safetensors")).arg("--out").arg(lab.path("emoji"));
-        Ended::of(encode.output().unwrap()).succeeded();
-        let places = [("data.url", "emoji"), ("run.dir", "run"), ("run.log_dir", "logs")];
-        let places = places.map(|(key, name)| format!("{key}={}", lab.path(name).display()));
-        let overrides = places.into_iter().chain(overrides.iter().map(|value| (*value).to_owned())).collect();
+        ProcessOutput::of(encode.output().unwrap()).succeeded();
+        let paths = [("data.url", "emoji"), ("run.dir", "run"), ("run.log_dir", "logs")];
+        let paths = paths.map(|(key, name)| format!("{key}={}", lab.path(name).display()));
+        let overrides = paths.into_iter().chain(overrides.iter().map(|value| (*value).to_owned())).collect();
         Self::new(lab, repository.join("configs/demo.yaml"), overrides)
     }
 
@@ -59,14 +59,14 @@ impl Trial {
         Self { lab, ranks: 2, silence: SILENCE, config, overrides }
     }
 
-    /// Puts a text that was not known at first into the overrides.
+    /// Replaces a placeholder in the overrides by a text that was unknown when the trial was created.
     pub fn replace(&mut self, placeholder: &str, text: &str) {
         for value in &mut self.overrides {
             *value = value.replace(placeholder, text);
         }
     }
 
-    /// The launcher.
+    /// Returns the command that runs the launcher.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("arinar-launcher"));
         command.arg("--config").arg(&self.config).args(["--nproc", &self.ranks.to_string()]);
@@ -74,15 +74,15 @@ impl Trial {
         for value in &self.overrides {
             command.args(["--set", value]);
         }
-        // Open MPI keeps its files there.
+        // Open MPI stores its session files in TMPDIR.
         command.env("TMPDIR", self.lab.path("tmp")).env("ARINAR_SAMPLE_LOG", self.lab.path("samples"));
         command.args(arguments);
         command
     }
 
-    /// Runs the launcher to its end.
-    pub fn run(&self, arguments: &[&str]) -> Said {
-        Said::by(&mut self.command(arguments))
+    /// Runs the launcher until it exits.
+    pub fn run(&self, arguments: &[&str]) -> LauncherOutput {
+        LauncherOutput::of(&mut self.command(arguments))
     }
 
     /// Starts the launcher.
@@ -90,8 +90,8 @@ impl Trial {
         self.watch(self.command(arguments))
     }
 
-    /// Starts a command that is the launcher, or becomes it. What ranks say goes to a file: a pipe that nobody reads would
-    /// fill up.
+    /// Starts a command that is the launcher or executes it. Its standard output goes to a file, because a pipe without
+    /// a reader would fill up.
     pub fn watch(&self, mut command: Command) -> Running {
         let stdout = File::options().create(true).append(true).open(self.lab.path("stdout")).unwrap();
         let child = command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
@@ -102,60 +102,60 @@ impl Trial {
         std::fs::read_to_string(self.lab.path(&format!("logs/ranks/{name}.log"))).unwrap_or_default()
     }
 
-    /// Waits for a checkpoint that is not there yet; returns its name.
+    /// Waits for the next checkpoint; returns its name.
     #[track_caller]
     pub fn next_checkpoint(&self) -> String {
         let known = self.lab.checkpoints("run");
-        until("a checkpoint", || self.lab.checkpoints("run").into_iter().find(|name| !known.contains(name)))
+        wait_until("a checkpoint", || self.lab.checkpoints("run").into_iter().find(|name| !known.contains(name)))
     }
 
-    /// Waits until rank 0 of this start has told where it goes on from.
+    /// Waits until rank 0 of this attempt has logged the checkpoint from which it resumes; returns its name.
     #[track_caller]
-    pub fn goes_on_from(&self, attempt: &str) -> String {
-        until("a restart", || {
+    pub fn resumed_from(&self, attempt: &str) -> String {
+        wait_until("a restart", || {
             let log = self.log("rank-0");
-            let (_, last) = log.rsplit_once(attempt)?;
-            let line = last.lines().find(|line| line.starts_with("resuming from "))?;
+            let (_, of_attempt) = log.rsplit_once(attempt)?;
+            let line = of_attempt.lines().find(|line| line.starts_with("resuming from "))?;
             Some(line.rsplit('/').next()?.to_owned())
         })
     }
 
-    /// The same run, which nothing disturbs, under plain mpirun in folders of its own.
+    /// Returns the command of the same run without the launcher, in separate folders.
     pub fn undisturbed(&self) -> Command {
         let mut command = launch(self.ranks);
         command.arg(program("arinar-trainer")).arg("--config").arg(&self.config);
-        let places = [("run.dir", "calm"), ("run.log_dir", "calm-logs")];
-        let places = places.map(|(key, name)| format!("{key}={}", self.lab.path(name).display()));
-        for value in self.overrides.iter().chain(&places) {
+        let paths = [("run.dir", "calm"), ("run.log_dir", "calm-logs")];
+        let paths = paths.map(|(key, name)| format!("{key}={}", self.lab.path(name).display()));
+        for value in self.overrides.iter().chain(&paths) {
             command.arg("--set").arg(value);
         }
         command.env("ARINAR_SAMPLE_LOG", self.lab.path("calm-samples"));
         command
     }
 
-    /// Trains undisturbed, and asserts that the trial came to the same end by the same way.
-    pub fn assert_like_undisturbed(&self) {
-        Ended::of(self.undisturbed().output().unwrap()).succeeded();
-        self.assert_same_end();
+    /// Runs the undisturbed training and asserts that the trial has the same curve, samples and final weights.
+    pub fn assert_matches_undisturbed(&self) {
+        ProcessOutput::of(self.undisturbed().output().unwrap()).succeeded();
+        self.assert_same_results();
     }
 
-    /// What [`Self::assert_like_undisturbed`] asserts, once the undisturbed run has ended.
-    pub fn assert_same_end(&self) {
+    /// Makes the assertions of [`Self::assert_matches_undisturbed`] after the undisturbed run has ended.
+    pub fn assert_same_results(&self) {
         let last = self.lab.checkpoints("calm").pop().unwrap();
         assert_eq!(self.lab.checkpoints("run").last(), Some(&last));
         let tensors = |run: &str| self.lab.tensors(&format!("{run}/{last}"));
         assert!(tensors("run") == tensors("calm"), "the weights differ");
-        self.put_ranks_aside();
+        self.move_rank_logs();
         assert_eq!(self.lab.curve("logs", "train_loss"), self.lab.curve("calm-logs", "train_loss"));
         assert_eq!(self.samples("samples"), self.samples("calm-samples"));
     }
 
-    /// The reader of curves wants files alone.
-    pub fn put_ranks_aside(&self) {
+    /// Moves the ranks' logs away, because the reader of curves expects a folder with files only.
+    pub fn move_rank_logs(&self) {
         std::fs::rename(self.lab.path("logs/ranks"), self.lab.path("ranks")).unwrap();
     }
 
-    /// The samples of each step, as sample and epoch; a step that was trained again has the same.
+    /// Returns the samples of each step as (sample, epoch). A step that was trained twice must have the same samples.
     pub fn samples(&self, name: &str) -> BTreeMap<u64, BTreeSet<(u64, u64)>> {
         let text = std::fs::read_to_string(self.lab.path(name)).unwrap();
         let mut steps: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
@@ -166,7 +166,7 @@ impl Trial {
         steps
     }
 
-    /// Asserts that of these jobs and of any other of this trial neither a process nor a file is left.
+    /// Asserts that no process or file of these jobs or of another job of this trial is left.
     #[track_caller]
     pub fn assert_nothing_is_left(&self, jobs: &Jobs) {
         jobs.assert_gone();
@@ -176,14 +176,14 @@ impl Trial {
     }
 }
 
-/// `command`, started by another, which becomes it.
+/// Returns `command` prefixed by the command `starter`, which executes it.
 pub fn started_by(mut starter: Command, command: &Command) -> Command {
     starter.arg(command.get_program()).args(command.get_args());
     starter.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     starter
 }
 
-/// Processes that were seen below launchers, and Open MPI's numbers of their jobs.
+/// Processes recorded as descendants of launchers, and Open MPI's numbers of their jobs.
 #[derive(Default)]
 pub struct Jobs {
     processes: BTreeSet<u32>,
@@ -191,21 +191,21 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// Takes note of a launcher's processes.
-    pub fn see(&mut self, processes: &[Process]) {
+    /// Records a launcher's processes.
+    pub fn record(&mut self, processes: &[Process]) {
         self.processes.extend(processes.iter().map(|process| process.pid));
         let variables = processes.iter().flat_map(|process| &process.environment);
         let numbers = variables.filter_map(|variable| variable.strip_prefix("PMIX_NAMESPACE=")?.parse::<u32>().ok());
         self.numbers.extend(numbers);
     }
 
-    /// Waits until all of them are gone, no longer than [`GONE`].
+    /// Asserts that all recorded processes are gone within [`GONE`].
     #[track_caller]
     pub fn assert_gone(&self) {
-        within(GONE, "all processes gone", || (!self.processes.iter().any(|&pid| lives(pid))).then_some(()));
+        wait_at_most(GONE, "all processes gone", || (!self.processes.iter().any(|&pid| is_alive(pid))).then_some(()));
     }
 
-    /// Names of their ranks' shared memory that is still there.
+    /// Returns the names of the shared memory that ranks of these jobs have left.
     fn shared_memory(&self) -> Vec<String> {
         let names =
             std::fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -47,7 +47,7 @@ pub enum CheckpointError {
     },
     /// The run already has checkpoints, and `resume` is `none`.
     #[error(
-        "{url} already holds the checkpoint {newest}; set checkpoint.resume=auto to go on from it, \
+        "{url} already holds the checkpoint {newest}; set checkpoint.resume=auto to resume from it, \
          or run.dir to a new folder"
     )]
     RunExists {

@@ -157,6 +157,6 @@ impl Logs {
     /// Continues without curves, because they are not worth ending the run.
     fn disable_events(&mut self, error: &TensorBoardError) {
         self.events = None;
-        self.warn(&format!("{error}; training goes on without TensorBoard"));
+        self.warn(&format!("{error}; training continues without TensorBoard"));
     }
 }

@@ -1,4 +1,4 @@
-//! Devices and their primary contexts, one of which is current in a thread.
+//! Devices and their primary contexts. Each thread has a current context.
 
 use std::{
     cell::Cell,
@@ -15,27 +15,27 @@ use super::{
 };
 use crate::{environment::settings, lock};
 
-/// The version of CUDA that the driver claims.
+/// CUDA version that the driver reports.
 const DRIVER_VERSION: c_int = 13000;
-/// What a device says of its memory, in bytes.
+/// Memory that a device reports, in bytes.
 const MEMORY: usize = 8 << 30;
-/// The context of device d is the handle `CONTEXT_STEP * (d + 1)`.
+/// Distance between the handles of contexts: that of device d is `CONTEXT_STEP * (d + 1)`.
 const CONTEXT_STEP: usize = 0x100;
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
-/// How often each device's context is retained.
+/// Reference count of each device's primary context.
 static RETAINED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// The handle of the current context; 0 for none.
+    /// Handle of the current context; 0 for none.
     static CURRENT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The device whose context is current in this thread.
+/// Returns the device whose context is current in this thread.
 ///
 /// # Errors
-/// `NotInitialized` before `cuInit`, `InvalidContext` where none is current or it was released.
-pub fn current() -> Result<usize, CudaResult> {
+/// Returns `NotInitialized` before `cuInit`, and `InvalidContext` if no context is current or it was released.
+pub(crate) fn current() -> Result<usize, CudaResult> {
     initialized()?;
     let device = (CURRENT.get() / CONTEXT_STEP).checked_sub(1).ok_or(InvalidContext)?;
     if lock(&RETAINED).get(device).is_none_or(|count| *count == 0) {
@@ -67,7 +67,7 @@ extern "C" fn cuInit(flags: c_uint) -> CudaResult {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> CudaResult {
-    // SAFETY: the caller gives a place for one integer, or null.
+    // SAFETY: the caller passes a pointer to an integer, or null.
     unsafe { put(version, DRIVER_VERSION) }
 }
 
@@ -76,32 +76,32 @@ unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> CudaResult {
     if let Err(error) = initialized() {
         return error;
     }
-    // SAFETY: the caller gives a place for one integer, or null.
+    // SAFETY: the caller passes a pointer to an integer, or null.
     unsafe { put(count, settings().gpus as c_int) }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuDeviceGet(place: *mut c_int, ordinal: c_int) -> CudaResult {
+unsafe extern "C" fn cuDeviceGet(out: *mut c_int, ordinal: c_int) -> CudaResult {
     match device(ordinal) {
-        // SAFETY: the caller gives a place for one integer, or null.
-        Ok(_) => unsafe { put(place, ordinal) },
+        // SAFETY: the caller passes a pointer to an integer, or null.
+        Ok(_) => unsafe { put(out, ordinal) },
         Err(error) => error,
     }
 }
 
-/// Copies a text to C memory of `len` bytes, cut to fit, with a zero at its end.
+/// Copies a text to C memory of `len` bytes, truncated to fit and terminated by a zero.
 ///
 /// # Safety
-/// `place` is null or valid for `len` bytes.
-unsafe fn put_text(place: *mut c_char, len: c_int, text: &str) -> CudaResult {
-    let Some(room) = usize::try_from(len).ok().and_then(|len| len.checked_sub(1)).filter(|_| !place.is_null()) else {
+/// `out` must be null or valid for writing `len` bytes.
+unsafe fn put_text(out: *mut c_char, len: c_int, text: &str) -> CudaResult {
+    let Some(room) = usize::try_from(len).ok().and_then(|len| len.checked_sub(1)).filter(|_| !out.is_null()) else {
         return InvalidValue;
     };
     let kept = text.len().min(room);
-    // SAFETY: `kept` bytes and the zero fit into the `len` that the caller promises; the text is memory of our own.
+    // SAFETY: `kept` bytes and the zero fit into the caller's `len` bytes, and the text does not overlap them.
     unsafe {
-        place.copy_from_nonoverlapping(text.as_ptr().cast(), kept);
-        place.add(kept).write(0);
+        out.copy_from_nonoverlapping(text.as_ptr().cast(), kept);
+        out.add(kept).write(0);
     }
     Success
 }
@@ -109,7 +109,7 @@ unsafe fn put_text(place: *mut c_char, len: c_int, text: &str) -> CudaResult {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, len: c_int, number: c_int) -> CudaResult {
     match device(number) {
-        // SAFETY: the caller gives `len` bytes, or null.
+        // SAFETY: the caller passes a pointer to `len` bytes, or null.
         Ok(device) => unsafe { put_text(name, len, &format!("stand-in GPU {device}")) },
         Err(error) => error,
     }
@@ -118,36 +118,36 @@ unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, len: c_int, number: c_in
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDeviceGetPCIBusId(name: *mut c_char, len: c_int, number: c_int) -> CudaResult {
     match device(number) {
-        // SAFETY: the caller gives `len` bytes, or null.
+        // SAFETY: the caller passes a pointer to `len` bytes, or null.
         Ok(device) => unsafe { put_text(name, len, &format!("FFFF:{:02X}:00.0", device + 1)) },
         Err(error) => error,
     }
 }
 
-unsafe fn put_uuid(place: *mut [u8; 16], number: c_int) -> CudaResult {
+unsafe fn put_uuid(out: *mut [u8; 16], number: c_int) -> CudaResult {
     match device(number) {
-        // SAFETY: the caller gives a place for 16 bytes, or null.
-        Ok(device) => unsafe { put(place, [device as u8 + 1; 16]) },
+        // SAFETY: the caller passes a pointer to 16 bytes, or null.
+        Ok(device) => unsafe { put(out, [device as u8 + 1; 16]) },
         Err(error) => error,
     }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuDeviceGetUuid(place: *mut [u8; 16], number: c_int) -> CudaResult {
-    // SAFETY: handed on as it came.
-    unsafe { put_uuid(place, number) }
+unsafe extern "C" fn cuDeviceGetUuid(out: *mut [u8; 16], number: c_int) -> CudaResult {
+    // SAFETY: the arguments are passed on unchanged.
+    unsafe { put_uuid(out, number) }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuDeviceGetUuid_v2(place: *mut [u8; 16], number: c_int) -> CudaResult {
-    // SAFETY: handed on as it came.
-    unsafe { put_uuid(place, number) }
+unsafe extern "C" fn cuDeviceGetUuid_v2(out: *mut [u8; 16], number: c_int) -> CudaResult {
+    // SAFETY: the arguments are passed on unchanged.
+    unsafe { put_uuid(out, number) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, number: c_int) -> CudaResult {
     match device(number) {
-        // SAFETY: the caller gives a place for one number, or null.
+        // SAFETY: the caller passes a pointer to a number, or null.
         Ok(_) => unsafe { put(bytes, MEMORY) },
         Err(error) => error,
     }
@@ -158,31 +158,31 @@ unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> Cud
     if let Err(error) = current() {
         return error;
     }
-    // SAFETY: the caller gives places for two numbers, or null.
+    // SAFETY: the caller passes pointers to two numbers, or null.
     let results = unsafe { [put(free, MEMORY), put(total, MEMORY)] };
     if results == [Success; 2] { Success } else { InvalidValue }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuDeviceGetAttribute(place: *mut c_int, attribute: c_uint, number: c_int) -> CudaResult {
+unsafe extern "C" fn cuDeviceGetAttribute(out: *mut c_int, attribute: c_uint, number: c_int) -> CudaResult {
     let device = match device(number) {
         Ok(device) => device as c_int,
         Err(error) => return error,
     };
     let value = match attribute {
-        // Multiprocessors.
+        // Number of multiprocessors.
         16 => 1,
-        // PCI bus and domain, one that no machine has; the device is 0.
+        // PCI bus and PCI domain. No real machine has this domain. The PCI device is 0.
         33 => device + 1,
         50 => 0xffff,
-        // Unified addressing, memory pools.
+        // Unified addressing and memory pools.
         41 | 115 => 1,
         // Compute capability 9.0.
         75 => 9,
         _ => 0,
     };
-    // SAFETY: the caller gives a place for one integer, or null.
-    unsafe { put(place, value) }
+    // SAFETY: the caller passes a pointer to an integer, or null.
+    unsafe { put(out, value) }
 }
 
 #[unsafe(no_mangle)]
@@ -194,7 +194,7 @@ unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, number: c_int
     let mut retained = lock(&RETAINED);
     retained.resize(settings().gpus, 0);
     retained[device] += 1;
-    // SAFETY: the caller gives a place for one handle, or null.
+    // SAFETY: the caller passes a pointer to a handle, or null.
     unsafe { put(context, CONTEXT_STEP * (device + 1)) }
 }
 
@@ -224,15 +224,15 @@ unsafe extern "C" fn cuCtxGetCurrent(context: *mut usize) -> CudaResult {
     if let Err(error) = initialized() {
         return error;
     }
-    // SAFETY: the caller gives a place for one handle, or null.
+    // SAFETY: the caller passes a pointer to a handle, or null.
     unsafe { put(context, CURRENT.get()) }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuCtxGetDevice(place: *mut c_int) -> CudaResult {
+unsafe extern "C" fn cuCtxGetDevice(out: *mut c_int) -> CudaResult {
     match current() {
-        // SAFETY: the caller gives a place for one integer, or null.
-        Ok(device) => unsafe { put(place, device as c_int) },
+        // SAFETY: the caller passes a pointer to an integer, or null.
+        Ok(device) => unsafe { put(out, device as c_int) },
         Err(error) => error,
     }
 }

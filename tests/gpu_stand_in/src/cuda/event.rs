@@ -1,4 +1,4 @@
-//! Events: marks in a stream that others wait for.
+//! Events: marks in a stream that other streams and threads wait for.
 
 use std::{
     collections::BTreeMap,
@@ -11,25 +11,25 @@ use super::{
     result::CudaResult::{self, *},
     stream::usable,
 };
-use crate::{completion::Completion, lock, nccl::call_log::note_event};
+use crate::{completion::Completion, lock, nccl::call_log::log_event};
 
 /// `CU_EVENT_DISABLE_TIMING`.
-const WITHOUT_TIME: c_uint = 2;
+const DISABLE_TIMING: c_uint = 2;
 const HANDLE_STEP: usize = 0x10;
 
 #[derive(Clone)]
 struct Event {
     timed: bool,
-    /// The newest mark; none before the first. A wait is for the mark that was the newest when it was called.
+    /// The latest mark, if any. A wait refers to the mark that was the latest when it was called.
     mark: Option<Arc<Completion>>,
 }
 
 struct Events {
-    made: usize,
+    created: usize,
     known: BTreeMap<usize, Event>,
 }
 
-static EVENTS: Mutex<Events> = Mutex::new(Events { made: 0, known: BTreeMap::new() });
+static EVENTS: Mutex<Events> = Mutex::new(Events { created: 0, known: BTreeMap::new() });
 
 fn find(handle: usize) -> Result<Event, CudaResult> {
     lock(&EVENTS).known.get(&handle).cloned().ok_or(InvalidHandle)
@@ -41,14 +41,14 @@ unsafe extern "C" fn cuEventCreate(event: *mut usize, flags: c_uint) -> CudaResu
         return error;
     }
     let mut events = lock(&EVENTS);
-    events.made += 1;
-    let handle = events.made * HANDLE_STEP;
-    events.known.insert(handle, Event { timed: flags & WITHOUT_TIME == 0, mark: None });
-    // SAFETY: the caller gives a place for one handle, or null.
+    events.created += 1;
+    let handle = events.created * HANDLE_STEP;
+    events.known.insert(handle, Event { timed: flags & DISABLE_TIMING == 0, mark: None });
+    // SAFETY: the caller passes a pointer to a handle, or null.
     unsafe { put(event, handle) }
 }
 
-/// Marks that streams still hold are reached all the same.
+/// Destroys an event. Streams still complete its recorded marks.
 #[unsafe(no_mangle)]
 extern "C" fn cuEventDestroy_v2(handle: usize) -> CudaResult {
     if lock(&EVENTS).known.remove(&handle).is_some() { Success } else { InvalidHandle }
@@ -59,7 +59,7 @@ extern "C" fn cuEventRecord(handle: usize, number: usize) -> CudaResult {
     code(usable(number).and_then(|stream| {
         let mark = Arc::new(Completion::default());
         lock(&EVENTS).known.get_mut(&handle).ok_or(InvalidHandle)?.mark = Some(Arc::clone(&mark));
-        note_event("record", handle, number);
+        log_event("record", handle, number);
         stream.mark(move || mark.complete());
         Ok(())
     }))
@@ -87,7 +87,7 @@ extern "C" fn cuEventSynchronize(handle: usize) -> CudaResult {
 extern "C" fn cuStreamWaitEvent(number: usize, handle: usize, _flags: c_uint) -> CudaResult {
     code(usable(number).and_then(|stream| {
         if let Some(mark) = find(handle)?.mark {
-            note_event("wait", handle, number);
+            log_event("wait", handle, number);
             stream.wait(mark);
         }
         Ok(())
@@ -107,7 +107,7 @@ fn elapsed(start: usize, end: usize) -> Result<f32, CudaResult> {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, start: usize, end: usize) -> CudaResult {
     match elapsed(start, end) {
-        // SAFETY: the caller gives a place for one float, or null.
+        // SAFETY: the caller passes a pointer to a float, or null.
         Ok(time) => unsafe { put(milliseconds, time) },
         Err(error) => error,
     }
@@ -115,6 +115,6 @@ unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, start: usize, en
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: usize, end: usize) -> CudaResult {
-    // SAFETY: handed on as it came.
+    // SAFETY: the arguments are passed on unchanged.
     unsafe { cuEventElapsedTime(milliseconds, start, end) }
 }

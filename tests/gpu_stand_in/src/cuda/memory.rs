@@ -1,4 +1,5 @@
-//! Memory: host memory stands for the device's. What is allocated is filled with NaN, and so is what is given back.
+//! Memory: host memory takes the place of device memory. It is filled with NaN when it is allocated and when it is
+//! freed.
 
 use std::{
     alloc::{Layout, alloc, dealloc},
@@ -15,14 +16,14 @@ use super::{
 use crate::lock;
 
 const ALIGNMENT: usize = 256;
-/// Four of these are a NaN in float32, eight in float64.
+/// Fill byte: four of them are a NaN in float32, eight in float64.
 const POISON: u8 = 0xff;
 
-/// Start to length of what the "device" gave out, and of host memory that it knows as page-locked. Other memory is the
-/// program's own.
+/// Length of each allocation of "device" memory by its address.
 static DEVICE: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+/// Length of each allocation of page-locked host memory by its address.
 static PINNED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
-/// Host memory of the program that it had page-locked.
+/// Length of each range of the program's own memory that it registered as page-locked, by its address.
 static REGISTERED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
 fn is_pinned(address: usize) -> bool {
@@ -38,18 +39,18 @@ fn allocate(ranges: &Mutex<BTreeMap<usize, usize>>, bytes: usize) -> Result<usiz
         return Err(InvalidValue);
     }
     let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| OutOfMemory)?;
-    // SAFETY: the layout is not empty.
+    // SAFETY: the layout's size is not zero.
     let start = unsafe { alloc(layout) };
     if start.is_null() {
         return Err(OutOfMemory);
     }
-    // SAFETY: `bytes` bytes were just allocated here.
+    // SAFETY: `start` points to `bytes` bytes allocated above.
     unsafe { start.write_bytes(POISON, bytes) };
     lock(ranges).insert(start.addr(), bytes);
     Ok(start.expose_provenance())
 }
 
-/// A null pointer is nothing to free.
+/// Frees an allocation. A null pointer is ignored.
 fn free(ranges: &Mutex<BTreeMap<usize, usize>>, address: usize) -> Result<(), CudaResult> {
     if address == 0 {
         return Ok(());
@@ -57,8 +58,8 @@ fn free(ranges: &Mutex<BTreeMap<usize, usize>>, address: usize) -> Result<(), Cu
     let bytes = lock(ranges).remove(&address).ok_or(InvalidValue)?;
     let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| InvalidValue)?;
     let start = std::ptr::with_exposed_provenance_mut::<u8>(address);
-    // SAFETY: `allocate` made this very range with this layout, and it was in the table until just now, so it is freed
-    // once. Whoever still uses it reads NaN or breaks, as on a device.
+    // SAFETY: `allocate` returned this range with this layout, and it was in the table until now, so it is freed once.
+    // A program that still uses it reads NaN or crashes, as with a device.
     unsafe {
         start.write_bytes(POISON, bytes);
         dealloc(start, layout);
@@ -67,10 +68,10 @@ fn free(ranges: &Mutex<BTreeMap<usize, usize>>, address: usize) -> Result<(), Cu
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemAlloc_v2(place: *mut usize, bytes: usize) -> CudaResult {
+unsafe extern "C" fn cuMemAlloc_v2(out: *mut usize, bytes: usize) -> CudaResult {
     match allocate(&DEVICE, bytes) {
-        // SAFETY: the caller gives a place for one pointer, or null.
-        Ok(start) => unsafe { put(place, start) },
+        // SAFETY: the caller passes a pointer to a pointer, or null.
+        Ok(start) => unsafe { put(out, start) },
         Err(error) => error,
     }
 }
@@ -82,12 +83,12 @@ extern "C" fn cuMemFree_v2(address: usize) -> CudaResult {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemAllocAsync(place: *mut usize, bytes: usize, stream: usize) -> CudaResult {
+unsafe extern "C" fn cuMemAllocAsync(out: *mut usize, bytes: usize, stream: usize) -> CudaResult {
     if let Err(error) = usable(stream) {
         return error;
     }
-    // SAFETY: handed on as it came.
-    unsafe { cuMemAlloc_v2(place, bytes) }
+    // SAFETY: the arguments are passed on unchanged.
+    unsafe { cuMemAlloc_v2(out, bytes) }
 }
 
 #[unsafe(no_mangle)]
@@ -97,7 +98,7 @@ extern "C" fn cuMemFreeAsync(address: usize, stream: usize) -> CudaResult {
             return Err(InvalidValue);
         }
         stream.mark(move || {
-            // Freed twice: the second is told when it was called too late to be seen above.
+            // This fails for a double free whose second call came before the first was executed.
             let _ = free(&DEVICE, address);
         });
         Ok(())
@@ -105,10 +106,10 @@ extern "C" fn cuMemFreeAsync(address: usize, stream: usize) -> CudaResult {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemHostAlloc(place: *mut usize, bytes: usize, _flags: c_uint) -> CudaResult {
+unsafe extern "C" fn cuMemHostAlloc(out: *mut usize, bytes: usize, _flags: c_uint) -> CudaResult {
     match allocate(&PINNED, bytes) {
-        // SAFETY: the caller gives a place for one pointer, or null.
-        Ok(start) => unsafe { put(place, start) },
+        // SAFETY: the caller passes a pointer to a pointer, or null.
+        Ok(start) => unsafe { put(out, start) },
         Err(error) => error,
     }
 }
@@ -133,19 +134,19 @@ extern "C" fn cuMemHostUnregister(address: usize) -> CudaResult {
     if lock(&REGISTERED).remove(&address).is_some() { Success } else { InvalidValue }
 }
 
-/// Copies when the stream gets there.
+/// Copies memory once the stream reaches this work.
 fn copy(stream: &Stream, to: usize, from: usize, bytes: usize) {
     stream.launch(move || {
         let (to, from) =
             (std::ptr::with_exposed_provenance_mut::<u8>(to), std::ptr::with_exposed_provenance::<u8>(from));
-        // SAFETY: the caller of the C function promises `bytes` bytes at both places until the stream has done this.
-        // They may overlap where host and "device" memory are the same.
+        // SAFETY: the caller of the C function guarantees `bytes` bytes at both addresses until the stream has finished
+        // this work. They may overlap, since host and "device" memory are the same.
         unsafe { from.copy_to(to, bytes) };
     });
 }
 
-/// A copy between the device and the host memory at `host`. As with the driver, only page-locked memory is copied in
-/// the background: with any other the call returns when the copy is done.
+/// Copies between the device and the host memory at `host`. As with the driver, only page-locked memory is copied in
+/// the background; for other memory the call returns when the copy is done.
 fn copy_host(handle: usize, to: usize, from: usize, host: usize, bytes: usize) -> CudaResult {
     code(usable(handle).and_then(|stream| {
         if bytes > 0 && (to == 0 || from == 0) {
@@ -169,7 +170,7 @@ fn copy_device(handle: usize, to: usize, from: usize, bytes: usize) -> CudaResul
     }))
 }
 
-/// Pointers of host memory come in with the right to be written through.
+/// Returns the address of host memory and exposes its provenance, so that the stream's thread can access it.
 fn exposed(pointer: *const c_void) -> usize {
     pointer.expose_provenance()
 }
@@ -219,7 +220,7 @@ extern "C" fn cuMemsetD8Async(to: usize, value: c_uchar, bytes: usize, stream: u
         }
         stream.launch(move || {
             let to = std::ptr::with_exposed_provenance_mut::<u8>(to);
-            // SAFETY: the caller promises `bytes` bytes there until the stream has done this.
+            // SAFETY: the caller guarantees `bytes` bytes at `to` until the stream has finished this work.
             unsafe { to.write_bytes(value, bytes) };
         });
         Ok(())

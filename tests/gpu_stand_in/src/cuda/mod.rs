@@ -1,28 +1,28 @@
-//! The CUDA driver's interface, as far as cudarc calls it. Handles are numbers that are looked up, so a handle that was
-//! destroyed is an error and never a wild pointer.
+//! The part of the CUDA driver's interface that cudarc calls. Handles are keys of a table, so using a destroyed handle
+//! is an error and never a wild pointer.
 
-pub mod device;
+pub(crate) mod device;
 mod event;
 mod memory;
-pub mod result;
-pub mod stream;
+pub(crate) mod result;
+pub(crate) mod stream;
 
 use result::CudaResult;
 
-/// Stores a result where the caller wants it.
+/// Writes a result to the caller's memory.
 ///
 /// # Safety
-/// `place` is null or valid for a write of a `T`.
-unsafe fn put<T>(place: *mut T, value: T) -> CudaResult {
-    if place.is_null() {
+/// `out` must be null or valid for writing a `T`.
+unsafe fn put<T>(out: *mut T, value: T) -> CudaResult {
+    if out.is_null() {
         return CudaResult::InvalidValue;
     }
-    // SAFETY: not null, so valid for the write (the caller's promise).
-    unsafe { place.write(value) };
+    // SAFETY: the pointer is not null, so the caller guarantees that it is valid for the write.
+    unsafe { out.write(value) };
     CudaResult::Success
 }
 
-/// The part of a C function that may end early.
+/// Converts a result to the driver's code.
 fn code(result: Result<(), CudaResult>) -> CudaResult {
     result.err().unwrap_or(CudaResult::Success)
 }

@@ -7,7 +7,7 @@ use super::put;
 /// Values of `CUresult`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum CudaResult {
+pub(crate) enum CudaResult {
     Success = 0,
     InvalidValue = 1,
     OutOfMemory = 2,
@@ -40,7 +40,7 @@ fn texts(error: u32) -> Option<&'static (CudaResult, &'static CStr, &'static CSt
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGetErrorName(error: u32, text: *mut *const c_char) -> CudaResult {
     match texts(error) {
-        // SAFETY: the caller gives a place for one pointer, or null.
+        // SAFETY: the caller passes a pointer to a pointer, or null.
         Some((_, name, _)) => unsafe { put(text, name.as_ptr()) },
         None => InvalidValue,
     }
@@ -49,8 +49,8 @@ unsafe extern "C" fn cuGetErrorName(error: u32, text: *mut *const c_char) -> Cud
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGetErrorString(error: u32, text: *mut *const c_char) -> CudaResult {
     match texts(error) {
-        // SAFETY: the caller gives a place for one pointer, or null.
-        Some((_, _, sentence)) => unsafe { put(text, sentence.as_ptr()) },
+        // SAFETY: the caller passes a pointer to a pointer, or null.
+        Some((_, _, message)) => unsafe { put(text, message.as_ptr()) },
         None => InvalidValue,
     }
 }

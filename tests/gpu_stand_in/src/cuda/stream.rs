@@ -1,4 +1,4 @@
-//! Streams: queues of work, each with a thread of its own that does it in order.
+//! Streams: queues of work, each with a thread that executes it in order.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,28 +17,28 @@ use super::{
 };
 use crate::{completion::Completion, environment::settings, lock};
 
-/// How often a wait of the default stream looks whether there is still hope.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// Interval at which a wait of the default stream checks for a failed communicator.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Communicators of this process that have failed and were not aborted: what is on their streams does not end.
-pub static FAILED: AtomicUsize = AtomicUsize::new(0);
-/// What the default stream still has to wait for before it does anything else.
-static OWED: Mutex<Vec<Arc<Completion>>> = Mutex::new(Vec::new());
+/// Number of communicators of this process that have failed and were not aborted. Work on their streams does not end.
+pub(crate) static FAILED: AtomicUsize = AtomicUsize::new(0);
+/// Events that the default stream must wait for before it does anything else.
+static DEFERRED_WAITS: Mutex<Vec<Arc<Completion>>> = Mutex::new(Vec::new());
 
-pub type Work = Box<dyn FnOnce() + Send>;
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
 
 /// `CU_STREAM_NON_BLOCKING`: the default stream does not wait for this one.
 const NON_BLOCKING: c_uint = 1;
-/// The handles 0, 1 and 2 mean the default stream of the process or the thread; here they are the same.
+/// Largest handle of a default stream: 0, 1 and 2 are those of the process or the thread, which are the same here.
 const LAST_DEFAULT: usize = 2;
-/// Handles look like pointers, but nothing is there.
+/// Distance between handles, which look like pointers but do not point to memory.
 const HANDLE_STEP: usize = 0x1000;
 
-/// A queue and what its thread is doing.
-pub struct Queue {
+/// A queue of work for a thread.
+pub(crate) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
-    /// The default stream waits for it.
+    /// Whether the default stream waits for this queue.
     blocking: bool,
 }
 
@@ -57,7 +57,7 @@ impl Queue {
         Ok(queue)
     }
 
-    /// The thread: does what comes in until the queue is closed and empty.
+    /// Executes work on the queue's thread until the queue is closed and empty.
     fn work(&self) {
         let mut state = lock(&self.state);
         loop {
@@ -85,33 +85,33 @@ impl Queue {
         state.waiting.is_empty() && !state.busy
     }
 
-    /// What waits is still done.
+    /// Closes the queue. Pending work is still executed.
     fn close(&self) {
         lock(&self.state).closed = true;
         self.changed.notify_all();
     }
 }
 
-/// Where work goes.
+/// A stream on which work is executed.
 #[derive(Clone)]
-pub enum Stream {
-    /// The calling thread, after every stream that it waits for.
+pub(crate) enum Stream {
+    /// The default stream: work runs in the calling thread, after all streams that it waits for.
     Default,
-    /// A stream that somebody made.
+    /// A stream created by the program.
     Queued(Arc<Queue>),
 }
 
 impl Stream {
-    /// The stream of a handle.
-    pub fn find(handle: usize) -> Option<Self> {
+    /// Returns the stream of a handle.
+    pub(crate) fn find(handle: usize) -> Option<Self> {
         if handle <= LAST_DEFAULT {
             return Some(Self::Default);
         }
         lock(&STREAMS).queues.get(&handle).map(|queue| Self::Queued(Arc::clone(queue)))
     }
 
-    /// Work that takes time on a device: a copy, a fill, a collective. It is delayed as the environment asks.
-    pub fn launch(&self, work: impl FnOnce() + Send + 'static) {
+    /// Adds work that takes time on a device: a copy, a fill or a collective. It is delayed as configured.
+    pub(crate) fn launch(&self, work: impl FnOnce() + Send + 'static) {
         match self {
             Self::Default => self.mark(work),
             Self::Queued(queue) => queue.add(Box::new(move || {
@@ -121,12 +121,12 @@ impl Stream {
         }
     }
 
-    /// Work that only orders other work: an event.
-    pub fn mark(&self, work: impl FnOnce() + Send + 'static) {
+    /// Adds work that only orders other work: an event.
+    pub(crate) fn mark(&self, work: impl FnOnce() + Send + 'static) {
         match self {
             Self::Default => {
-                let owed = std::mem::take(&mut *lock(&OWED));
-                owed.iter().for_each(|mark| mark.wait());
+                let deferred = std::mem::take(&mut *lock(&DEFERRED_WAITS));
+                deferred.iter().for_each(|mark| mark.wait());
                 for queue in queues().iter().filter(|queue| queue.blocking) {
                     synchronize(queue);
                 }
@@ -136,16 +136,17 @@ impl Stream {
         }
     }
 
-    /// What comes after this on the stream waits for the mark.
+    /// Makes all later work on the stream wait for the mark.
     ///
-    /// For the default stream that is the thread that works on CPU tensors, so it waits now, as it would not on a GPU.
-    /// When a communicator has failed it goes on, to find that out, and the stream waits when it is used next.
-    pub fn wait(&self, mark: Arc<Completion>) {
+    /// The default stream is the thread that works on CPU tensors, so it waits immediately, unlike on a GPU. If a
+    /// communicator has failed, the wait is deferred until the next use of the stream, so that the thread can detect
+    /// the failure.
+    pub(crate) fn wait(&self, mark: Arc<Completion>) {
         match self {
             Self::Default => {
-                while !mark.wait_for(LOOK_EVERY) {
+                while !mark.wait_for(POLL_INTERVAL) {
                     if FAILED.load(Ordering::Acquire) > 0 {
-                        return lock(&OWED).push(mark);
+                        return lock(&DEFERRED_WAITS).push(mark);
                     }
                 }
             }
@@ -153,8 +154,8 @@ impl Stream {
         }
     }
 
-    /// Returns when all work before this call is done.
-    pub fn synchronize(&self) {
+    /// Waits until all work added before this call is done.
+    pub(crate) fn synchronize(&self) {
         match self {
             Self::Default => self.mark(|| {}),
             Self::Queued(queue) => synchronize(queue),
@@ -169,17 +170,17 @@ fn synchronize(queue: &Queue) {
     reached.wait();
 }
 
-/// Returns when all work on all streams before this call is done.
-pub fn synchronize_all() {
+/// Waits until all work added to all streams before this call is done.
+pub(crate) fn synchronize_all() {
     queues().iter().for_each(|queue| synchronize(queue));
 }
 
 struct Streams {
-    made: usize,
+    created: usize,
     queues: BTreeMap<usize, Arc<Queue>>,
 }
 
-static STREAMS: Mutex<Streams> = Mutex::new(Streams { made: 0, queues: BTreeMap::new() });
+static STREAMS: Mutex<Streams> = Mutex::new(Streams { created: 0, queues: BTreeMap::new() });
 
 fn queues() -> Vec<Arc<Queue>> {
     lock(&STREAMS).queues.values().cloned().collect()
@@ -189,8 +190,8 @@ fn create(flags: c_uint) -> Result<usize, CudaResult> {
     device::current()?;
     let queue = Queue::start(flags & NON_BLOCKING == 0)?;
     let mut streams = lock(&STREAMS);
-    streams.made += 1;
-    let handle = streams.made * HANDLE_STEP;
+    streams.created += 1;
+    let handle = streams.created * HANDLE_STEP;
     streams.queues.insert(handle, queue);
     Ok(handle)
 }
@@ -198,7 +199,7 @@ fn create(flags: c_uint) -> Result<usize, CudaResult> {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuStreamCreate(stream: *mut usize, flags: c_uint) -> CudaResult {
     match create(flags) {
-        // SAFETY: the caller gives a place for one handle, or null.
+        // SAFETY: the caller passes a pointer to a handle, or null.
         Ok(handle) => unsafe { put(stream, handle) },
         Err(error) => error,
     }
@@ -206,13 +207,13 @@ unsafe extern "C" fn cuStreamCreate(stream: *mut usize, flags: c_uint) -> CudaRe
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuStreamCreateWithPriority(stream: *mut usize, flags: c_uint, _priority: c_int) -> CudaResult {
-    // SAFETY: handed on as it came.
+    // SAFETY: the arguments are passed on unchanged.
     unsafe { cuStreamCreate(stream, flags) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int) -> CudaResult {
-    // SAFETY: the caller gives places for two integers, or null for what it does not want to know.
+    // SAFETY: the caller passes pointers to two integers, or null for those that it does not need.
     unsafe {
         put(least, 0);
         put(greatest, 0);
@@ -231,8 +232,8 @@ extern "C" fn cuStreamDestroy_v2(handle: usize) -> CudaResult {
     }
 }
 
-/// The stream of a handle for a call that needs a context, as those with the default stream do.
-pub fn usable(handle: usize) -> Result<Stream, CudaResult> {
+/// Returns the stream of a handle. The default stream needs a current context.
+pub(crate) fn usable(handle: usize) -> Result<Stream, CudaResult> {
     if handle <= LAST_DEFAULT {
         device::current()?;
     }
@@ -257,10 +258,10 @@ extern "C" fn cuStreamQuery(handle: usize) -> CudaResult {
     }
 }
 
-/// What a caller gives along with a function.
+/// The argument of a caller's function.
 struct UserData(*mut c_void);
 
-// SAFETY: the pointer is only handed back to the caller's function, which the caller lets run in the driver's threads.
+// SAFETY: the pointer is only passed to the caller's function, which the caller allows to run in the driver's threads.
 unsafe impl Send for UserData {}
 
 #[unsafe(no_mangle)]
@@ -274,7 +275,7 @@ unsafe extern "C" fn cuLaunchHostFunc(
     code(usable(handle).map(|stream| {
         stream.launch(move || {
             let data = data;
-            // SAFETY: the caller promises that its function may be called with its data when the stream gets here.
+            // SAFETY: the caller guarantees that its function may be called with its data at this point of the stream.
             unsafe { function(data.0) };
         });
     }))
@@ -288,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_is_done_in_order_by_another_thread() {
+    fn work_is_executed_in_order_by_another_thread() {
         let stream = Stream::Queued(Queue::start(false).unwrap());
         let (sender, done) = mpsc::channel();
         for number in 0..100 {
@@ -302,12 +303,12 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_queue_still_does_what_waits() {
+    fn a_closed_queue_still_executes_pending_work() {
         let queue = Queue::start(false).unwrap();
         let (gate, reached) = (Arc::new(Completion::default()), Arc::new(Completion::default()));
-        let (held, told) = (Arc::clone(&gate), Arc::clone(&reached));
-        queue.add(Box::new(move || held.wait()));
-        queue.add(Box::new(move || told.complete()));
+        let (worker_gate, worker_reached) = (Arc::clone(&gate), Arc::clone(&reached));
+        queue.add(Box::new(move || worker_gate.wait()));
+        queue.add(Box::new(move || worker_reached.complete()));
         queue.close();
         assert!(!queue.is_idle() && !reached.is_complete());
         gate.complete();

@@ -1,4 +1,4 @@
-//! The C functions of the collectives: what they check, count and note before the stream gets there.
+//! The C functions of the collectives, which check, count and log calls before they are put on a stream.
 
 use std::{
     collections::BTreeMap,
@@ -19,15 +19,15 @@ use super::{
     result::{
         Failure,
         NcclResult::{self, *},
-        tell,
+        record_failure,
     },
 };
 use crate::{cuda::stream::Stream, environment::settings, lock};
 
-/// How many collectives each rank of this process has called.
+/// Number of collectives that each rank of this process has called.
 static CALLS: Mutex<BTreeMap<usize, u64>> = Mutex::new(BTreeMap::new());
 
-/// The arguments of a collective as they come.
+/// The unchecked arguments of a collective.
 struct Arguments {
     operation: Operation,
     send: *const c_void,
@@ -43,11 +43,11 @@ struct Arguments {
 impl Arguments {
     fn check(&self, communicator: &Communicator) -> Result<Call, Failure> {
         let invalid = |message: String| Failure::new(InvalidArgument, format!("{}: {message}", self.operation.name()));
-        let kind = DataType::from_code(self.kind).ok_or_else(|| invalid(format!("no type {}", self.kind)))?;
-        let reduction = |code| Reduction::from_code(code).ok_or_else(|| invalid(format!("no reduction {code}")));
+        let kind = DataType::from_code(self.kind).ok_or_else(|| invalid(format!("unknown type {}", self.kind)))?;
+        let reduction = |code| Reduction::from_code(code).ok_or_else(|| invalid(format!("unknown reduction {code}")));
         let reduction = self.reduction.map(reduction).transpose()?;
         if reduction.is_some() && !kind.can_be_reduced() {
-            return Err(invalid(format!("{} is not reduced by the stand-in", kind.name())));
+            return Err(invalid(format!("the stand-in cannot reduce {}", kind.name())));
         }
         let root = |root: c_int| usize::try_from(root).ok().filter(|root| *root < communicator.world);
         let root = self.root.map(|code| root(code).ok_or_else(|| invalid(format!("no rank {code}")))).transpose()?;
@@ -61,10 +61,10 @@ impl Arguments {
         Ok(Call { operation: self.operation, send, receive, elements: self.elements, kind, reduction, root })
     }
 
-    fn note(&self, rank: usize, number: u64, call: &Call) {
+    fn log(&self, rank: usize, number: u64, call: &Call) {
         let quoted = |name: String| format!("\"{name}\"");
         let or_null = |text: Option<String>| text.unwrap_or_else(|| "null".to_owned());
-        call_log::note(
+        call_log::log(
             rank,
             &format!(
                 "\"event\":\"call\",\"call\":{number},\"operation\":\"{}\",\"elements\":{},\"type\":\"{}\",\
@@ -91,11 +91,11 @@ impl Arguments {
             *calls += 1;
             *calls
         };
-        self.note(communicator.rank, number, &call);
+        self.log(communicator.rank, number, &call);
         let faults = settings().faults.as_ref().map_err(|text| Failure::new(InvalidUsage, text.as_str()))?;
         let fault = faults.at(communicator.rank, Place::Call(number));
         if fault == Some(Fault::Refuse) {
-            return Err(Failure::new(UnhandledCudaError, "a refusal that the test asked for"));
+            return Err(Failure::new(UnhandledCudaError, "injected refusal"));
         }
         Ok((communicator, Launch { stream, call, fault }))
     }
@@ -104,15 +104,15 @@ impl Arguments {
         match self.prepare() {
             Ok((communicator, launch)) => group::launch(communicator, launch),
             Err(failure) => {
-                tell(&failure);
+                record_failure(&failure);
                 failure.result
             }
         }
     }
 }
 
-// The pointers of the following functions are used when the stream gets there: as in NCCL the caller keeps the memory
-// until then. In these functions themselves they are only numbers.
+// The following functions only pass their pointers on as numbers. The stream uses the memory later; as with NCCL, the
+// caller must keep it until then.
 
 #[unsafe(no_mangle)]
 extern "C" fn ncclAllReduce(

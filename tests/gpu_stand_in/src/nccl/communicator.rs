@@ -1,4 +1,4 @@
-//! Communicators: one rank's membership of a group, what it has to do, and how it is.
+//! Communicators: a rank's membership in a group, its pending work and its state.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use super::{
     result::{
         Failure,
         NcclResult::{self, *},
-        tell, told,
+        record_failure, to_code,
     },
     segment::Segment,
 };
@@ -31,40 +31,40 @@ use crate::{
     lock,
 };
 
-/// How long after the call a communicator that does not block puts a collective on its stream: long enough that a
-/// program which goes on without asking is ahead of it.
-const LAUNCH_AFTER: Duration = Duration::from_millis(1);
-/// How often something that only an abort ends looks for it.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// Delay with which a non-blocking communicator puts a collective on its stream, long enough to expose programs that
+/// continue without polling.
+const LAUNCH_DELAY: Duration = Duration::from_millis(1);
+/// Interval at which waits poll for an abort.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 const HANDLE_STEP: usize = 0x10;
 
-/// A collective on its way to a stream.
-pub struct Launch {
-    pub stream: Stream,
-    pub call: Call,
-    pub fault: Option<Fault>,
+/// A collective to be put on a stream.
+pub(crate) struct Launch {
+    pub(crate) stream: Stream,
+    pub(crate) call: Call,
+    pub(crate) fault: Option<Fault>,
 }
 
-pub struct Communicator {
-    pub rank: usize,
-    pub world: usize,
-    pub device: usize,
-    /// Calls return when they are done; otherwise they return `InProgress`.
-    pub blocking: bool,
+pub(crate) struct Communicator {
+    pub(crate) rank: usize,
+    pub(crate) world: usize,
+    pub(crate) device: usize,
+    /// Whether calls return when they are done. Otherwise they return `InProgress`.
+    pub(crate) blocking: bool,
     aborted: AtomicBool,
-    /// What `ncclCommGetAsyncError` answers.
+    /// Result of `ncclCommGetAsyncError`.
     state: Mutex<NcclResult>,
     changed: Condvar,
-    /// The shared memory, once all ranks have come.
+    /// The shared memory, set once all ranks have joined.
     segment: OnceLock<Segment>,
-    /// The number of the last round. Locked while a collective uses the program's memory.
+    /// Number of the last round. It is locked while a collective uses the program's memory.
     round: Mutex<u64>,
-    /// The newest collective: those of one communicator run one after the other, whatever their streams.
-    newest: Mutex<Option<Arc<Completion>>>,
+    /// The latest collective. Those of one communicator run one after the other, even on different streams.
+    latest: Mutex<Option<Arc<Completion>>>,
 }
 
 impl Communicator {
-    pub fn new(rank: usize, world: usize, device: usize, blocking: bool) -> Self {
+    pub(crate) fn new(rank: usize, world: usize, device: usize, blocking: bool) -> Self {
         Self {
             rank,
             world,
@@ -75,11 +75,11 @@ impl Communicator {
             changed: Condvar::new(),
             segment: OnceLock::new(),
             round: Mutex::new(0),
-            newest: Mutex::new(None),
+            latest: Mutex::new(None),
         }
     }
 
-    pub fn aborted(&self) -> &AtomicBool {
+    pub(crate) fn aborted(&self) -> &AtomicBool {
         &self.aborted
     }
 
@@ -87,22 +87,22 @@ impl Communicator {
         self.aborted.load(Ordering::Acquire)
     }
 
-    pub fn wait_until_aborted(&self) {
+    pub(crate) fn wait_until_aborted(&self) {
         while !self.is_aborted() {
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// Ends what was in progress. An error is never taken back.
-    pub fn settle(&self, result: Result<(), Failure>) {
+    /// Ends the call in progress. An earlier error is kept.
+    pub(crate) fn settle(&self, result: Result<(), Failure>) {
         let mut state = lock(&self.state);
         if matches!(*state, InProgress | Success) && !self.is_aborted() {
             *state = match &result {
                 Ok(()) => Success,
                 Err(failure) => {
                     FAILED.fetch_add(1, Ordering::AcqRel);
-                    call_log::note(self.rank, &format!("\"event\":\"error\",\"result\":{}", failure.result as u32));
-                    tell(failure);
+                    call_log::log(self.rank, &format!("\"event\":\"error\",\"result\":{}", failure.result as u32));
+                    record_failure(failure);
                     failure.result
                 }
             };
@@ -110,11 +110,11 @@ impl Communicator {
         self.changed.notify_all();
     }
 
-    pub fn state(&self) -> NcclResult {
+    pub(crate) fn state(&self) -> NcclResult {
         *lock(&self.state)
     }
 
-    pub fn wait_until_settled(&self) -> NcclResult {
+    pub(crate) fn wait_until_settled(&self) -> NcclResult {
         let mut state = lock(&self.state);
         while *state == InProgress {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -122,25 +122,27 @@ impl Communicator {
         *state
     }
 
-    /// All ranks have come.
-    pub fn set_segment(&self, segment: Segment) {
+    /// Sets the shared memory, once all ranks have joined.
+    pub(crate) fn set_segment(&self, segment: Segment) {
         let _ = self.segment.set(segment);
     }
 
+    /// Checks that a new call is allowed.
+    ///
     /// # Errors
-    /// The communicator has failed, or has not finished the call before.
-    pub fn require_ready(&self) -> Result<(), Failure> {
+    /// Fails if the communicator has failed or has not finished the previous call.
+    pub(crate) fn require_ready(&self) -> Result<(), Failure> {
         match self.state() {
             Success => Ok(()),
             InProgress => Err(Failure::new(
                 InvalidArgument,
-                "a call before the one before it was done: ask ncclCommGetAsyncError until it says ncclSuccess",
+                "the previous call is still in progress; poll ncclCommGetAsyncError until it returns ncclSuccess",
             )),
-            failed => Err(Failure::new(failed, "a call on a communicator that has failed")),
+            failed => Err(Failure::new(failed, "the communicator has failed")),
         }
     }
 
-    /// Something is in progress from now on, unless the communicator has failed. Returns the state.
+    /// Marks a call as in progress, unless the communicator has failed. Returns the state.
     fn begin(&self) -> NcclResult {
         let mut state = lock(&self.state);
         if *state == Success {
@@ -149,9 +151,9 @@ impl Communicator {
         *state
     }
 
-    /// Puts collectives on their streams, now or soon.
-    pub fn launch(self: &Arc<Self>, launches: Vec<Launch>) -> NcclResult {
-        // The default stream is the calling thread, so that a call there is always done when it returns.
+    /// Puts collectives on their streams, immediately or after a delay.
+    pub(crate) fn launch(self: &Arc<Self>, launches: Vec<Launch>) -> NcclResult {
+        // The default stream is the calling thread, so a call on it is always done when it returns.
         if self.blocking || launches.iter().any(|launch| matches!(launch.stream, Stream::Default)) {
             launches.into_iter().for_each(|launch| self.put(launch));
             return Success;
@@ -162,7 +164,7 @@ impl Communicator {
         }
         let communicator = Arc::clone(self);
         thread::spawn(move || {
-            thread::sleep(LAUNCH_AFTER);
+            thread::sleep(LAUNCH_DELAY);
             launches.into_iter().for_each(|launch| communicator.put(launch));
             communicator.settle(Ok(()));
         });
@@ -171,7 +173,7 @@ impl Communicator {
 
     fn put(self: &Arc<Self>, launch: Launch) {
         let done = Arc::new(Completion::default());
-        let before = lock(&self.newest).replace(Arc::clone(&done));
+        let before = lock(&self.latest).replace(Arc::clone(&done));
         let communicator = Arc::clone(self);
         launch.stream.launch(move || {
             if let Some(before) = before {
@@ -182,12 +184,12 @@ impl Communicator {
         });
     }
 
-    /// Does a collective, or never ends, as one does that fails.
+    /// Executes a collective. If it fails, this only returns after an abort, as with NCCL.
     fn run(&self, call: &Call, fault: Option<Fault>) {
         let mut round = lock(&self.round);
         let Some(segment) = self.segment.get().filter(|_| !self.is_aborted()) else { return };
         match fault {
-            Some(Fault::Error) => self.settle(Err(Failure::new(SystemError, "an error that the test asked for"))),
+            Some(Fault::Error) => self.settle(Err(Failure::new(SystemError, "injected error"))),
             Some(Fault::Hang) => self.wait_until_aborted(),
             Some(Fault::Slow(time)) => self.pause(time),
             Some(Fault::Die) => {
@@ -201,12 +203,12 @@ impl Communicator {
         if !matches!(self.state(), Success | InProgress) {
             return self.wait_until_aborted();
         }
-        // SAFETY: whoever called the collective promised its memory until the stream has done it, or an abort returns;
-        // and `abort` waits for the lock that is held here.
+        // SAFETY: the caller of the collective guarantees its memory until the stream has finished it or an abort
+        // returns, and `abort` waits for the lock that is held here.
         let result = unsafe { call.execute(segment, &self.aborted, &mut round) };
         match result {
             // SAFETY: as above.
-            Ok(()) if fault == Some(Fault::Garbage) => unsafe { call.garble() },
+            Ok(()) if fault == Some(Fault::Garbage) => unsafe { call.corrupt() },
             Ok(()) | Err(Broken::Aborted) => {}
             Err(broken) => {
                 self.settle(Err(failure(&broken)));
@@ -216,20 +218,20 @@ impl Communicator {
     }
 
     fn pause(&self, time: Duration) {
-        let began = Instant::now();
-        while began.elapsed() < time && !self.is_aborted() {
-            thread::sleep(LOOK_EVERY);
+        let start = Instant::now();
+        while start.elapsed() < time && !self.is_aborted() {
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// Returns when all collectives so far are done: never, if one has failed.
+    /// Waits until all collectives so far are done. This never returns if one has failed.
     fn flush(&self) {
         if !matches!(self.wait_until_settled(), Success) {
-            eprintln!("NCCL stand-in: a communicator that has failed is waited for; it should be aborted");
+            eprintln!("NCCL stand-in: waiting for a communicator that has failed; it should be aborted");
         }
-        let newest = lock(&self.newest).clone();
-        if let Some(newest) = newest {
-            newest.wait();
+        let latest = lock(&self.latest).clone();
+        if let Some(latest) = latest {
+            latest.wait();
         }
     }
 
@@ -240,13 +242,13 @@ impl Communicator {
         if let Some(segment) = self.segment.get() {
             segment.leave();
         }
-        call_log::note(self.rank, &format!("\"event\":\"{event}\""));
+        call_log::log(self.rank, &format!("\"event\":\"{event}\""));
     }
 
-    /// Ends everything at once. When it returns nothing uses the program's memory any more.
+    /// Aborts all work. When this returns, nothing uses the program's memory any more.
     fn abort(&self) {
         {
-            // So that nothing is settled between this and what `leave` sees.
+            // Hold the state, so that no result is settled before `leave` reads it.
             let _state = lock(&self.state);
             self.aborted.store(true, Ordering::Release);
         }
@@ -255,8 +257,8 @@ impl Communicator {
     }
 }
 
-/// What a rank is told when the ranks did not come together.
-pub fn failure(broken: &Broken) -> Failure {
+/// Returns the failure of a rank whose exchange with the other ranks broke.
+pub(crate) fn failure(broken: &Broken) -> Failure {
     match broken {
         Broken::Aborted => Failure::new(InvalidUsage, "the communicator was aborted"),
         Broken::Gone(rank) => Failure::new(RemoteError, format!("rank {rank} is gone")),
@@ -268,47 +270,49 @@ pub fn failure(broken: &Broken) -> Failure {
 }
 
 struct Communicators {
-    made: usize,
+    created: usize,
     known: BTreeMap<usize, Arc<Communicator>>,
 }
 
-static COMMUNICATORS: Mutex<Communicators> = Mutex::new(Communicators { made: 0, known: BTreeMap::new() });
+static COMMUNICATORS: Mutex<Communicators> = Mutex::new(Communicators { created: 0, known: BTreeMap::new() });
 
-/// Gives a communicator a handle.
-pub fn add(communicator: Arc<Communicator>) -> usize {
+/// Registers a communicator and returns its handle.
+pub(crate) fn add(communicator: Arc<Communicator>) -> usize {
     let mut all = lock(&COMMUNICATORS);
-    all.made += 1;
-    let handle = all.made * HANDLE_STEP;
+    all.created += 1;
+    let handle = all.created * HANDLE_STEP;
     all.known.insert(handle, communicator);
     handle
 }
 
-fn unknown() -> Failure {
-    Failure::new(InvalidArgument, "no such communicator; was it destroyed or aborted?")
+fn unknown_handle() -> Failure {
+    Failure::new(InvalidArgument, "unknown communicator; was it destroyed or aborted?")
 }
 
-/// # Errors
-/// There is none of that handle.
-pub fn find(handle: usize) -> Result<Arc<Communicator>, Failure> {
-    lock(&COMMUNICATORS).known.get(&handle).cloned().ok_or_else(unknown)
-}
-
-/// Takes a communicator's handle away.
+/// Returns the communicator of a handle.
 ///
 /// # Errors
-/// There is none of that handle.
-pub fn remove(handle: usize) -> Result<Arc<Communicator>, Failure> {
-    lock(&COMMUNICATORS).known.remove(&handle).ok_or_else(unknown)
+/// Fails if the handle is unknown.
+pub(crate) fn find(handle: usize) -> Result<Arc<Communicator>, Failure> {
+    lock(&COMMUNICATORS).known.get(&handle).cloned().ok_or_else(unknown_handle)
+}
+
+/// Unregisters a communicator and returns it.
+///
+/// # Errors
+/// Fails if the handle is unknown.
+pub(crate) fn remove(handle: usize) -> Result<Arc<Communicator>, Failure> {
+    lock(&COMMUNICATORS).known.remove(&handle).ok_or_else(unknown_handle)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ncclCommAbort(handle: usize) -> NcclResult {
-    told(remove(handle).map(|communicator| communicator.abort()))
+    to_code(remove(handle).map(|communicator| communicator.abort()))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ncclCommDestroy(handle: usize) -> NcclResult {
-    told(remove(handle).map(|communicator| {
+    to_code(remove(handle).map(|communicator| {
         communicator.flush();
         communicator.leave("destroy");
     }))
@@ -318,18 +322,18 @@ extern "C" fn ncclCommDestroy(handle: usize) -> NcclResult {
 extern "C" fn ncclCommFinalize(handle: usize) -> NcclResult {
     let communicator = match find(handle).and_then(|found| found.require_ready().map(|()| found)) {
         Ok(communicator) => communicator,
-        Err(failure) => return told(Err(failure)),
+        Err(failure) => return to_code(Err(failure)),
     };
     if communicator.blocking {
         communicator.flush();
         return Success;
     }
-    let newest = lock(&communicator.newest).clone();
+    let latest = lock(&communicator.latest).clone();
     let state = communicator.begin();
     if state == InProgress {
         thread::spawn(move || {
-            if let Some(newest) = newest {
-                newest.wait();
+            if let Some(latest) = latest {
+                latest.wait();
             }
             communicator.settle(Ok(()));
         });
@@ -337,38 +341,38 @@ extern "C" fn ncclCommFinalize(handle: usize) -> NcclResult {
     state
 }
 
-/// Tells a fact about a communicator.
+/// Writes a property of a communicator to the caller's memory.
 ///
 /// # Safety
-/// `place` is null or valid for writing a `T`.
-unsafe fn put<T>(handle: usize, place: *mut T, fact: impl FnOnce(&Communicator) -> T) -> NcclResult {
-    if place.is_null() {
+/// `out` must be null or valid for writing a `T`.
+unsafe fn put<T>(handle: usize, out: *mut T, property: impl FnOnce(&Communicator) -> T) -> NcclResult {
+    if out.is_null() {
         return InvalidArgument;
     }
-    // SAFETY: not null, so valid for the write (the caller's promise).
-    told(find(handle).map(|communicator| unsafe { place.write(fact(&communicator)) }))
+    // SAFETY: the pointer is not null, so the caller guarantees that it is valid for the write.
+    to_code(find(handle).map(|communicator| unsafe { out.write(property(&communicator)) }))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ncclCommGetAsyncError(handle: usize, error: *mut NcclResult) -> NcclResult {
-    // SAFETY: the caller gives a place for one result, or null.
+    // SAFETY: the caller passes a pointer to a result, or null.
     unsafe { put(handle, error, Communicator::state) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ncclCommCount(handle: usize, count: *mut c_int) -> NcclResult {
-    // SAFETY: the caller gives a place for one integer, or null.
+    // SAFETY: the caller passes a pointer to an integer, or null.
     unsafe { put(handle, count, |communicator| communicator.world as c_int) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ncclCommUserRank(handle: usize, rank: *mut c_int) -> NcclResult {
-    // SAFETY: the caller gives a place for one integer, or null.
+    // SAFETY: the caller passes a pointer to an integer, or null.
     unsafe { put(handle, rank, |communicator| communicator.rank as c_int) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ncclCommCuDevice(handle: usize, device: *mut c_int) -> NcclResult {
-    // SAFETY: the caller gives a place for one integer, or null.
+    // SAFETY: the caller passes a pointer to an integer, or null.
     unsafe { put(handle, device, |communicator| communicator.device as c_int) }
 }

@@ -1,33 +1,33 @@
-//! Element types, and what may be done with elements.
+//! Element types and reductions.
 
 use super::segment::Segment;
 
-/// `ncclDataType_t`, as far as it is known here.
+/// The supported values of `ncclDataType_t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataType {
+pub(crate) enum DataType {
     Int8,
     Uint8,
     Int32,
     Uint32,
     Int64,
     Uint64,
-    /// Moved, but not reduced.
+    /// Supported for copies, but not for reductions.
     Float16,
     Float32,
     Float64,
-    /// Moved, but not reduced.
+    /// Supported for copies, but not for reductions.
     Bfloat16,
 }
 
 use DataType::*;
 
 impl DataType {
-    pub fn from_code(code: u32) -> Option<Self> {
+    pub(crate) fn from_code(code: u32) -> Option<Self> {
         let all = [Int8, Uint8, Int32, Uint32, Int64, Uint64, Float16, Float32, Float64, Bfloat16];
         all.get(code as usize).copied()
     }
 
-    pub fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         match self {
             Int8 | Uint8 => 1,
             Float16 | Bfloat16 => 2,
@@ -36,18 +36,18 @@ impl DataType {
         }
     }
 
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         format!("{self:?}").to_lowercase()
     }
 
-    pub fn can_be_reduced(self) -> bool {
+    pub(crate) fn can_be_reduced(self) -> bool {
         !matches!(self, Float16 | Bfloat16)
     }
 }
 
-/// `ncclRedOp_t` without those that a program makes itself.
+/// `ncclRedOp_t` without user-defined operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reduction {
+pub(crate) enum Reduction {
     Sum,
     Prod,
     Max,
@@ -56,11 +56,11 @@ pub enum Reduction {
 }
 
 impl Reduction {
-    pub fn from_code(code: u32) -> Option<Self> {
+    pub(crate) fn from_code(code: u32) -> Option<Self> {
         [Self::Sum, Self::Prod, Self::Max, Self::Min, Self::Avg].get(code as usize).copied()
     }
 
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         format!("{self:?}").to_lowercase()
     }
 }
@@ -114,10 +114,10 @@ floats!(f32, f64);
 /// Combines the ranks' buffers of a round in rank order and writes the result to `to`.
 ///
 /// # Safety
-/// Every rank has posted `bytes` bytes of `kind` in this round, and none may write there before this rank has consumed
-/// it; `to` is valid for writing `bytes` bytes and is in no buffer.
-pub unsafe fn reduce(segment: &Segment, round: u64, bytes: usize, kind: DataType, how: Reduction, to: *mut u8) {
-    // SAFETY: handed on as promised.
+/// Every rank must have posted `bytes` bytes of `kind` in this round, and none may overwrite them before this rank has
+/// consumed the round. `to` must be valid for writing `bytes` bytes and outside the buffers.
+pub(crate) unsafe fn reduce(segment: &Segment, round: u64, bytes: usize, kind: DataType, how: Reduction, to: *mut u8) {
+    // SAFETY: the caller's guarantees are passed on.
     unsafe {
         match kind {
             Int8 => reduce_as::<i8>(segment, round, bytes, how, to),
@@ -128,7 +128,7 @@ pub unsafe fn reduce(segment: &Segment, round: u64, bytes: usize, kind: DataType
             Uint64 => reduce_as::<u64>(segment, round, bytes, how, to),
             Float32 => reduce_as::<f32>(segment, round, bytes, how, to),
             Float64 => reduce_as::<f64>(segment, round, bytes, how, to),
-            // Refused when the collective was called.
+            // The call of the collective has already failed.
             Float16 | Bfloat16 => {}
         }
     }
@@ -136,8 +136,8 @@ pub unsafe fn reduce(segment: &Segment, round: u64, bytes: usize, kind: DataType
 
 unsafe fn reduce_as<T: Element>(segment: &Segment, round: u64, bytes: usize, how: Reduction, to: *mut u8) {
     let elements = |rank| {
-        // SAFETY: the buffer's address is a multiple of every element's size, `bytes` of it were posted, and nobody
-        // writes to it until this rank has consumed the round. All bit patterns are elements.
+        // SAFETY: the buffer is aligned for every element type, `bytes` bytes of it were posted, and no rank writes to
+        // it until this rank has consumed the round. All bit patterns are valid elements.
         unsafe { std::slice::from_raw_parts(segment.buffer(rank, round).cast::<T>(), bytes / size_of::<T>()) }
     };
     let mut sum = elements(0).to_vec();
@@ -149,7 +149,7 @@ unsafe fn reduce_as<T: Element>(segment: &Segment, round: u64, bytes: usize, how
     if how == Reduction::Avg {
         sum.iter_mut().for_each(|sum| *sum = sum.divide(segment.world));
     }
-    // SAFETY: `bytes` bytes may be written there, and `sum` is memory of our own.
+    // SAFETY: `to` is valid for writing `bytes` bytes, and `sum` does not overlap it.
     unsafe { to.copy_from_nonoverlapping(sum.as_ptr().cast(), bytes) };
 }
 
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_those_of_the_header() {
+    fn codes_match_the_nccl_header() {
         assert_eq!(DataType::from_code(7), Some(Float32));
         assert_eq!(DataType::from_code(8), Some(Float64));
         assert_eq!(DataType::from_code(9), Some(Bfloat16));

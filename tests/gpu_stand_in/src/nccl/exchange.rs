@@ -1,4 +1,4 @@
-//! Rounds: every rank shows all others a piece of data.
+//! Rounds of data exchange, in each of which every rank publishes a chunk of data to all others.
 
 use std::{
     sync::atomic::{
@@ -11,54 +11,55 @@ use std::{
 
 use super::segment::{CHUNK, FACTS, Segment};
 
-/// How often a waiting rank looks; and how often it looks whether those it waits for still live.
-const LOOK_EVERY: Duration = Duration::from_micros(50);
-const LOOK_FOR_THE_DEAD_EVERY: Duration = Duration::from_millis(20);
-/// Looks before the first pause: the others are often nearly there.
-const EAGER_LOOKS: usize = 100;
+/// Interval at which a waiting rank polls.
+const POLL_INTERVAL: Duration = Duration::from_micros(50);
+/// Interval at which a waiting rank checks whether the others are alive.
+const LIVENESS_INTERVAL: Duration = Duration::from_millis(20);
+/// Number of polls before the first pause, since the other ranks are often nearly ready.
+const EAGER_POLLS: usize = 100;
 
-/// Why the ranks do not come together.
+/// The reason for which an exchange broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Broken {
+pub(crate) enum Broken {
     /// The communicator was aborted.
     Aborted,
-    /// A rank died, or left the communicator.
+    /// A rank died or left the communicator.
     Gone(usize),
-    /// A rank made another call.
+    /// A rank made a different call.
     Differs { rank: usize, here: [u64; FACTS], there: [u64; FACTS] },
 }
 
-/// Waits until `reached` holds for all ranks, or `gone` for the first for which it does not.
-pub fn wait_for_all(
+/// Waits until `reached` holds for all ranks, or `gone` for the first rank for which it does not.
+pub(crate) fn wait_for_all(
     world: usize,
     aborted: &AtomicBool,
     reached: impl Fn(usize) -> bool,
     gone: impl Fn(usize) -> bool,
 ) -> Result<(), Broken> {
-    let (mut looks, mut looked) = (0, Instant::now());
+    let (mut polls, mut last_check) = (0, Instant::now());
     loop {
         let Some(missing) = (0..world).find(|rank| !reached(*rank)) else { return Ok(()) };
         if aborted.load(Acquire) {
             return Err(Broken::Aborted);
         }
-        if looked.elapsed() > LOOK_FOR_THE_DEAD_EVERY {
-            looked = Instant::now();
-            // It may have done this round as its last.
+        if last_check.elapsed() > LIVENESS_INTERVAL {
+            last_check = Instant::now();
+            // The rank may have left after it completed this round.
             if gone(missing) && !reached(missing) {
                 return Err(Broken::Gone(missing));
             }
         }
-        looks += 1;
-        if looks < EAGER_LOOKS { thread::yield_now() } else { thread::sleep(LOOK_EVERY) }
+        polls += 1;
+        if polls < EAGER_POLLS { thread::yield_now() } else { thread::sleep(POLL_INTERVAL) }
     }
 }
 
-/// Shows `bytes` bytes from `data`, none if it is null, waits for the others, and lets `read` use all buffers of the
-/// round.
+/// Publishes `bytes` bytes from `data`, or none if it is null, waits for the other ranks, and calls `read` to use all
+/// buffers of the round.
 ///
 /// # Safety
-/// `data` is null or valid for reading `bytes` bytes.
-pub unsafe fn round(
+/// `data` must be null or valid for reading `bytes` bytes.
+pub(crate) unsafe fn round(
     segment: &Segment,
     aborted: &AtomicBool,
     round: u64,
@@ -67,21 +68,21 @@ pub unsafe fn round(
     read: impl FnOnce(),
 ) -> Result<(), Broken> {
     assert!(bytes <= CHUNK);
-    // The buffer held the data of two rounds ago.
+    // The buffer holds the data of two rounds ago.
     let free = |rank| segment.slot(rank).consumed.load(Acquire) + 2 >= round;
     let gone = |rank| segment.is_gone(rank);
     wait_for_all(segment.world, aborted, free, gone)?;
     if !data.is_null() {
-        // SAFETY: the caller promises `bytes` bytes at `data`, a buffer has `CHUNK`, and no rank reads this one: all
-        // have consumed what was in it, and wait for `posted` before they read again.
+        // SAFETY: the caller guarantees `bytes` bytes at `data`, a buffer has `CHUNK` bytes, and no rank reads this
+        // one: all have consumed its data and wait for `posted` before they read again.
         unsafe { segment.buffer(segment.rank, round).copy_from_nonoverlapping(data, bytes) };
     }
     segment.set_facts(round, facts);
     let mine = segment.slot(segment.rank);
     mine.posted.store(round, Release);
     wait_for_all(segment.world, aborted, |rank| segment.slot(rank).posted.load(Acquire) >= round, gone)?;
-    let mut told = (0..segment.world).map(|rank| (rank, segment.facts(rank, round)));
-    if let Some((rank, there)) = told.find(|(_, there)| *there != facts) {
+    let mut calls = (0..segment.world).map(|rank| (rank, segment.facts(rank, round)));
+    if let Some((rank, there)) = calls.find(|(_, there)| *there != facts) {
         return Err(Broken::Differs { rank, here: facts, there });
     }
     read();

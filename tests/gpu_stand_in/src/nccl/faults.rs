@@ -1,22 +1,22 @@
-//! Faults that a test asks for in `ARINAR_STAND_IN_FAULTS`: sentences with semicolons between them.
+//! Faults injected by `ARINAR_STAND_IN_FAULTS`: sentences separated by semicolons.
 //!
 //! ```text
-//! rank 1 call 5 error        the communicator gets the asynchronous error ncclSystemError, the collective never ends
+//! rank 1 call 5 error        the communicator gets the asynchronous error ncclSystemError; the collective never ends
 //! rank 1 call 5 refuse       the call returns ncclUnhandledCudaError and does nothing
-//! rank 1 call 5 hang         the collective never ends, and nobody says why
-//! rank 1 call 5 die          the process is killed when its stream gets there
-//! rank 1 call 5 slow 250     the collective waits 250 ms before it begins
-//! rank 1 call 5 garbage      the first element of the result has a wrong bit
-//! rank 1 init error          making the communicator fails with ncclSystemError
-//! rank 1 init hang           making the communicator never ends
+//! rank 1 call 5 hang         the collective never ends, without an error
+//! rank 1 call 5 die          the process is killed when its stream reaches the collective
+//! rank 1 call 5 slow 250     the collective starts 250 ms late
+//! rank 1 call 5 garbage      one bit of the first element of the result is flipped
+//! rank 1 init error          initialization of the communicator fails with ncclSystemError
+//! rank 1 init hang           initialization of the communicator never ends
 //! ```
 //!
-//! Calls are the collectives of a rank since its process started, from 1, over all its communicators, refused ones too.
+//! Calls are numbered from 1 for each rank since its process started, over all communicators, including refused calls.
 
 use std::{fs, io::ErrorKind, path::PathBuf, time::Duration};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     Error,
     Refuse,
     Hang,
@@ -26,7 +26,7 @@ pub enum Fault {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     Init,
     Call(u64),
 }
@@ -40,30 +40,30 @@ struct Planned {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Faults {
+pub(crate) struct Faults {
     planned: Vec<Planned>,
     once: Option<PathBuf>,
 }
 
 impl Faults {
-    /// Reads a plan; `once` is the folder where faults are noted that are not to happen again.
+    /// Parses a plan. `once` is the folder that records faults that must not occur again.
     ///
     /// # Errors
-    /// A sentence.
-    pub fn parse(text: &str, once: Option<PathBuf>) -> Result<Self, String> {
+    /// Returns a message if a sentence is invalid.
+    pub(crate) fn parse(text: &str, once: Option<PathBuf>) -> Result<Self, String> {
         let sentences = text.split(';').map(str::trim).filter(|sentence| !sentence.is_empty());
         let planned = sentences.map(|sentence| {
-            parse_one(sentence).ok_or_else(|| format!("ARINAR_STAND_IN_FAULTS: {sentence:?} is no fault"))
+            parse_one(sentence).ok_or_else(|| format!("ARINAR_STAND_IN_FAULTS: {sentence:?} is not a fault"))
         });
         Ok(Self { planned: planned.collect::<Result<_, _>>()?, once })
     }
 
-    /// What happens here, if anything. Asking makes it happen.
-    pub fn at(&self, rank: usize, place: Place) -> Option<Fault> {
+    /// Returns the fault planned for this place, if any, and records that it has occurred.
+    pub(crate) fn at(&self, rank: usize, place: Place) -> Option<Fault> {
         let planned = self.planned.iter().find(|planned| (planned.rank, planned.place) == (rank, place))?;
         if let Some(folder) = &self.once {
-            let noted = fs::File::create_new(folder.join(planned.text.replace(' ', "-")));
-            if noted.is_err_and(|error| error.kind() == ErrorKind::AlreadyExists) {
+            let record = fs::File::create_new(folder.join(planned.text.replace(' ', "-")));
+            if record.is_err_and(|error| error.kind() == ErrorKind::AlreadyExists) {
                 return None;
             }
         }
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sentences_are_faults() {
+    fn sentences_are_parsed() {
         let faults = Faults::parse(" rank 1 call 5 slow 250; rank 0 init hang;", None).unwrap();
         assert_eq!(faults.at(1, Place::Call(5)), Some(Fault::Slow(Duration::from_millis(250))));
         assert_eq!(faults.at(0, Place::Init), Some(Fault::Hang));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_folder_each_happens_once() {
+    fn with_a_folder_each_fault_occurs_once() {
         let folder = tempfile::tempdir().unwrap();
         let faults = Faults::parse("rank 0 call 1 die", Some(folder.path().to_path_buf())).unwrap();
         assert_eq!(faults.at(0, Place::Call(1)), Some(Fault::Die));

@@ -1,5 +1,5 @@
-//! Groups: the collectives that are called between `ncclGroupStart` and `ncclGroupEnd` begin at its end. So an event
-//! that is recorded before the end is too early here, too.
+//! Groups: collectives called between `ncclGroupStart` and `ncclGroupEnd` start at the end of the group. As with NCCL,
+//! an event recorded before the end does not wait for them.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,11 +11,11 @@ use super::{
     result::{
         Failure,
         NcclResult::{self, *},
-        told,
+        to_code,
     },
 };
 
-/// What waits for the end of the group, by communicator.
+/// Collectives deferred until the end of the group, by communicator.
 type Deferred = Vec<(Arc<Communicator>, Vec<Launch>)>;
 
 thread_local! {
@@ -23,8 +23,8 @@ thread_local! {
     static DEFERRED: RefCell<Deferred> = RefCell::default();
 }
 
-/// Launches a collective, now or at the end of the group.
-pub fn launch(communicator: Arc<Communicator>, launch: Launch) -> NcclResult {
+/// Launches a collective immediately or, inside a group, at its end.
+pub(crate) fn launch(communicator: Arc<Communicator>, launch: Launch) -> NcclResult {
     if DEPTH.get() == 0 {
         return communicator.launch(vec![launch]);
     }
@@ -46,7 +46,7 @@ extern "C" fn ncclGroupStart() -> NcclResult {
 #[unsafe(no_mangle)]
 extern "C" fn ncclGroupEnd() -> NcclResult {
     let Some(depth) = DEPTH.get().checked_sub(1) else {
-        return told(Err(Failure::new(InvalidUsage, "ncclGroupEnd without ncclGroupStart")));
+        return to_code(Err(Failure::new(InvalidUsage, "ncclGroupEnd without ncclGroupStart")));
     };
     DEPTH.set(depth);
     if depth > 0 {

@@ -1,4 +1,4 @@
-//! Making communicators: all ranks meet in the shared memory that the unique id names.
+//! Initialization of communicators: all ranks join the shared memory that the unique id identifies.
 
 use std::{ffi::c_int, sync::Arc, thread};
 
@@ -10,20 +10,21 @@ use super::{
     result::{
         Failure,
         NcclResult::{self, *},
-        told,
+        to_code,
     },
     segment::{MAX_RANKS, Segment},
-    unique_id::{Meeting, UniqueId},
+    unique_id::{Rendezvous, UniqueId},
 };
 use crate::{cuda::device, environment::settings};
 
-/// 2.29.99: new enough for every function, and no version that NVIDIA made.
+/// Version 2.29.99, which is new enough for every function and which NVIDIA has not released.
 const VERSION: c_int = 22999;
-/// What `NCCL_CONFIG_INITIALIZER` puts into a configuration, and its word for "as usual".
+/// Value of `magic` in `NCCL_CONFIG_INITIALIZER`.
 const CONFIG_MAGIC: u32 = 0xcafe_beef;
+/// Value of a setting that is left at its default.
 const UNDEFINED: c_int = c_int::MIN;
 
-/// The start of `ncclConfig_t`; what follows is about speed.
+/// The first fields of `ncclConfig_t`. The others only affect speed.
 #[repr(C)]
 struct Config {
     size: usize,
@@ -37,66 +38,71 @@ unsafe extern "C" fn ncclGetVersion(version: *mut c_int) -> NcclResult {
     if version.is_null() {
         return InvalidArgument;
     }
-    // SAFETY: not null, and the caller gives a place for one integer.
+    // SAFETY: the caller passes a pointer to an integer, and it is not null.
     unsafe { version.write(VERSION) };
     Success
 }
 
-/// Meets the other ranks.
-fn join(communicator: &Communicator, meeting: Meeting) -> Result<(), Failure> {
+/// Joins the other ranks.
+fn join(communicator: &Communicator, rendezvous: Rendezvous) -> Result<(), Failure> {
     let (rank, world) = (communicator.rank, communicator.world);
     let faults = settings().faults.as_ref().map_err(|text| Failure::new(InvalidUsage, text.as_str()))?;
     match faults.at(rank, Place::Init) {
-        Some(Fault::Error) => return Err(Failure::new(SystemError, "an error that the test asked for")),
+        Some(Fault::Error) => return Err(Failure::new(SystemError, "injected error")),
         Some(_) => communicator.wait_until_aborted(),
         None => {}
     }
-    let segment = Segment::join(&meeting.open()?, rank, world)?;
-    let come = |other| segment.has_come(other);
-    // Of a rank that has not come nothing is known. But nobody can come when whoever made the id is gone, and it is no
-    // use to wait when one that came is gone again.
-    let hopeless = |_| !meeting.maker.lives() || (0..world).any(|other| segment.is_gone(other));
-    let met = wait_for_all(world, communicator.aborted(), come, hopeless).map_err(|broken| failure(&broken));
-    if met.is_err() {
+    let segment = Segment::join(&rendezvous.open()?, rank, world)?;
+    let joined = |other| segment.has_joined(other);
+    // The state of a rank that has not joined is unknown. But no rank can join if the creator of the id is gone, and
+    // waiting is useless if a rank that joined is gone.
+    let hopeless = |_| !rendezvous.creator.is_alive() || (0..world).any(|other| segment.is_gone(other));
+    let result = wait_for_all(world, communicator.aborted(), joined, hopeless).map_err(|broken| failure(&broken));
+    if result.is_err() {
         segment.leave();
-        return met;
+        return result;
     }
-    meeting.complete();
+    rendezvous.complete();
     communicator.set_segment(segment);
-    call_log::note(rank, &format!("\"event\":\"init\",\"world\":{world}"));
+    call_log::log(rank, &format!("\"event\":\"init\",\"world\":{world}"));
     Ok(())
 }
 
-/// Checks what can be checked at once, and starts to meet the others.
+/// Validates the arguments and starts joining the other ranks.
 fn begin(id: &UniqueId, world: c_int, rank: c_int, blocking: bool) -> Result<Arc<Communicator>, Failure> {
-    let meeting = Meeting::parse(id)?;
+    let rendezvous = Rendezvous::parse(id)?;
     let (Ok(rank), Ok(world)) = (usize::try_from(rank), usize::try_from(world)) else {
         return Err(Failure::new(InvalidArgument, format!("rank {rank} of {world} ranks")));
     };
     if rank >= world || world > MAX_RANKS {
-        return Err(Failure::new(InvalidArgument, format!("rank {rank} of {world} ranks; {MAX_RANKS} are possible")));
+        return Err(Failure::new(
+            InvalidArgument,
+            format!("rank {rank} of {world} ranks; at most {MAX_RANKS} are supported"),
+        ));
     }
-    // NCCL makes the first device current if none is.
+    // NCCL uses the first device if none is current.
     let device = device::current().unwrap_or(0);
     let communicator = Arc::new(Communicator::new(rank, world, device, blocking));
     let joining = Arc::clone(&communicator);
-    thread::spawn(move || joining.settle(join(&joining, meeting)));
+    thread::spawn(move || joining.settle(join(&joining, rendezvous)));
     Ok(communicator)
 }
 
+/// Creates a communicator.
+///
 /// # Safety
-/// `place` is null or valid for writing a handle.
-unsafe fn initialize(place: *mut usize, world: c_int, id: &UniqueId, rank: c_int, blocking: bool) -> NcclResult {
-    if place.is_null() {
+/// `out` must be null or valid for writing a handle.
+unsafe fn initialize(out: *mut usize, world: c_int, id: &UniqueId, rank: c_int, blocking: bool) -> NcclResult {
+    if out.is_null() {
         return InvalidArgument;
     }
     let communicator = match begin(id, world, rank, blocking) {
         Ok(communicator) => communicator,
-        Err(failure) => return told(Err(failure)),
+        Err(failure) => return to_code(Err(failure)),
     };
     let handle = communicator::add(Arc::clone(&communicator));
-    // SAFETY: not null, so valid for the write (the caller's promise).
-    unsafe { place.write(handle) };
+    // SAFETY: the pointer is not null, so the caller guarantees that it is valid for the write.
+    unsafe { out.write(handle) };
     if !blocking {
         return InProgress;
     }
@@ -104,20 +110,20 @@ unsafe fn initialize(place: *mut usize, world: c_int, id: &UniqueId, rank: c_int
     if result != Success {
         let _ = communicator::remove(handle);
         // SAFETY: as above.
-        unsafe { place.write(0) };
+        unsafe { out.write(0) };
     }
     result
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ncclCommInitRank(place: *mut usize, world: c_int, id: UniqueId, rank: c_int) -> NcclResult {
-    // SAFETY: handed on as it came.
-    unsafe { initialize(place, world, &id, rank, true) }
+unsafe extern "C" fn ncclCommInitRank(out: *mut usize, world: c_int, id: UniqueId, rank: c_int) -> NcclResult {
+    // SAFETY: the arguments are passed on unchanged.
+    unsafe { initialize(out, world, &id, rank, true) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ncclCommInitRankConfig(
-    place: *mut usize,
+    out: *mut usize,
     world: c_int,
     id: UniqueId,
     rank: c_int,
@@ -125,17 +131,19 @@ unsafe extern "C" fn ncclCommInitRankConfig(
 ) -> NcclResult {
     let mut blocking = true;
     if !config.is_null() {
-        // SAFETY: the caller gives a configuration, whose fields of all versions begin with these.
+        // SAFETY: the caller passes a configuration, which begins with these fields in all versions.
         let config = unsafe { config.read() };
         if config.magic != CONFIG_MAGIC || config.size < size_of::<Config>() {
-            return told(Err(Failure::new(InvalidArgument, "the configuration was not initialised")));
+            return to_code(Err(Failure::new(InvalidArgument, "the configuration was not initialised")));
         }
         blocking = match config.blocking {
             0 => false,
             1 | UNDEFINED => true,
-            other => return told(Err(Failure::new(InvalidArgument, format!("blocking is {other}, neither 0 nor 1")))),
+            other => {
+                return to_code(Err(Failure::new(InvalidArgument, format!("blocking is {other} instead of 0 or 1"))));
+            }
         };
     }
-    // SAFETY: handed on as it came.
-    unsafe { initialize(place, world, &id, rank, blocking) }
+    // SAFETY: the arguments are passed on unchanged.
+    unsafe { initialize(out, world, &id, rank, blocking) }
 }

@@ -1,30 +1,30 @@
-//! Who a process is, so that another can see it die: its number, which the system gives again, and when it started.
+//! The identity of a process, with which others detect its death: its pid, which can be reused, and its start time.
 
 use std::fs;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Process {
-    pub pid: u32,
-    /// In clock ticks since the machine started.
-    pub started: u64,
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    /// Start time in clock ticks since boot.
+    pub(crate) start_time: u64,
 }
 
 impl Process {
-    pub fn this() -> Self {
+    pub(crate) fn this() -> Self {
         let pid = std::process::id();
-        Self { pid, started: started(pid).unwrap_or_default() }
+        Self { pid, start_time: start_time(pid).unwrap_or_default() }
     }
 
-    /// False once it is gone or a zombie, or its number belongs to another.
-    pub fn lives(self) -> bool {
-        started(self.pid) == Some(self.started)
+    /// Returns false once the process is gone or a zombie, or its pid belongs to another process.
+    pub(crate) fn is_alive(self) -> bool {
+        start_time(self.pid) == Some(self.start_time)
     }
 }
 
-/// When a living process started.
-fn started(pid: u32) -> Option<u64> {
+/// Returns the start time of a living process.
+fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; the state follows it, and the start is the 20th word from there.
+    // The name in parentheses may contain anything. The state follows it; the start time is the 20th word from there.
     let mut words = stat.rsplit_once(')')?.1.split_whitespace();
     if matches!(words.next()?, "Z" | "X") {
         return None;
@@ -38,15 +38,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_lives_until_it_ends() {
+    fn a_process_is_alive_until_it_ends() {
         let this = Process::this();
-        assert!(this.started > 0 && this.lives());
-        assert!(!Process { started: this.started + 1, ..this }.lives());
+        assert!(this.start_time > 0 && this.is_alive());
+        assert!(!Process { start_time: this.start_time + 1, ..this }.is_alive());
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
-        let other = Process { pid: child.id(), started: started(child.id()).unwrap() };
-        assert!(other.lives());
+        let other = Process { pid: child.id(), start_time: start_time(child.id()).unwrap() };
+        assert!(other.is_alive());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!other.lives());
+        assert!(!other.is_alive());
     }
 }

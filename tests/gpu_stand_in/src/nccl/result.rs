@@ -1,4 +1,4 @@
-//! NCCL's result codes, and why a call failed.
+//! NCCL's result codes and the messages of failures.
 
 use std::{
     ffi::{CStr, CString, c_char},
@@ -10,7 +10,7 @@ use crate::lock;
 /// Values of `ncclResult_t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum NcclResult {
+pub(crate) enum NcclResult {
     Success = 0,
     UnhandledCudaError = 1,
     SystemError = 2,
@@ -22,43 +22,43 @@ pub enum NcclResult {
 
 use NcclResult::*;
 
-/// A result that is no success, with a sentence for `ncclGetLastError`.
+/// An error code with a message for `ncclGetLastError`.
 #[derive(Clone, Debug)]
-pub struct Failure {
-    pub result: NcclResult,
-    pub message: String,
+pub(crate) struct Failure {
+    pub(crate) result: NcclResult,
+    pub(crate) message: String,
 }
 
 impl Failure {
-    pub fn new(result: NcclResult, message: impl Into<String>) -> Self {
+    pub(crate) fn new(result: NcclResult, message: impl Into<String>) -> Self {
         Self { result, message: message.into() }
     }
 }
 
-/// The code of a result; the sentence of a failure is kept for whoever asks.
-pub fn told(result: Result<(), Failure>) -> NcclResult {
+/// Converts a result to its code, and records a failure for `ncclGetLastError`.
+pub(crate) fn to_code(result: Result<(), Failure>) -> NcclResult {
     match result {
         Ok(()) => Success,
         Err(failure) => {
-            tell(&failure);
+            record_failure(&failure);
             failure.result
         }
     }
 }
 
-static LAST: Mutex<&'static CStr> = Mutex::new(c"");
+static LAST_MESSAGE: Mutex<&'static CStr> = Mutex::new(c"");
 
-/// Keeps the sentence of a failure, and says it where NCCL would.
-pub fn tell(failure: &Failure) {
+/// Records the message of a failure for `ncclGetLastError` and prints it to standard error.
+pub(crate) fn record_failure(failure: &Failure) {
     eprintln!("NCCL stand-in: {}", failure.message);
     let text = CString::new(failure.message.replace('\0', " ")).unwrap_or_default();
-    // A pointer to it may be anywhere from now on; failures are few.
-    *lock(&LAST) = Box::leak(text.into_boxed_c_str());
+    // Leak the message, because the program may keep a pointer to it. Failures are rare.
+    *lock(&LAST_MESSAGE) = Box::leak(text.into_boxed_c_str());
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ncclGetLastError(_communicator: usize) -> *const c_char {
-    lock(&LAST).as_ptr()
+    lock(&LAST_MESSAGE).as_ptr()
 }
 
 #[unsafe(no_mangle)]

@@ -1,7 +1,7 @@
-//! The unique id of a communicator: where its shared memory is.
+//! The unique id of a communicator, which identifies its shared memory.
 //!
-//! The memory is a file without a name, which whoever makes the id holds open. The others open it through /proc while
-//! they join. So there is nothing to clean up, whoever is killed and when.
+//! The memory is an anonymous file that the creator of the id keeps open. The other ranks open it through /proc when
+//! they join. Nothing needs to be cleaned up, even if a process is killed.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use super::{
     result::{
         Failure,
         NcclResult::{self, *},
-        told,
+        to_code,
     },
     segment,
 };
@@ -31,75 +31,75 @@ const LENGTH: usize = 128;
 /// `ncclUniqueId`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct UniqueId([u8; LENGTH]);
+pub(crate) struct UniqueId([u8; LENGTH]);
 
-/// What a unique id says.
+/// The contents of a unique id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Meeting {
-    pub maker: Process,
+pub(crate) struct Rendezvous {
+    pub(crate) creator: Process,
     descriptor: i32,
-    /// Different for every id of a machine.
-    pub nonce: u64,
+    /// A number that is different for every id created on a host.
+    pub(crate) nonce: u64,
 }
 
-/// The files of ids whose ranks have not all come.
+/// The files of ids whose ranks have not all joined.
 static OPEN: Mutex<BTreeMap<u64, File>> = Mutex::new(BTreeMap::new());
 
-impl Meeting {
+impl Rendezvous {
     fn create() -> Result<Self, Failure> {
-        static MADE: AtomicU64 = AtomicU64::new(0);
+        static CREATED: AtomicU64 = AtomicU64::new(0);
         let failed = |error: std::io::Error| Failure::new(SystemError, format!("shared memory: {error}"));
         let file = segment::create().map_err(failed)?;
-        let maker = Process::this();
+        let creator = Process::this();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-        let nonce = now.wrapping_shl(20) ^ u64::from(maker.pid).wrapping_shl(8) ^ MADE.fetch_add(1, Ordering::Relaxed);
-        let meeting = Self { maker, descriptor: file.as_raw_fd(), nonce };
+        let nonce =
+            now.wrapping_shl(20) ^ u64::from(creator.pid).wrapping_shl(8) ^ CREATED.fetch_add(1, Ordering::Relaxed);
+        let rendezvous = Self { creator, descriptor: file.as_raw_fd(), nonce };
         lock(&OPEN).insert(nonce, file);
-        Ok(meeting)
+        Ok(rendezvous)
     }
 
-    /// The shared memory, for a rank that joins.
-    pub fn open(self) -> Result<File, Failure> {
-        let path = format!("/proc/{}/fd/{}", self.maker.pid, self.descriptor);
+    /// Opens the shared memory for a rank that joins.
+    pub(crate) fn open(self) -> Result<File, Failure> {
+        let path = format!("/proc/{}/fd/{}", self.creator.pid, self.descriptor);
         let opened = OpenOptions::new().read(true).write(true).open(path);
-        opened.ok().filter(|_| self.maker.lives()).ok_or_else(|| {
-            Failure::new(SystemError, format!("process {}, which made the unique id, is gone", self.maker.pid))
+        opened.ok().filter(|_| self.creator.is_alive()).ok_or_else(|| {
+            Failure::new(SystemError, format!("process {}, which created the unique id, is gone", self.creator.pid))
         })
     }
 
-    /// All ranks have it open: who made it need not hold it.
-    pub fn complete(self) {
+    /// Closes the creator's file once all ranks have opened the memory.
+    pub(crate) fn complete(self) {
         lock(&OPEN).remove(&self.nonce);
     }
 
     fn id(self) -> UniqueId {
-        let Self { maker, descriptor, nonce } = self;
-        let text = format!("arinar-stand-in {} {} {descriptor} {nonce}", maker.pid, maker.started);
+        let Self { creator, descriptor, nonce } = self;
+        let text = format!("arinar-stand-in {} {} {descriptor} {nonce}", creator.pid, creator.start_time);
         let mut id = UniqueId([0; LENGTH]);
         id.0[..text.len()].copy_from_slice(text.as_bytes());
         id
     }
 
-    pub fn parse(id: &UniqueId) -> Result<Self, Failure> {
+    pub(crate) fn parse(id: &UniqueId) -> Result<Self, Failure> {
         let parsed = || {
             let text = CStr::from_bytes_until_nul(&id.0).ok()?.to_str().ok()?.strip_prefix("arinar-stand-in ")?;
             let mut words = text.split(' ');
-            let maker = Process { pid: words.next()?.parse().ok()?, started: words.next()?.parse().ok()? };
-            Some(Self { maker, descriptor: words.next()?.parse().ok()?, nonce: words.next()?.parse().ok()? })
+            let creator = Process { pid: words.next()?.parse().ok()?, start_time: words.next()?.parse().ok()? };
+            Some(Self { creator, descriptor: words.next()?.parse().ok()?, nonce: words.next()?.parse().ok()? })
         };
-        parsed()
-            .ok_or_else(|| Failure::new(InvalidArgument, "the unique id is none; was it spread to all ranks whole?"))
+        parsed().ok_or_else(|| Failure::new(InvalidArgument, "invalid unique id; was it completely sent to all ranks?"))
     }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ncclGetUniqueId(place: *mut UniqueId) -> NcclResult {
-    if place.is_null() {
+unsafe extern "C" fn ncclGetUniqueId(out: *mut UniqueId) -> NcclResult {
+    if out.is_null() {
         return InvalidArgument;
     }
-    told(Meeting::create().map(|meeting| {
-        // SAFETY: not null, and the caller gives a place for the 128 bytes of an id.
-        unsafe { place.write(meeting.id()) };
+    to_code(Rendezvous::create().map(|rendezvous| {
+        // SAFETY: the caller passes a pointer to the 128 bytes of an id, and it is not null.
+        unsafe { out.write(rendezvous.id()) };
     }))
 }
 
@@ -109,13 +109,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_says_where_the_memory_is() {
-        let meeting = Meeting::create().unwrap();
-        assert_eq!(Meeting::parse(&meeting.id()).unwrap(), meeting);
-        meeting.open().unwrap();
-        let gone = Meeting { maker: Process { started: 1, ..meeting.maker }, ..meeting };
+    fn an_id_identifies_the_shared_memory() {
+        let rendezvous = Rendezvous::create().unwrap();
+        assert_eq!(Rendezvous::parse(&rendezvous.id()).unwrap(), rendezvous);
+        rendezvous.open().unwrap();
+        let gone = Rendezvous { creator: Process { start_time: 1, ..rendezvous.creator }, ..rendezvous };
         assert_eq!(gone.open().unwrap_err().result, SystemError);
-        assert!(Meeting::parse(&UniqueId([0; LENGTH])).is_err());
-        meeting.complete();
+        assert!(Rendezvous::parse(&UniqueId([0; LENGTH])).is_err());
+        rendezvous.complete();
     }
 }

@@ -43,7 +43,7 @@ impl Backlog {
 /// Returns the message for the beginning of an outage.
 pub(crate) fn outage_began(url: &str, outage: &Outage, backlog: &Backlog, spool: &Path) -> String {
     let (since, reason, backlog) = (whole_seconds(outage.since.elapsed()), &outage.reason, backlog.describe(spool));
-    format!("{url} cannot be reached since {since} ({reason}): {backlog}; training goes on")
+    format!("{url} cannot be reached since {since} ({reason}): {backlog}; training continues")
 }
 
 /// Returns the message for the end of an outage.
@@ -69,7 +69,7 @@ mod tests {
         assert_eq!(
             message,
             "s3://bucket/run cannot be reached since 3m 1s (connection refused): 2 checkpoints, 6.80 GB wait in \
-             /spool; training goes on"
+             /spool; training continues"
         );
         let duration = Duration::from_millis(62_900);
         let message = outage_ended("s3://bucket/run", duration, &Backlog::default(), Path::new("/spool"));
