@@ -101,7 +101,7 @@ def main():
         pieces = composed.get(message, [message])
         absent = [piece for piece in pieces if not is_in_sources(piece, texts)]
         problems += [f"not in the sources: {piece} (part of: {message})" for piece in absent]
-    documented, alerts = first_column(book, "Alarm"), re.findall(r"- alert: (\w+)", ALERTS.read_text())
+    documented, alerts = first_column(book, "Alert"), re.findall(r"- alert: (\w+)", ALERTS.read_text())
     problems += [f"not in the run book: {alert}" for alert in alerts if alert not in documented]
     problems += [f"no such alert: {alert}" for alert in documented if alert not in alerts]
     if len(messages) < 30 or len(alerts) < 5:
