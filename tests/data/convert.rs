@@ -152,9 +152,9 @@ fn every_unusable_file_is_reported_with_a_reason() {
         "b/shape: array moments is [32, 1, 2], the others are [32, 2, 2]",
         "b/double: array moments holds '<f8'",
         "b/endless: array moments has 64 bytes of data",
-        "b/deep: array moments has no header",
-        "b/text: is not a whole",
-        "b/cut: is not a whole",
+        "b/deep: array moments has no NumPy header",
+        "b/text: is not a complete",
+        "b/cut: is not a complete",
         "b/flipped: is not a complete .npz file: moments",
     ];
     let (code, _, stderr) = exit_status(&convert(&from, &out, &[]));

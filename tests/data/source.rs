@@ -82,7 +82,7 @@ fn unusable_sources_have_clear_errors() {
         ImageSource::open(&paths).unwrap_err().to_string()
     };
     assert!(message(&[&folder.path().join("nowhere")]).contains("nowhere"));
-    assert!(message(&[&tree, &tar]).contains("apes/0001.png comes twice"));
+    assert!(message(&[&tree, &tar]).contains("apes/0001.png exists twice"));
     assert!(message(&[&tree.join("apes")]).contains("is not in a class folder"));
     let empty = folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();

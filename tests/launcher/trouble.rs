@@ -121,7 +121,7 @@ fn a_run_has_one_launcher_and_one_job() {
     let elsewhere = format!("run.log_dir={}", trial.lab.path("other").display());
     let output = trial.run(&["--set", &elsewhere, "--max-restarts", "0"]).exited_with(1);
     let run = trial.lab.path("run").display().to_string();
-    assert_error(&output, &[&run, "is being written by `arinar-trainer run tiny`", "end it", "write elsewhere"]);
+    assert_error(&output, &[&run, "is being written by `arinar-trainer run tiny`", "stop it", "write elsewhere"]);
     let known = trial.lab.checkpoints("run");
     wait_until("the first run to continue", || (trial.lab.checkpoints("run") != known).then_some(()));
 }
