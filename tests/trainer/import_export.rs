@@ -151,7 +151,7 @@ fn malicious_files_run_no_commands() {
     open("attack-beside.pth").unwrap().fill_model(&weight).unwrap();
     assert_eq!(weight["weight"], values(0, &[3, 2], 0));
     assert_one_line(&open("attack-whole.pth").unwrap_err(), &["attack-whole.pth", "system"]);
-    assert_one_line(&open("attack-bare.pkl").unwrap_err(), &["attack-bare.pkl", "before PyTorch 1.6"]);
+    assert_one_line(&open("attack-bare.pkl").unwrap_err(), &["attack-bare.pkl", "PyTorch before 1.6"]);
     assert_one_line(&open("before-1.6.pth").unwrap_err(), &["torch.save", "1.6 or newer"]);
     assert!(!Path::new("/tmp/arinar-unpickled-a-command").exists());
 }
