@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-/// Returns true if [`slice`] and [`slice_mut`] apply: the tensor is contiguous float32 in host memory.
+/// Returns true if [`slice()`] and [`slice_mut`] apply: the tensor is contiguous float32 in host memory.
 pub fn is_host(tensor: &Tensor) -> bool {
     tensor.device() == Device::Cpu && tensor.kind() == Kind::Float && tensor.is_contiguous()
 }
