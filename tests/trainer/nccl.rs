@@ -10,7 +10,7 @@ use arinar_collective::{
 };
 use arinar_protocol::exit_code;
 use arinar_tests::gpu_stand_in::{Event, GpuStandIn};
-use arinar_tests::support::launcher::{Running, program, wait_until};
+use arinar_tests::support::launcher::{Running, program};
 use arinar_tests::support::trainer::{Lab, ProcessOutput, launch};
 use tch::{Device, Kind, Tensor};
 
@@ -250,12 +250,9 @@ fn the_launcher_restarts_the_job_after_nccl_failures() {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let running = Running { child: Some(child), log: lab.path("logs/ranks/launcher.log") };
     running.wait_for_log("NCCL, while ");
-    wait_until("a rank killed", || {
-        let log = std::fs::read_to_string(lab.path("logs/ranks/launcher.log")).unwrap();
-        log.contains("is gone: its connection ended without a farewell").then_some(())
-    });
     running.wait_for_log("the job hangs");
-    // On a busy machine, a pause may look like another hang.
+    // The error and the killed rank are two crashes. If the other rank reports the killed one first, the launcher logs only
+    // that report. On a busy machine, a pause may look like another hang.
     let output = running.wait().exited_with(0).reports("by crash").reports("by hang");
     assert!(!output.stderr.contains("1 by crash"), "{}", output.stderr);
     assert_same_weights_as_mpi(&lab, LONG);
