@@ -31,7 +31,7 @@ const QUEUE: usize = 4096;
 /// The ranks that may connect.
 #[derive(Debug, Default)]
 struct Admission {
-    /// Token of the job; empty to admit nobody.
+    /// Token of the job. If it is empty, every connection is rejected.
     token: String,
     attempt: u32,
     world: usize,

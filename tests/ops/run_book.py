@@ -19,7 +19,7 @@ COMPOSED = [
     ("SIGILL...", ": the program was built for another kind of processor"),
     (
         "... has no room: ...; ...",
-        ": nothing saved is lost; make room or raise checkpoint.spool_limit and start again to send it on",
+        ": nothing saved is lost; make room or raise checkpoint.spool_limit, and start again to upload it",
     ),
     ("cannot reach ...", "; repair it, remove it from --hostfile, or allow fewer ranks with --min-ranks"),
 ]

@@ -247,7 +247,7 @@ fn a_run_starts_from_the_official_weights_resumes_and_is_exported() {
     lab.trainer(0, &arguments).succeeded();
     let run = format!("run.dir={}", lab.path("second"));
     let started = lab.import(0, &first, &["--set", &run]).succeeded();
-    assert!(started.stdout.contains("averages begin at the same weights"), "{}", started.stdout);
+    assert!(started.stdout.contains("averages start from the same weights"), "{}", started.stdout);
     for kind in ["model", "ema"] {
         assert_official(&lab.export(kind, "second"), 0, 1e-20);
     }

@@ -57,7 +57,7 @@ impl Banner<'_> {
         let samples = self.data.samples();
         match self.data {
             Data::Encoded(dataset) => format!("data: {} ({samples} samples)", dataset.store().url()),
-            Data::Synthetic(_) => format!("data: synthetic noise, {samples} samples: nothing is learnt from it"),
+            Data::Synthetic(_) => format!("data: synthetic noise, {samples} samples: the model learns nothing from it"),
         }
     }
 

@@ -140,7 +140,7 @@ impl Connection {
         let mut last_reply = Instant::now();
         loop {
             if let Err(error) = self.send(&Message::Beat(vitals.beat())) {
-                return format!("the launcher cannot be told anything ({error})");
+                return format!("messages cannot be sent to the launcher ({error})");
             }
             match receive_for(replies, BEAT_EVERY) {
                 Ok(false) => {}

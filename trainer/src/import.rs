@@ -44,8 +44,11 @@ pub(crate) fn import(collective: &dyn Collective, url: &str, into: &ImportInto<'
             into.ema.values().shallow_clone().copy_(&piece);
         }
     }
-    let found =
-        if averages.is_some() { "model and model_ema" } else { "model; its averages begin at the same weights" };
+    let found = if averages.is_some() {
+        "model and model_ema"
+    } else {
+        "model; its moving averages start from the same weights"
+    };
     Ok(format!("weights: {url} ({found}; the optimizer is new)"))
 }
 
@@ -63,7 +66,7 @@ impl ImportInto<'_> {
         let has = file.fill_ema(&self.named(&averages, Tensor::copy)).map_err(Stop::configuration)?;
         for (what, flat) in [("weights", self.parameters.values()), ("averages", &averages)] {
             if !clip::grad_norm(flat).is_finite() {
-                return Err(Stop::configuration(format!("the {what} in {url} are not finite; training needs others")));
+                return Err(Stop::configuration(format!("the {what} in {url} are not finite; import other weights")));
             }
         }
         Ok(has.then_some(averages))

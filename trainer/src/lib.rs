@@ -3,7 +3,7 @@
 //! - [`Startup`] builds a [`Training`], whose [`run`](Training::run) is the training loop (`train.rs`, `step.rs`).
 //! - `parameters`, `optimizer`, `ema` and `clip` update the weights in flat memory.
 //! - `config` is the configuration of a run, `logs` its output.
-//! - `planning` has `--check` and `--plan`, `sample` what `arinar-sample` needs besides the model.
+//! - `planning` has `--check` and `--plan`, `sample` the parts of `arinar-sample` other than the model.
 //!
 //! The model is in `arinar-model`, batches come from `arinar-data`, collective operations from `arinar-collective`, and
 //! checkpoints from `arinar-checkpoint`. Begin with `train.rs`.

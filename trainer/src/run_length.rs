@@ -2,7 +2,7 @@
 
 use crate::config::TrainConfig;
 
-/// How many steps a run has, and which checkpoints are kept permanently.
+/// The number of steps of a run, and the interval of checkpoints that are kept permanently.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RunLength {
     /// Number of steps.

@@ -201,7 +201,7 @@ impl<'a> Startup<'a> {
     fn import(&self, url: Option<&str>, is_resumed: bool, state: &ModelState) -> Result<Option<String>, Stop> {
         let Some(url) = url else { return Ok(None) };
         if is_resumed {
-            return Ok(Some(format!("the run has begun already, so --import {url} is not read")));
+            return Ok(Some(format!("the run has already started, so --import {url} is not read")));
         }
         let into = ImportInto { parameters: &state.parameters, ema: &state.ema, buffers: &state.buffers };
         import(self.context.collective, url, &into).map(Some)
@@ -297,7 +297,7 @@ impl<'a> Startup<'a> {
 fn check_single_origin(config: &TrainConfig, imported: Option<&str>) -> Result<(), Stop> {
     match (&config.checkpoint.resume, imported) {
         (Resume::From(place), Some(url)) => Err(Stop::configuration(format!(
-            "--import {url} and checkpoint.resume {place} are two places to begin from; give one of them"
+            "--import {url} and checkpoint.resume {place} are two sources of initial weights; give one of them"
         ))),
         _ => Ok(()),
     }

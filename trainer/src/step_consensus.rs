@@ -35,7 +35,7 @@ impl RankFlags {
     }
 }
 
-/// What all ranks know after the all-reduce.
+/// The flags and figures that all ranks know after the all-reduce.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepConsensus {
     /// Mean loss of the global batch.

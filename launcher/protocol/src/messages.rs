@@ -75,7 +75,7 @@ pub struct Beat {
     pub store_unreachable: bool,
 }
 
-/// How a rank exits.
+/// The exit of a rank: its code and its reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Farewell {
     /// Exit code; see [`crate::exit_code`].

@@ -23,11 +23,11 @@ pub enum CheckpointError {
     Damaged {
         /// URL of the file.
         url: String,
-        /// How it is damaged.
+        /// A description of the damage.
         what: String,
     },
     /// The header of a file of tensors cannot be created.
-    #[error("cannot lay out {file}: {source}")]
+    #[error("cannot create the header of {file}: {source}")]
     Layout {
         /// The file.
         file: String,
@@ -36,10 +36,10 @@ pub enum CheckpointError {
     },
     /// The run has checkpoints and all of them are damaged.
     #[error(
-        "none of the checkpoints in {url} is whole ({problems}); move them away to begin anew, or \
-         set checkpoint.resume to a whole one"
+        "none of the checkpoints in {url} is intact ({problems}); move them away to start a new run, or \
+         set checkpoint.resume to an intact one"
     )]
-    NoneWhole {
+    NoneIntact {
         /// URL of the run.
         url: String,
         /// One problem per checkpoint.
@@ -103,7 +103,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// Tensors cannot be copied from the GPU.
-    #[error("no copy of {file}: {source}")]
+    #[error("cannot copy the tensors of {file} from the GPU: {source}")]
     Gpu {
         /// The file.
         file: String,
@@ -123,12 +123,12 @@ pub enum CheckpointError {
     },
     /// The spool has no room for another checkpoint because earlier ones are not uploaded yet.
     #[error(
-        "{what}; {waits}: nothing saved is lost; make room or raise checkpoint.spool_limit and start again to send it on"
+        "{what}; {waits}: nothing saved is lost; make room or raise checkpoint.spool_limit, and start again to upload it"
     )]
     NoRoom {
         /// The limit that is exceeded.
         what: String,
-        /// What is waiting in the spool, for which store, and since when that cannot be reached.
+        /// The backlog in the spool, the store, and the beginning of its outage, as text.
         waits: String,
     },
     /// The thread that writes a checkpoint panicked or could not be started.

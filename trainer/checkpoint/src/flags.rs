@@ -1,4 +1,4 @@
-//! What ranks must agree on about their checkpoints in every step.
+//! The flags about checkpoints on which ranks agree in every step.
 
 /// Progress of saving on one rank, or of all ranks together. The training loop sums the flags of all ranks in an all-reduce
 /// that it makes anyway, so that ranks agree on them without a collective operation of their own.

@@ -45,7 +45,7 @@ pub struct CheckpointPoll {
     pub failure: Option<CheckpointError>,
 }
 
-/// How far saving is, for logs and metrics.
+/// Progress of saving, for logs and metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SaveStatus {
     /// The newest checkpoint that this start of the run has made valid. Only rank 0 knows.

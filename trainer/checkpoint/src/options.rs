@@ -25,7 +25,7 @@ impl FromStr for Resume {
         Ok(match text {
             "auto" => Self::Auto,
             "none" => Self::None,
-            "" => return Err("resume is auto, none, or where a checkpoint lies".to_owned()),
+            "" => return Err("resume is auto, none, or the path or URL of a checkpoint".to_owned()),
             url => Self::From(url.to_owned()),
         })
     }
@@ -41,7 +41,7 @@ impl fmt::Display for Resume {
     }
 }
 
-/// Where a run keeps its checkpoints, and how.
+/// Location and handling of the checkpoints of a run.
 #[derive(Clone, Debug)]
 pub struct CheckpointOptions {
     /// URL or path of the run.

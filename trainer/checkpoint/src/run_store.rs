@@ -288,7 +288,7 @@ fn drop_newer(inventory: &mut SpoolInventory, found: Option<&FoundCheckpoint>, r
     inventory.not_uploaded = kept;
     let message = |manifest: &Manifest| {
         let folder = step_folder_name(manifest.step);
-        format!("{folder}, which the last run could not send to {run}, is dropped")
+        format!("{folder}, which the last start of the run could not upload to {run}, is deleted")
     };
     newer.iter().map(message).collect()
 }

@@ -39,7 +39,7 @@ pub enum CollectiveError {
     },
     /// NCCL reports an error, for example because a peer died. The communicator is aborted and the other ranks cannot be
     /// notified.
-    #[error("NCCL, while {during}: {what}; NCCL_DEBUG=INFO tells more")]
+    #[error("NCCL, while {during}: {what}; set NCCL_DEBUG=INFO for details")]
     Nccl {
         /// The operation that failed.
         during: &'static str,

@@ -38,12 +38,12 @@ impl TrainConfig {
         checks.into_iter().filter_map(Result::err).collect()
     }
 
-    /// How one step's samples are shared: micro-batch size and micro-batches per rank. Where a machine is missing, so
-    /// that there are fewer ranks than the job's `full_world`, a rank takes no more samples at once than it would among
-    /// so many: what fitted into its memory still does.
+    /// Returns how ranks share the samples of a step: the size of micro-batches, and their number per rank. If hosts are
+    /// missing, so that there are fewer ranks than `full_world`, micro-batches are no larger than with all ranks, because
+    /// larger ones may not fit into memory.
     ///
     /// # Errors
-    /// A global batch the ranks cannot share evenly; the message names the nearest that they can.
+    /// Returns an error if the ranks cannot share the global batch evenly. It names the nearest batch that they can share.
     pub fn share_batch(&self, ranks: usize, full_world: usize) -> Result<BatchShare, ConfigError> {
         BatchShare::choose(self.batch.global, ranks, full_world, self.batch.micro)
             .map_err(|error| ConfigError::Value { key: "batch.global", message: error.to_string() })

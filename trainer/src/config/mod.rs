@@ -189,7 +189,7 @@ pub struct LoopConfig {
     pub device: DeviceChoice,
     /// Number of libtorch threads per rank; null to divide the cores of the node among its ranks.
     pub threads: Option<usize>,
-    /// What to do if a loss or gradient is not finite.
+    /// The response to a loss or gradient that is not finite.
     pub non_finite: NonFinite,
     /// Maximum number of consecutive steps that may be skipped with `non_finite: skip`.
     pub max_skips: u64,

@@ -169,7 +169,7 @@ as_text!(Every);
 as_text!(ByteSize);
 as_text!(Timeout);
 
-/// What to do if a loss or gradient is not finite.
+/// The response to a loss or gradient that is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NonFinite {

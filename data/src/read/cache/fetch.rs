@@ -21,7 +21,7 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval between two checks of a lock or of the free space.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What to do if every file in the cache is in use.
+/// The behaviour of a download if every file in the cache is in use.
 #[derive(Clone, Copy)]
 pub(super) enum NoRoom<'a> {
     /// Give up, because the shard is not needed yet.

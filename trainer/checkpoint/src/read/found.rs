@@ -9,7 +9,7 @@ pub struct FoundCheckpoint {
     pub run: String,
     /// Step of the checkpoint.
     pub step: u64,
-    /// Where its files are read from.
+    /// The location of its files.
     pub location: Location,
     /// Problems of newer checkpoints, for the user.
     pub warnings: Vec<String>,

@@ -17,7 +17,7 @@ use crate::{
     state::DatasetInfo,
 };
 
-/// The weights of a checkpoint, and what sampling needs besides. `C` is the configuration of the run.
+/// The weights of a checkpoint, and the other facts that sampling needs. `C` is the configuration of the run.
 pub struct LoadedRun<C> {
     /// Configuration of the run.
     pub config: C,

@@ -75,7 +75,7 @@ pub(crate) fn resolve<T>(
 /// Returns the first candidate that passes the check, or `None` without candidates. Damaged candidates are skipped.
 ///
 /// # Errors
-/// Returns [`CheckpointError::NoneWhole`] if there are candidates and all are damaged, or any error other than damage.
+/// Returns [`CheckpointError::NoneIntact`] if there are candidates and all are damaged, or any error other than damage.
 pub(crate) fn newest_valid<K, T>(
     run: &str,
     newest_first: impl IntoIterator<Item = K>,
@@ -92,7 +92,7 @@ pub(crate) fn newest_valid<K, T>(
     if warnings.is_empty() {
         return Ok(None);
     }
-    Err(CheckpointError::NoneWhole { url: run.to_owned(), problems: warnings.join("; ") })
+    Err(CheckpointError::NoneIntact { url: run.to_owned(), problems: warnings.join("; ") })
 }
 
 /// Returns the run that a URL refers to and the steps of its checkpoints in ascending order; if the URL refers to a single
@@ -132,7 +132,7 @@ mod tests {
         assert!(found.warnings[0].contains("step-00000030"), "{:?}", found.warnings);
         assert!(newest_valid("run", [], check(20)).unwrap().is_none());
         let error = newest_valid("run", [30, 20], check(0)).err().unwrap();
-        assert!(matches!(&error, CheckpointError::NoneWhole { problems, .. } if problems.matches("cut").count() == 2));
+        assert!(matches!(&error, CheckpointError::NoneIntact { problems, .. } if problems.matches("cut").count() == 2));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Outages of the store and the upload backlog, and what the user is told about them.
+//! Outages of the store and the upload backlog, and the messages about them.
 
 use std::{
     path::Path,
@@ -7,7 +7,7 @@ use std::{
 
 use indicatif::DecimalBytes;
 
-/// How far uploads are behind, for logs and metrics.
+/// The upload backlog, for logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UploadStatus {
     /// Bytes that are waiting in the spool.

@@ -373,11 +373,11 @@ impl Writer {
 
 fn missing_uploads(uploads: &UploadQueue, timeout: Duration, interrupted: bool) -> MissingUploads {
     let when = match interrupted {
-        true => "when a signal came".to_owned(),
+        true => "when a signal arrived".to_owned(),
         false => format!("after {} (checkpoint.upload_timeout)", humantime::format_duration(timeout)),
     };
     let (url, backlog) = (uploads.url(), uploads.describe_backlog());
-    let what = format!("not everything is in {url} {when}: {backlog}; start again on this machine to send it on");
+    let what = format!("not everything is in {url} {when}: {backlog}; start again on this machine to upload the rest");
     MissingUploads { what, interrupted }
 }
 

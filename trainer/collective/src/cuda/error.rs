@@ -15,7 +15,7 @@ pub enum CudaError {
     #[error("libcuda.so is not found: this machine has no NVIDIA driver")]
     NoDriver,
     /// The tensor cannot be copied: only contiguous float32 tensors on the copier's GPU can.
-    #[error("a {0:?} tensor on {1:?} cannot be copied as it lies: it must be contiguous float32 of this GPU")]
+    #[error("a {0:?} tensor on {1:?} cannot be copied: it must be contiguous float32 on this GPU")]
     Layout(Kind, Device),
 }
 

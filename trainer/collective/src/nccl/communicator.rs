@@ -303,7 +303,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (source, program) = (folder.path().join("config.c"), folder.path().join("config"));
         std::fs::write(&source, PROGRAM).unwrap();
-        // All that NCCL's header needs of CUDA's headers, which need parts of the compiler that no wheel contains.
+        // A substitute for CUDA's headers with the types that NCCL's header uses. The real headers include parts of the
+        // compiler that no wheel contains.
         std::fs::write(
             folder.path().join("cuda_runtime.h"),
             "#include <stddef.h>\ntypedef struct CUstream_st *cudaStream_t;",

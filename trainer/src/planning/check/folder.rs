@@ -19,7 +19,7 @@ pub(crate) struct FolderCheck {
     pub path: PathBuf,
     /// Number of bytes that the run will have in it, including those that are already there; 0 if unknown.
     pub needed: u64,
-    /// What the space is needed for.
+    /// The purpose of the space.
     pub purpose: &'static str,
 }
 

@@ -19,7 +19,7 @@ const MORE_MEMORY: &str = "start fewer ranks on this machine, or use one with mo
 pub(crate) struct NodeShare {
     pub world_size: usize,
     pub local_world_size: usize,
-    /// What each rank computes in a step.
+    /// The share of a batch that each rank computes in a step.
     pub batch: BatchShare,
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct NodeCheck<'a> {
     pub context: &'a RankContext<'a>,
     pub config: &'a TrainConfig,
     pub config_is_valid: bool,
-    /// What each rank computes in a step; `None` if the ranks cannot share the global batch.
+    /// The share of a batch that each rank computes in a step; `None` if the ranks cannot share the global batch.
     pub batch: Option<BatchShare>,
 }
 

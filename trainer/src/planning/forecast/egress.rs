@@ -26,7 +26,7 @@ pub(crate) struct Egress {
     pub total: u64,
 }
 
-/// How the machines of a run read its dataset.
+/// Access of the machines of a run to its dataset.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DatasetAccess {
     /// Shards are copied to a cache. Otherwise they are read in place, and nothing is downloaded.

@@ -19,7 +19,7 @@ pub(crate) struct Forecast {
     pub machines: usize,
     /// Number of libtorch threads of each rank.
     pub threads: usize,
-    /// What each rank computes on.
+    /// The processor of each rank.
     pub processor: Processor,
     /// Number format of matrix products.
     pub precision: Precision,
@@ -40,7 +40,7 @@ pub(crate) struct Forecast {
     /// The run at the pace of the rehearsal.
     #[serde(rename = "here")]
     pub measured: Option<MeasuredFigures>,
-    /// What the ETA does not include.
+    /// Parts of a run that the ETA does not include.
     pub eta_leaves_out: Vec<String>,
     /// Estimates for as many GPUs as there are ranks, from data sheets.
     pub gpus: Vec<GpuForecast>,

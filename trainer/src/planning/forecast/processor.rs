@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tch::Device;
 
-/// What a rank computes on. Its memory holds the model, gradients, the optimizer's state, and activations.
+/// The processor that a rank computes on. Its memory holds the model, gradients, the optimizer's state, and activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Processor {

@@ -1,4 +1,4 @@
-//! How many steps of which size a rehearsal has time for.
+//! The number and size of the steps for which a rehearsal has time.
 
 use crate::config::BatchShare;
 
