@@ -10,11 +10,10 @@ use arinar_data::format::Manifest;
 use arinar_model::vae::load_vae;
 use arinar_store::Store;
 use arinar_tests::mpi::mpirun;
+use arinar_tests::programs::program;
 use arinar_tests::reference::random::{Draws, SHARD_ORDER};
 use arinar_tests::reference::records::Records;
-use arinar_tests::support::data::{
-    arinar_data, exit_status, files, flip_bit, picture_tree, program, succeeded, text, tiny_vae,
-};
+use arinar_tests::support::data::{arinar_data, exit_status, files, flip_bit, picture_tree, succeeded, text, tiny_vae};
 use image::{Rgb, RgbImage};
 use tch::{Device, Tensor};
 

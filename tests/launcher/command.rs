@@ -7,7 +7,8 @@ use std::{
     process::Command,
 };
 
-use arinar_tests::support::launcher::{LauncherOutput, Stage, program, signal, wait_until};
+use arinar_tests::programs::program;
+use arinar_tests::support::launcher::{LauncherOutput, Stage, signal, wait_until};
 use rustix::process::Signal;
 
 /// All metrics of the dashboards, with their labels.

@@ -10,7 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_tests::support::launcher::{is_alive, program, wait_at_most, wait_until};
+use arinar_tests::programs::program;
+use arinar_tests::support::launcher::{is_alive, wait_at_most, wait_until};
 use arinar_tests::support::trainer::ProcessOutput;
 use arinar_tests::support::trial::{GONE, Jobs, Trial, started_by};
 

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_tests::support::launcher::{LauncherOutput, Running, program, signal, wait_until};
+use arinar_tests::programs::program;
+use arinar_tests::support::launcher::{LauncherOutput, Running, signal, wait_until};
 use arinar_tests::support::trainer::Lab;
 use rustix::process::Signal;
 

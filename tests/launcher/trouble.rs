@@ -4,7 +4,8 @@
 
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
-use arinar_tests::support::launcher::{LauncherOutput, program, wait_until};
+use arinar_tests::programs::program;
+use arinar_tests::support::launcher::{LauncherOutput, wait_until};
 use arinar_tests::support::trainer::{trainer, write_dataset};
 use arinar_tests::support::trial::{Trial, started_by};
 

@@ -2,13 +2,8 @@
 //!
 //! Everything here panics with a message on an error, since it is only used in tests.
 
-use std::{
-    ffi::OsString,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::OnceLock,
-};
+use crate::programs::program_folder;
+use std::{ffi::OsString, os::unix::fs::symlink, path::PathBuf, process::Command};
 
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -93,7 +88,7 @@ impl GpuStandIn {
     /// Builds the libraries if their sources have changed, and creates a folder with links to them.
     #[expect(clippy::new_without_default, reason = "it builds a library and creates a folder")]
     pub fn new() -> Self {
-        let library = target_folder().join("libarinar_gpu_stand_in.so");
+        let library = program_folder().join("libarinar_gpu_stand_in.so");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let libraries = folder.path().join("libraries");
         for path in [&libraries, &folder.path().join("once")] {
@@ -150,20 +145,4 @@ impl GpuStandIn {
         let calls = self.entries().into_iter().filter(|entry| entry.rank == rank);
         calls.filter_map(|entry| if let Event::Call(call) = entry.event { Some(call) } else { None }).collect()
     }
-}
-
-/// Builds the libraries and programs from the current sources, once per process, and returns the folder with them.
-pub fn target_folder() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let status = Command::new(env!("CARGO"))
-            // Build the whole workspace: one package alone resolves other features and recompiles everything.
-            .args(["build", "--release", "--quiet", "--workspace", "--lib", "--bins"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .expect("cargo");
-        assert!(status.success(), "building the GPU stand-in failed");
-        let test = std::env::current_exe().expect("the test's own path");
-        test.parent().and_then(Path::parent).expect("the folder above deps").to_owned()
-    })
 }

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::Command;
 
 use arinar_store::{Environment, Store, StoreError};
+use arinar_tests::programs::program;
 use arinar_tests::s3::{ACCESS_KEY_ID, Fault, Faults, REGION, S3Server, SECRET_ACCESS_KEY};
-use arinar_tests::support::data::{exit_status, program};
+use arinar_tests::support::data::exit_status;
 
 const WRONG_SECRET: &str = "Wr0ngS3cretThatNobodyMaySee/+=abcdef";
 const RENEWED_SECRET: &str = "R3newedS3cretThatNobodyMaySee/+=abcde";

@@ -2,14 +2,15 @@
 //! `ops/bootstrap.sh --tests` installs it.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 
 use arinar_store::lease::Lease;
 use arinar_store::{Environment, Store};
-use arinar_tests::support::data::{exit_status, picture_tree, program, succeeded, text, tiny_vae};
-use arinar_tests::test_program;
+use arinar_tests::programs::program;
+use arinar_tests::python_server;
+use arinar_tests::support::data::{exit_status, picture_tree, succeeded, text, tiny_vae};
 
 /// A running moto server, stopped when dropped.
 struct Moto {
@@ -19,25 +20,7 @@ struct Moto {
 
 impl Moto {
     fn start() -> Self {
-        let program = test_program("moto_server");
-        assert!(program.exists(), "no {}; run ops/bootstrap.sh --tests", program.display());
-        let mut process = Command::new(program)
-            .args(["--host", "127.0.0.1", "--port", "0"])
-            .env("PYTHONUNBUFFERED", "1")
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut stderr = BufReader::new(process.stderr.take().unwrap());
-        let address = loop {
-            let mut line = String::new();
-            assert!(stderr.read_line(&mut line).unwrap() > 0, "moto ended without printing its address");
-            if let Some((_, rest)) = line.split_once("http://") {
-                break rest.trim().to_owned();
-            }
-        };
-        // Drain the pipe, so that moto does not block on it.
-        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        let (process, address) = python_server::start("moto_server", &[]);
         Self { process, address }
     }
 

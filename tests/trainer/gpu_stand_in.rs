@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arinar_tests::gpu_stand_in::{Event, GpuStandIn, target_folder};
+use arinar_tests::gpu_stand_in::{Event, GpuStandIn};
+use arinar_tests::programs::program;
 
 /// A job of several ranks.
 struct Job {
@@ -37,7 +38,7 @@ impl Job {
 
     fn start(&self, scenario: &[&str]) -> Vec<Child> {
         let ranks = (0..self.world).map(|rank| {
-            let mut command = Command::new(target_folder().join("arinar-stand-in-gpu-rank"));
+            let mut command = Command::new(program("arinar-stand-in-gpu-rank"));
             command.args([rank.to_string(), self.world.to_string()]).arg(self.meeting_point.path()).args(scenario);
             command.envs(self.variables.iter().cloned()).stdout(Stdio::piped()).spawn().unwrap()
         });

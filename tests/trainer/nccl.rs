@@ -10,7 +10,8 @@ use arinar_collective::{
 };
 use arinar_protocol::exit_code;
 use arinar_tests::gpu_stand_in::{Event, GpuStandIn};
-use arinar_tests::support::launcher::{Running, program};
+use arinar_tests::programs::program;
+use arinar_tests::support::launcher::Running;
 use arinar_tests::support::trainer::{Lab, ProcessOutput, launch};
 use tch::{Device, Kind, Tensor};
 

@@ -1,18 +1,18 @@
 //! Tests that the real TensorBoard, which `ops/bootstrap.sh --tests` installs, reads the event files.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use arinar_model::Precision;
+use arinar_tests::python_server;
 use arinar_tests::reference::records::Records;
 use arinar_tests::reference::schedule::learning_rate;
 use arinar_tests::reference::training::Run;
 use arinar_tests::support::trainer::{Lab, SAMPLES};
-use arinar_tests::test_program;
 use tch::Device;
 
 const STEPS: u64 = 6;
@@ -26,25 +26,8 @@ struct TensorBoard {
 
 impl TensorBoard {
     fn start(folder: &Path) -> Self {
-        let program = test_program("tensorboard");
-        assert!(program.exists(), "no {}; run ops/bootstrap.sh --tests", program.display());
-        let mut process = Command::new(program)
-            .args(["--host", "127.0.0.1", "--port", "0", "--load_fast", "false", "--logdir"])
-            .arg(folder)
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut stderr = BufReader::new(process.stderr.take().unwrap());
-        let address = loop {
-            let mut line = String::new();
-            assert!(stderr.read_line(&mut line).unwrap() > 0, "TensorBoard exited without printing its address");
-            if let Some((_, rest)) = line.split_once("http://") {
-                break rest.split(['/', ' ']).next().unwrap().to_owned();
-            }
-        };
-        // Drain the pipe, so that TensorBoard does not block.
-        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        let arguments = ["--load_fast", "false", "--logdir", folder.to_str().unwrap()];
+        let (process, address) = python_server::start("tensorboard", &arguments);
         Self { process, address }
     }
 

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use arinar_data::format::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, ShardWriter, VaeFacts, xxh3_hex};
@@ -12,6 +12,7 @@ use half::f16;
 use image::{Rgb, RgbImage};
 use tch::{Device, nn};
 
+use crate::programs::program;
 use crate::reference::generator;
 
 /// Id of the synthetic dataset.
@@ -22,15 +23,6 @@ pub const SCALE: f64 = 0.25;
 pub const LATENT: [usize; 3] = [4, 2, 2];
 /// Difference between the means of the mirrored and the original view in the synthetic dataset.
 pub const MIRRORED: f32 = 1000.0;
-
-/// Returns the path of a program of this repository, in the build folder of the running test.
-pub fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("path of the test");
-    let folder = test.parent().and_then(Path::parent).expect("target folder");
-    let path = folder.join(name);
-    assert!(path.is_file(), "{} is not built; run `cargo build --release` first", path.display());
-    path
-}
 
 /// Runs `arinar-data` until it exits.
 pub fn arinar_data(arguments: &[&str]) -> Output {

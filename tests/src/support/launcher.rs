@@ -1,11 +1,12 @@
 //! Helpers of the launcher's tests: runs of the real launcher and `mpirun` with a stand-in for the trainer.
 #![allow(clippy::unwrap_used)]
 
+use crate::programs::program;
 use std::{
     collections::BTreeSet,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{OnceLock, mpsc},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -232,21 +233,4 @@ pub fn wait_at_most<T>(timeout: Duration, what: &str, mut poll: impl FnMut() -> 
 pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
-}
-
-/// Builds all programs from the current sources, once per process, and returns the path of one of them.
-pub fn program(name: &str) -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        let built = Command::new(env!("CARGO"))
-            // Build the whole workspace: one package alone resolves other features and recompiles everything.
-            .args(["build", "--release", "--quiet", "--workspace", "--bins"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .unwrap();
-        assert!(built.success());
-        let deps = std::env::current_exe().unwrap();
-        deps.parent().and_then(Path::parent).unwrap().to_owned()
-    });
-    folder.join(name)
 }

@@ -5,10 +5,10 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::OnceLock,
 };
 
 use crate::mpi::mpirun;
+use crate::programs::program;
 use crate::reference::training::{Tensors, Trained};
 
 use arinar_data::format::{ImageFacts, Manifest, ShardFacts, ShardWriter, VaeFacts, xxh3_hex};
@@ -147,24 +147,9 @@ impl ProcessOutput {
     }
 }
 
-/// Returns the path of the trainer: in the folder named by `ARINAR_TEST_PROGRAMS`, or else built from the current
-/// sources.
-pub fn trainer() -> &'static Path {
-    static TRAINER: OnceLock<PathBuf> = OnceLock::new();
-    TRAINER.get_or_init(|| {
-        if let Some(folder) = std::env::var_os("ARINAR_TEST_PROGRAMS") {
-            return PathBuf::from(folder).join("arinar-trainer");
-        }
-        let built = Command::new(env!("CARGO"))
-            // Build the whole workspace: one package alone resolves other features and recompiles everything.
-            .args(["build", "--release", "--quiet", "--workspace", "--bins"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .unwrap();
-        assert!(built.success());
-        let deps = std::env::current_exe().unwrap();
-        deps.parent().and_then(Path::parent).unwrap().join("arinar-trainer")
-    })
+/// Returns the path of the trainer.
+pub fn trainer() -> PathBuf {
+    program("arinar-trainer")
 }
 
 /// Returns an `mpirun` command with `ranks` ranks, or `env` for 0 ranks.

@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
+use crate::programs::program;
 use crate::support::{
-    launcher::{LauncherOutput, Process, Running, is_alive, program, wait_at_most, wait_until},
+    launcher::{LauncherOutput, Process, Running, is_alive, wait_at_most, wait_until},
     trainer::{Lab, ProcessOutput, launch},
 };
 
