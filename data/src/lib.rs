@@ -1,9 +1,9 @@
 //! Datasets of latents: encoding pictures, storing records in shards, and reading them as batches for training.
 //!
 //! [`commands`] contains the operations of the program `arinar-data`, which encode, convert, verify and simulate
-//! datasets. [`mod@format`] defines shards and manifests, [`pictures`] reads and crops pictures, [`read`] turns a
-//! dataset into the batches of a rank, and [`random`] generates all random numbers of data and training. The crate does
-//! not contain the transfer of objects (`arinar-store`), the VAE (`arinar-model`) or the training loop
+//! datasets. [`sources`] lists input files and their classes, [`pictures`] decodes and crops pictures, [`mod@format`]
+//! defines shards and manifests, [`read`] turns a dataset into the batches of a rank, and [`random`] generates all random
+//! numbers of data and training. The crate does not contain the transfer of objects (`arinar-store`), the VAE (`arinar-model`) or the training loop
 //! (`arinar-trainer`). Begin with [`read::Dataset`] and [`read::Loader`].
 //!
 //! ```
@@ -67,6 +67,7 @@ mod progress;
 pub mod random;
 pub mod read;
 mod reporter;
+pub mod sources;
 mod text;
 
 pub use error::DataError;

@@ -3,19 +3,16 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Output;
 
 use arinar_data::format::{Manifest, View};
 use arinar_data::read::Dataset;
 use arinar_store::Store;
 use arinar_tests::mpi::mpirun;
 use arinar_tests::programs::program;
-use arinar_tests::support::data::{arinar_data, exit_status, files, succeeded, text};
+use arinar_tests::support::data::{arinar_data, exit_status, files, gnu_tar, succeeded, text};
 use half::f16;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
@@ -173,10 +170,9 @@ fn every_unusable_file_is_reported_with_a_reason() {
 
 /// Index of a picture that belongs to one of the last shards.
 const LATE: usize = 300;
-const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
 
 #[test]
-fn a_killed_run_resumes_and_two_ranks_write_the_same_dataset() {
+fn an_interrupted_run_goes_on_and_two_ranks_write_the_same_dataset() {
     let folder = tempfile::tempdir().unwrap();
     let from = folder.path().join("from");
     let file = |index: usize| from.join(format!("{}/{index:04}.npz", index % 7));
@@ -184,31 +180,15 @@ fn a_killed_run_resumes_and_two_ranks_write_the_same_dataset() {
     let options = ["--shard-bytes", "12KB"];
     let whole = folder.path().join("whole");
     succeeded(&convert(&from, &whole, &options));
-    let killed = folder.path().join("killed");
-    // Replace a picture of a late shard by a pipe without a writer, on which the program blocks.
-    let pipe = file(LATE);
-    std::fs::remove_file(&pipe).unwrap();
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let mut run = Command::new(program("arinar-data"))
-        .args([&["convert", "--from", text(&from), "--out", text(&killed)][..], &options].concat())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let started = Instant::now();
-    // The pipe cannot be opened for writing before the program reads from it.
-    while File::options().write(true).custom_flags(NONBLOCK).open(&pipe).is_err() {
-        assert!(started.elapsed() < Duration::from_secs(120), "the program does not reach the pipe");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    run.kill().unwrap();
-    run.wait().unwrap();
-    assert!(killed.join("shard-00000.safetensors").exists(), "the program reached the pipe before it wrote a shard");
-    std::fs::remove_file(&pipe).unwrap();
-    good(&pipe, LATE as f32 / 16.0);
-    let stdout = succeeded(&convert(&from, &killed, &options));
+    let interrupted = folder.path().join("interrupted");
+    // A damaged file ends the run without a manifest after the other shards have been written.
+    std::fs::write(file(LATE), "damaged").unwrap();
+    assert_eq!(exit_status(&convert(&from, &interrupted, &options)).0, 1);
+    assert!(!interrupted.join("manifest.json").exists());
+    good(&file(LATE), LATE as f32 / 16.0);
+    let stdout = succeeded(&convert(&from, &interrupted, &options));
     assert!(stdout.contains("were kept from an earlier run"), "{stdout}");
-    assert!(files(&killed) == files(&whole));
+    assert!(files(&interrupted) == files(&whole));
     let two = folder.path().join("two");
     let output = mpirun(2)
         .args(["--bind-to", "none"])
@@ -218,6 +198,55 @@ fn a_killed_run_resumes_and_two_ranks_write_the_same_dataset() {
         .unwrap();
     succeeded(&output);
     assert!(files(&two) == files(&whole));
+}
+
+#[test]
+fn latents_that_have_changed_are_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, out) = (folder.path().join("from"), folder.path().join("out"));
+    (0..3).for_each(|index| good(&from.join(format!("a/{index}.npz")), index as f32));
+    succeeded(&convert(&from, &out, &[]));
+    good(&from.join("a/1.npz"), 7.0);
+    let (code, _, stderr) = exit_status(&convert(&from, &out, &[]));
+    assert!(
+        code == 78 && stderr.contains("a/1 has changed since") && stderr.contains("--overwrite"),
+        "{code} {stderr}"
+    );
+    succeeded(&convert(&from, &out, &["--overwrite"]));
+    succeeded(&convert(&from, &folder.path().join("fresh"), &[]));
+    assert!(files(&out) == files(&folder.path().join("fresh")));
+}
+
+#[test]
+fn the_official_hdf5_cache_and_a_tar_file_are_the_same_dataset_as_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    succeeded(&convert(&cached(), &path("expected"), &[]));
+    let hdf5 = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hdf5");
+    gnu_tar(&path("cached.tar"), &cached(), &["."]);
+    for (index, from) in [hdf5.clone(), hdf5.join("latent_cache.h5"), path("cached.tar")].iter().enumerate() {
+        let out = path(&format!("out{index}"));
+        let output = convert(from, &out, &[]);
+        succeeded(&output);
+        assert!(!exit_status(&output).2.contains("may be incomplete"));
+        assert!(files(&out) == files(&path("expected")), "{}", from.display());
+    }
+    // The script writes the list last, and the file may be damaged.
+    let alone = path("alone.h5");
+    std::fs::copy(hdf5.join("latent_cache.h5"), &alone).unwrap();
+    let output = convert(&alone, &path("alone"), &[]);
+    succeeded(&output);
+    assert!(exit_status(&output).2.contains("alone.h5 has no file_list.json beside it and may be incomplete"));
+    std::fs::write(path("alone_h5.json"), "[\"n01440764/other.npz\"]").unwrap();
+    let (code, _, stderr) = exit_status(&convert(&alone, &path("listed"), &[]));
+    assert!(code == 78 && stderr.contains("alone_h5.json: ") && stderr.contains("n01440764/"), "{code} {stderr}");
+    let whole = std::fs::read(&alone).unwrap();
+    std::fs::remove_file(path("alone_h5.json")).unwrap();
+    for length in [0, 100, whole.len() / 2] {
+        std::fs::write(&alone, &whole[..length]).unwrap();
+        let (code, _, stderr) = exit_status(&convert(&alone, &path("cut"), &[]));
+        assert!(matches!(code, 1 | 78) && stderr.contains("alone.h5"), "{length}: {code} {stderr}");
+    }
 }
 
 #[test]
@@ -232,8 +261,9 @@ fn wrong_command_lines_exit_78_with_advice() {
     std::fs::create_dir(&from).unwrap();
     wrong("main_cache.py");
     good(&from.join("at-the-top.npz"), 1.0);
-    wrong("class folders");
+    wrong("is not in a class folder");
+    std::fs::remove_file(from.join("at-the-top.npz")).unwrap();
     std::fs::create_dir(from.join("a")).unwrap();
     std::fs::write(from.join("a/x.npz"), "nothing").unwrap();
-    wrong("none of the .npz files");
+    wrong("none of the 1 .npz files can be used");
 }

@@ -1,6 +1,7 @@
 //! Tests of creating, storing, caching and reading datasets.
 
 mod cache;
+mod changed_pictures;
 mod convert;
 mod crop;
 mod encode;
@@ -9,3 +10,7 @@ mod repair;
 mod s3;
 mod simulate;
 mod source;
+mod source_trees;
+mod tar_members;
+mod unusable_pictures;
+mod webdataset;

@@ -17,6 +17,7 @@ use arinar_data::commands::verify::{Repair, verify};
 use arinar_data::format::Manifest;
 use arinar_data::read::Dataset;
 use arinar_data::read::cache::CacheConfig;
+use arinar_data::sources::SourceError;
 use arinar_data::{DataError, Reporter};
 use arinar_protocol::exit_code;
 use arinar_store::{Store, StoreError};
@@ -205,7 +206,8 @@ fn message(error: &anyhow::Error) -> String {
 
 fn exit_code_of(error: &anyhow::Error) -> u8 {
     let encode = error.downcast_ref::<EncodeError>().is_some_and(EncodeError::is_configuration);
+    let source = error.is::<SourceError>();
     let data = error.downcast_ref::<DataError>().is_some_and(DataError::is_configuration);
     let store = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_configuration);
-    if encode || data || store { exit_code::CONFIGURATION } else { exit_code::FAILED }
+    if encode || source || data || store { exit_code::CONFIGURATION } else { exit_code::FAILED }
 }

@@ -4,7 +4,12 @@ use crc_fast::{CrcAlgorithm, Digest};
 
 /// Returns the XXH3-128 of `bytes` in hexadecimal.
 pub fn xxh3_hex(bytes: &[u8]) -> String {
-    format!("{:032x}", xxhash_rust::xxh3::xxh3_128(bytes))
+    format!("{:032x}", xxh3(bytes))
+}
+
+/// Returns the XXH3-128 of `bytes`.
+pub(crate) fn xxh3(bytes: &[u8]) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(bytes)
 }
 
 /// Returns the CRC32C of a record: its moments, then `label` and `source_id` in little-endian order.

@@ -3,6 +3,9 @@
 //! Tensors: `moments` and `moments_flipped` [N, 2C, H, W] f16, `label` and `source_id` `[N]` i64, `crc32c` and
 //! `crc32c_flipped` `[N]` u32. A checksum covers the moments of its view, then label and source_id (little endian), so
 //! that it reveals damage to the picture and to its class. The metadata key `encode_id` identifies the encode run.
+//!
+//! A shard that was made from files also has `source_xxh3` [N, 16] u8, the XXH3-128 of each file (big endian), by which
+//! a later encode run notices that a picture has changed. Shards of earlier versions lack it.
 
 use std::collections::HashMap;
 
@@ -18,8 +21,11 @@ const MOMENTS: [&str; 2] = ["moments", "moments_flipped"];
 const CHECKSUMS: [&str; 2] = ["crc32c", "crc32c_flipped"];
 const LABEL: &str = "label";
 const SOURCE_ID: &str = "source_id";
+const SOURCE_XXH3: &str = "source_xxh3";
 const ENCODE_ID: &str = "encode_id";
-/// Bytes per record in addition to the moments: label, source_id and two checksums.
+/// Bytes per record of the hash of its file.
+pub(crate) const HASH_BYTES: usize = 16;
+/// Bytes per record in addition to the moments and the hash of the file: label, source_id and two checksums.
 const EXTRA_BYTES: usize = 8 + 8 + 4 + 4;
 
 /// Damage to a shard file.
@@ -116,6 +122,7 @@ pub struct ShardWriter {
     checksums: [Vec<u8>; 2],
     labels: Vec<u8>,
     source_ids: Vec<u8>,
+    contents: Vec<u8>,
     count: usize,
 }
 
@@ -128,6 +135,7 @@ impl ShardWriter {
             checksums: Default::default(),
             labels: Vec::new(),
             source_ids: Vec::new(),
+            contents: Vec::new(),
             count: 0,
         }
     }
@@ -145,10 +153,16 @@ impl ShardWriter {
         self.count += 1;
     }
 
+    /// Appends a record with the XXH3-128 of the file that it was made from. Either all records have one or none.
+    pub fn push_with_content(&mut self, label: i64, source_id: i64, content: u128, original: &[u8], mirrored: &[u8]) {
+        self.push(label, source_id, original, mirrored);
+        self.contents.extend_from_slice(&content.to_be_bytes());
+    }
+
     /// Returns the bytes of the file. The same records always give the same bytes.
     pub fn finish(self, encode_id: &str) -> Result<Vec<u8>, SafeTensorError> {
         let [channels, height, width] = self.shape;
-        let mut tensors = Vec::with_capacity(6);
+        let mut tensors = Vec::with_capacity(7);
         for view in 0..2 {
             let shape = vec![self.count, channels, height, width];
             tensors.push((MOMENTS[view], TensorView::new(Dtype::F16, shape, &self.moments[view])?));
@@ -156,6 +170,9 @@ impl ShardWriter {
         }
         tensors.push((LABEL, TensorView::new(Dtype::I64, vec![self.count], &self.labels)?));
         tensors.push((SOURCE_ID, TensorView::new(Dtype::I64, vec![self.count], &self.source_ids)?));
+        if !self.contents.is_empty() {
+            tensors.push((SOURCE_XXH3, TensorView::new(Dtype::U8, vec![self.count, HASH_BYTES], &self.contents)?));
+        }
         // A single key: several would be written in random order.
         let metadata = HashMap::from([(ENCODE_ID.to_owned(), encode_id.to_owned())]);
         safetensors::serialize(tensors, Some(metadata))
@@ -171,6 +188,7 @@ pub struct ShardLayout {
     checksums: [usize; 2],
     label: usize,
     source_id: usize,
+    contents: Option<usize>,
     encode_id: String,
 }
 
@@ -204,6 +222,7 @@ impl ShardLayout {
         };
         let moments = |name| offset(name, Dtype::F16, &[count, channels, height, width]);
         let checksums = |name| offset(name, Dtype::U32, &[count]);
+        let contents = header.info(SOURCE_XXH3).map(|_| offset(SOURCE_XXH3, Dtype::U8, &[count, HASH_BYTES]));
         Ok(Self {
             count,
             view_bytes: view_bytes(shape),
@@ -211,6 +230,7 @@ impl ShardLayout {
             checksums: [checksums(CHECKSUMS[0])?, checksums(CHECKSUMS[1])?],
             label: offset(LABEL, Dtype::I64, &[count])?,
             source_id: offset(SOURCE_ID, Dtype::I64, &[count])?,
+            contents: contents.transpose()?,
             encode_id: header.metadata().as_ref().and_then(|m| m.get(ENCODE_ID)).cloned().unwrap_or_default(),
         })
     }
@@ -223,6 +243,12 @@ impl ShardLayout {
     /// Identity of the encode run that wrote the shard; empty if the shard does not contain it.
     pub fn encode_id(&self) -> &str {
         &self.encode_id
+    }
+
+    /// Returns the XXH3-128 of the file that a record was made from, or `None` if the shard does not contain it.
+    pub fn content(&self, file: &[u8], record: usize) -> Option<u128> {
+        let at = self.contents? + HASH_BYTES * record;
+        Some(u128::from_be_bytes(file.get(at..at + HASH_BYTES)?.try_into().ok()?))
     }
 
     /// Returns label and source id of a record without verifying them.

@@ -82,6 +82,13 @@ impl ResumeToken {
             None => wrong.push(format!("epoch {} is out of range", self.epoch)),
             _ => {}
         }
-        Err(DataError::Resume(format!("{}; restore the earlier settings or start a new run", wrong.join("; "))))
+        let remedy = match self.dataset_id == dataset.dataset_id {
+            true => "restore the earlier settings or start a new run",
+            false => {
+                "the dataset at data.url has changed since (other pictures, VAE or settings of encode); \
+                 set data.url to the earlier one or start a new run"
+            }
+        };
+        Err(DataError::Resume(format!("{}; {remedy}", wrong.join("; "))))
     }
 }

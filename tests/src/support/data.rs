@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use arinar_data::format::{FORMAT_VERSION, ImageFacts, Manifest, ShardFacts, ShardWriter, VaeFacts, xxh3_hex};
+use arinar_data::sources::InputFiles;
 use arinar_model::vae::{AutoencoderKl, VaeConfig, save_vae};
 use arinar_store::Store;
 use half::f16;
@@ -56,6 +57,18 @@ pub fn picture_tree(folder: &Path, count: usize) {
         let picture = RgbImage::from_fn(8, 8, |x, y| Rgb([(37 * index) as u8, (29 * x) as u8, (y * 31) as u8]));
         picture.save(folder.join(class).join(format!("{index:04}.png"))).expect("save picture");
     }
+}
+
+/// Packs `arguments`, relative to `folder`, into a tar file with GNU tar.
+pub fn gnu_tar(tar: &Path, folder: &Path, arguments: &[&str]) {
+    let output = Command::new("tar").arg("-C").arg(folder).arg("-cf").arg(tar).args(arguments).output();
+    let output = output.expect("run tar");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Returns the name and the label of each file.
+pub fn labelled_names(files: &InputFiles) -> Vec<(String, u32)> {
+    (0..files.len()).map(|index| (files.name(index).into_owned(), files.label(index))).collect()
 }
 
 /// Writes a VAE with stride 2, 4 latent channels and fixed random weights.

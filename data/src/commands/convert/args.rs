@@ -9,9 +9,10 @@ use crate::commands::byte_size::parse_bytes;
 /// Options of `arinar-data convert`.
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// Read cached latents from this folder: CLASS/NAME.npz with arrays moments and moments_flip
-    #[arg(long, value_name = "FOLDER")]
-    pub from: PathBuf,
+    /// Read cached latents from these folders, .tar files or .h5 files: CLASS/NAME.npz with arrays moments and
+    /// moments_flip
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pub from: Vec<PathBuf>,
     /// Write the dataset to this folder or file://, s3://, gs:// or az:// URL
     #[arg(long, value_name = "URL")]
     pub out: String,

@@ -1,7 +1,5 @@
 //! Errors of the folder to convert.
 
-use std::path::PathBuf;
-
 use thiserror::Error;
 
 use super::npz::NpzError;
@@ -9,25 +7,11 @@ use super::npz::NpzError;
 /// Reason why a folder of cached latents cannot be converted.
 #[derive(Debug, Error)]
 pub enum ConvertError {
-    /// The folder cannot be listed.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// Path of the folder.
-        path: PathBuf,
-        /// Error reported by the system.
-        source: std::io::Error,
-    },
-    /// There is no .npz file in any class folder.
-    #[error("no .npz files in class folders below {}; main_cache.py of LTH14/mar writes them", path.display())]
-    Empty {
-        /// Path of the folder.
-        path: PathBuf,
-    },
     /// None of the files can be read, so that the shape of the latents is unknown.
-    #[error("none of the .npz files below {} can be used; the first, {name}: {reason}", path.display())]
+    #[error("none of the {count} .npz files can be used; the first, {name}: {reason}")]
     NoneGood {
-        /// Path of the folder.
-        path: PathBuf,
+        /// Number of files.
+        count: usize,
         /// Name of the first file.
         name: String,
         /// Reason why it cannot be used.

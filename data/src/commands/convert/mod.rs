@@ -6,7 +6,6 @@
 
 mod args;
 pub(crate) mod error;
-mod folder;
 mod npz;
 mod run;
 

@@ -1,13 +1,13 @@
 //! Reading of .npz files of cached latents: zip archives of two arrays in NumPy's format.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::io::{Cursor, Read};
 
 use half::f16;
 use npyz::{NpyFile, Order};
 use thiserror::Error;
 use zip::ZipArchive;
+
+use crate::sources::ReadError;
 
 /// Names of the arrays with the two views of a picture, in the order of a record.
 const ARRAYS: [&str; 2] = ["moments", "moments_flip"];
@@ -22,8 +22,8 @@ const LOGVAR_RANGE: (f32, f32) = (-30.0, 20.0);
 #[derive(Debug, Error)]
 pub enum NpzError {
     /// The file cannot be read.
-    #[error("cannot be read: {0}")]
-    Read(#[from] io::Error),
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The file is not a zip archive, is damaged, or lacks an array.
     #[error("is not a complete .npz file: {0}")]
     Zip(String),
@@ -37,13 +37,13 @@ pub enum NpzError {
     },
 }
 
-/// Reads the moments of a picture and of its mirror image as f16 little-endian bytes [2C, H, W].
+/// Reads the moments of a picture and of its mirror image from an .npz file as f16 little-endian bytes [2C, H, W].
 ///
 /// # Errors
 /// Returns an error if the file is damaged, if its arrays are not float32 of `shape`, or if half precision cannot
 /// represent a value.
-pub fn read_moments(path: &Path, shape: [usize; 3]) -> Result<[Vec<u8>; 2], NpzError> {
-    let mut archive = open(path)?;
+pub fn read_moments(file: &[u8], shape: [usize; 3]) -> Result<[Vec<u8>; 2], NpzError> {
+    let mut archive = open(file)?;
     let mut halves = |array| -> Result<Vec<u8>, NpzError> {
         let (found, values) = read_array(&mut archive, array)?;
         if found != shape {
@@ -55,16 +55,16 @@ pub fn read_moments(path: &Path, shape: [usize; 3]) -> Result<[Vec<u8>; 2], NpzE
 }
 
 /// Returns the shape of the first array.
-pub(super) fn shape(path: &Path) -> Result<[usize; 3], NpzError> {
-    Ok(read_array(&mut open(path)?, ARRAYS[0])?.0)
+pub(super) fn shape(file: &[u8]) -> Result<[usize; 3], NpzError> {
+    Ok(read_array(&mut open(file)?, ARRAYS[0])?.0)
 }
 
-fn open(path: &Path) -> Result<ZipArchive<BufReader<File>>, NpzError> {
-    ZipArchive::new(BufReader::new(File::open(path)?)).map_err(|error| NpzError::Zip(error.to_string()))
+fn open(file: &[u8]) -> Result<ZipArchive<Cursor<&[u8]>>, NpzError> {
+    ZipArchive::new(Cursor::new(file)).map_err(|error| NpzError::Zip(error.to_string()))
 }
 
 fn read_array(
-    archive: &mut ZipArchive<BufReader<File>>,
+    archive: &mut ZipArchive<Cursor<&[u8]>>,
     array: &'static str,
 ) -> Result<([usize; 3], Vec<f32>), NpzError> {
     let wrong = |what: String| NpzError::Array { array, what };

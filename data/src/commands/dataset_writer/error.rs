@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::commands::convert::error::ConvertError;
 use crate::error::DataError;
-use crate::pictures::image_source::SourceError;
+use crate::sources::SourceError;
 use arinar_store::StoreError;
 use arinar_store::lease::LeaseError;
 
@@ -14,10 +14,7 @@ use arinar_store::lease::LeaseError;
 pub enum EncodeError {
     /// The inputs cannot be listed.
     #[error(transparent)]
-    Source(SourceError),
-    /// A listed picture cannot be read.
-    #[error(transparent)]
-    Read(SourceError),
+    Source(#[from] SourceError),
     /// The VAE's weights cannot be loaded.
     #[error(transparent)]
     Vae(#[from] WeightsError),
@@ -51,6 +48,16 @@ pub enum EncodeError {
     OtherDataset {
         /// URL of the folder.
         url: String,
+    },
+    /// The folder contains a dataset whose pictures have changed since.
+    #[error(
+        "{url} already holds a dataset of other pictures: {why}; choose another --out, or pass --overwrite to make it anew"
+    )]
+    ChangedPictures {
+        /// URL of the folder.
+        url: String,
+        /// Description of the first difference.
+        why: String,
     },
     /// The folder contains a shard of another unfinished run.
     #[error(
@@ -102,7 +109,10 @@ impl EncodeError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Source(_) | Self::Convert(_) | Self::Vae(_) | Self::Device(_) | Self::ImageSize { .. } => true,
-            Self::OtherDataset { .. } | Self::ForeignShard { .. } | Self::ForeignFile { .. } => true,
+            Self::OtherDataset { .. }
+            | Self::ChangedPictures { .. }
+            | Self::ForeignShard { .. }
+            | Self::ForeignFile { .. } => true,
             Self::Lease(LeaseError::Foreign { .. }) => true,
             Self::Store(error) | Self::Lease(LeaseError::Store(error)) => error.is_configuration(),
             Self::Data(error) => error.is_configuration(),

@@ -1,7 +1,5 @@
 //! The end of the run on rank 0: writes the manifest and the summary.
 
-use std::collections::BTreeSet;
-
 use super::encoder::RecordEncoder;
 use super::error::EncodeError;
 use super::job::Job;
@@ -10,7 +8,7 @@ use super::share::Share;
 use super::stored_shard::StoredShard;
 use crate::format::facts::ImageFacts;
 use crate::format::manifest::{FORMAT_VERSION, Manifest};
-use crate::format::names::{MANIFEST_NAME, TOKENIZER_NAME, dataset_id, is_shard_name, shard_name};
+use crate::format::names::{MANIFEST_NAME, TOKENIZER_NAME, dataset_id, is_shard_name};
 use crate::progress::Progress;
 use crate::text::{bytes_text, duration_text};
 use arinar_store::lease::Lease;
@@ -43,42 +41,13 @@ impl<E: RecordEncoder> Job<E> {
             return Err(EncodeError::BadPictures(text));
         }
         lease.check()?;
-        let left = if self.settings.overwrite { self.remove_leftovers()? } else { Vec::new() };
         self.store.remove_unfinished(|name| is_shard_name(name) || [MANIFEST_NAME, TOKENIZER_NAME].contains(&name))?;
         if let Some(weights) = self.encoder.tokenizer()? {
             self.store.put(TOKENIZER_NAME, weights)?;
         }
         lease.check()?;
         manifest.write(&self.store)?;
-        let mut text = self.summary(&manifest, &skipped, kept, progress);
-        for name in left {
-            text.push_str(&format!("\n{} is not a shard of this program and was kept", self.store.url_of(&name)));
-        }
-        Ok(text)
-    }
-
-    /// Deletes the shards of the overwritten dataset that this dataset does not replace. Returns the names of foreign
-    /// files that are named like shards.
-    fn remove_leftovers(&self) -> Result<Vec<String>, EncodeError> {
-        let mine: BTreeSet<String> = (0..self.plan.num_shards()).map(shard_name).collect();
-        // Delete it before the manifest, which proves that it belongs to the dataset.
-        if self.earlier.owns_tokenizer(&self.store)? {
-            self.store.delete(TOKENIZER_NAME)?;
-        }
-        self.store.delete(MANIFEST_NAME)?;
-        let mut left = Vec::new();
-        for object in self.store.list("")? {
-            let name = object.name;
-            if !is_shard_name(&name) || mine.contains(&name) {
-                continue;
-            }
-            if self.earlier.owns_shard(&self.store, &name)? {
-                self.store.delete(&name)?;
-            } else {
-                left.push(name);
-            }
-        }
-        Ok(left)
+        Ok(self.summary(&manifest, &skipped, kept, progress))
     }
 
     fn manifest(&self, shards: &[StoredShard], skipped: &[BadPicture]) -> Manifest {

@@ -1,7 +1,8 @@
 //! Writing of a dataset whose records come from encoded pictures or converted files.
 //!
 //! Rank r of w writes the shards r, r + w, r + 2w and so on. Rank 0 collects the results of all ranks and writes the
-//! manifest, which makes the dataset exist. Shards of an interrupted run are verified and kept.
+//! manifest, which makes the dataset exist. Shards of an interrupted run are kept if they are intact and their pictures
+//! have not changed.
 
 mod agree;
 pub(crate) mod encoder;
@@ -10,6 +11,7 @@ mod existing;
 mod finish;
 pub(crate) mod job;
 pub(crate) mod open_shard;
+mod overwrite;
 mod ownership;
 pub(crate) mod picture_list;
 mod plan;

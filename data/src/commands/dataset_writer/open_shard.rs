@@ -39,17 +39,18 @@ impl<'a> OpenShard<'a> {
         self.bad.is_empty() || self.skip_bad
     }
 
-    /// Appends the record of picture `index`; both views are f16 moments [2C, H, W] as little-endian bytes.
-    pub(crate) fn push(&mut self, index: u32, original: &[u8], mirrored: &[u8]) {
+    /// Appends the record of picture `index`, whose file has the XXH3-128 `content`; both views are f16 moments
+    /// [2C, H, W] as little-endian bytes.
+    pub(crate) fn push(&mut self, index: u32, content: u128, original: &[u8], mirrored: &[u8]) {
         let label = self.pictures.label(index as usize);
-        self.writer.push(i64::from(label), i64::from(index), original, mirrored);
+        self.writer.push_with_content(i64::from(label), i64::from(index), content, original, mirrored);
         *self.class_counts.entry(label).or_default() += 1;
         self.count += 1;
     }
 
     /// Skips a picture that cannot be used.
     pub(crate) fn skip(&mut self, index: u32, reason: String) {
-        let name = self.pictures.name(index as usize).to_owned();
+        let name = self.pictures.name(index as usize).into_owned();
         self.bad.push(BadPicture { source_id: index, name, reason });
     }
 

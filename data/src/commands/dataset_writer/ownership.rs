@@ -18,6 +18,7 @@ const MANIFEST_KEY: &[u8] = b"\"encode_id\"";
 const LONGEST_HEADER: u64 = 1 << 16;
 
 /// The dataset of an earlier encode run at `--out`, if any.
+#[derive(Default)]
 pub(crate) struct EarlierDataset {
     /// Its manifest, if there is a readable one.
     manifest: Option<Manifest>,
@@ -42,6 +43,11 @@ impl EarlierDataset {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether the earlier dataset is complete, so that it may be in use.
+    pub(super) fn is_complete(&self) -> bool {
+        self.manifest.is_some()
     }
 
     /// Whether the object `name` at `store` is a shard that this program has written.

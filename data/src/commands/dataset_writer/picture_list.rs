@@ -1,6 +1,10 @@
 //! The list of input pictures.
 
-use crate::pictures::image_source::ImageSource;
+use std::borrow::Cow;
+
+use crate::reporter::Reporter;
+use crate::sources::InputFiles;
+use arinar_collective::WorkGroup;
 
 /// All input pictures of a dataset, sorted by name.
 pub(crate) trait PictureList {
@@ -11,23 +15,30 @@ pub(crate) trait PictureList {
     /// Class of picture `index`.
     fn label(&self, index: usize) -> u32;
     /// Name of picture `index`.
-    fn name(&self, index: usize) -> &str;
+    fn name(&self, index: usize) -> Cow<'_, str>;
 }
 
-impl PictureList for ImageSource {
+impl PictureList for InputFiles {
     fn len(&self) -> usize {
-        ImageSource::len(self)
+        InputFiles::len(self)
     }
 
     fn classes(&self) -> &[String] {
-        ImageSource::classes(self)
+        InputFiles::classes(self)
     }
 
     fn label(&self, index: usize) -> u32 {
-        ImageSource::label(self, index)
+        InputFiles::label(self, index)
     }
 
-    fn name(&self, index: usize) -> &str {
-        ImageSource::name(self, index)
+    fn name(&self, index: usize) -> Cow<'_, str> {
+        InputFiles::name(self, index)
+    }
+}
+
+/// Reports on rank 0 what was left out of the list.
+pub(crate) fn report_notes(files: &InputFiles, ranks: &WorkGroup, reporter: &Reporter) {
+    if ranks.rank() == 0 {
+        files.notes().iter().for_each(|note| reporter.warn(note));
     }
 }

@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::picture_list::PictureList;
 use super::settings::DatasetSettings;
 use crate::format::manifest::FORMAT_VERSION;
-use crate::format::shard::record_bytes;
+use crate::format::shard::{HASH_BYTES, record_bytes};
 use crate::random::{Purpose, global_order};
 
 /// Minimum number of shards, so that ranks share the work and an interrupted run loses little. Shards with fewer than
@@ -28,7 +28,7 @@ pub(crate) struct ShardPlan {
 
 impl ShardPlan {
     pub(crate) fn new(pictures: &dyn PictureList, settings: &DatasetSettings, shape: [usize; 3]) -> Self {
-        let per_shard = records_per_shard(pictures.len(), record_bytes(shape), settings.shard_bytes);
+        let per_shard = records_per_shard(pictures.len(), record_bytes(shape) + HASH_BYTES, settings.shard_bytes);
         let order = global_order(settings.seed, 0, Purpose::ShardOrder, pictures.len());
         Self { encode_id: encode_id(pictures, settings, per_shard), order, per_shard }
     }

@@ -7,6 +7,7 @@ use super::job::Job;
 use crate::progress::Progress;
 use crate::reporter::Reporter;
 use arinar_collective::WorkGroup;
+use arinar_store::lease::Lease;
 
 /// Writes a dataset. Returns a summary on rank 0, and an empty string on the other ranks.
 ///
@@ -25,8 +26,8 @@ pub(crate) fn write_dataset<E: RecordEncoder>(
             configuration: true,
         });
     }
-    let job = prepared?;
-    let lease = if ranks.rank() == 0 { job.lease().map(Some) } else { Ok(None) };
+    let mut job = prepared?;
+    let lease = if ranks.rank() == 0 { lease(&mut job, reporter).map(Some) } else { Ok(None) };
     agree(ranks, lease.as_ref().map(|_| ()), |_| ())?;
     let lease = lease?;
     let mut progress = Progress::start(reporter, "pictures", job.encoder.pictures().len() as u64);
@@ -38,4 +39,15 @@ pub(crate) fn write_dataset<E: RecordEncoder>(
     };
     agree(ranks, finished.as_ref().map(|_| ()), |_| ())?;
     finished
+}
+
+/// Acquires the lease on rank 0, and deletes the earlier dataset if it is to be overwritten.
+fn lease<E: RecordEncoder>(job: &mut Job<E>, reporter: &Reporter) -> Result<Lease, EncodeError> {
+    let lease = job.lease()?;
+    if job.settings.overwrite {
+        for url in job.remove_earlier()? {
+            reporter.warn(&format!("{url} is not a shard of this program and was kept"));
+        }
+    }
+    Ok(lease)
 }

@@ -10,7 +10,7 @@ use crate::commands::byte_size::parse_bytes;
 /// Options of `arinar-data encode`.
 #[derive(Args, Clone, Debug)]
 pub struct EncodeArgs {
-    /// Read pictures from these folders (CLASS/NAME) or .tar files
+    /// Read pictures from these folders (CLASS/NAME), .tar files or WebDataset shards
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub images: Vec<PathBuf>,
     /// Load the weights of the VAE from this file: safetensors, or the official kl16.ckpt

@@ -5,17 +5,18 @@ use image::RgbImage;
 use tch::{Kind, Tensor};
 
 use super::args::EncodeArgs;
-use super::decode_ahead::for_each_batch;
+use super::decode_ahead::{Decoded, for_each_batch, read_picture};
 use crate::commands::dataset_writer::encoder::RecordEncoder;
 use crate::commands::dataset_writer::error::EncodeError;
 use crate::commands::dataset_writer::open_shard::OpenShard;
 use crate::commands::dataset_writer::picture_list::PictureList;
-use crate::pictures::image_source::ImageSource;
+use crate::format::hash::xxh3;
+use crate::sources::InputFiles;
 
 /// A [`RecordEncoder`] that encodes pictures with a VAE.
 pub(super) struct Encoder<'a> {
     pub(super) args: &'a EncodeArgs,
-    pub(super) source: ImageSource,
+    pub(super) source: InputFiles,
     pub(super) vae: LoadedVae,
     pub(super) decoders: usize,
 }
@@ -29,6 +30,14 @@ impl RecordEncoder for Encoder<'_> {
         Ok(Some(vae_safetensors(&self.args.vae)?))
     }
 
+    fn content_hash(&self, picture: u32) -> Result<u128, String> {
+        self.source.read(picture as usize).map(|bytes| xxh3(&bytes)).map_err(|error| error.to_string())
+    }
+
+    fn check(&self, picture: u32) -> Result<(), String> {
+        read_picture(&self.source, picture, self.args.image_size).map(|_| ())
+    }
+
     fn fill(
         &self,
         pictures: &[u32],
@@ -39,10 +48,10 @@ impl RecordEncoder for Encoder<'_> {
         for_each_batch(&self.source, pictures, size, batch, self.decoders, |batch| {
             let count = batch.len() as u64;
             let mut good = Vec::with_capacity(batch.len());
-            for (index, picture) in batch {
+            for Decoded { index, picture } in batch {
                 match picture {
-                    Ok(picture) => good.push((index, picture)),
-                    Err(error) => shard.skip(index, error.to_string()),
+                    Ok((picture, content)) => good.push((index, content, picture)),
+                    Err(reason) => shard.skip(index, reason),
                 }
             }
             if shard.is_wanted() {
@@ -56,7 +65,7 @@ impl RecordEncoder for Encoder<'_> {
 
 impl Encoder<'_> {
     /// Encodes pictures and their mirror images, and appends the records.
-    fn encode_batch(&self, pictures: &[(u32, RgbImage)], shard: &mut OpenShard<'_>) -> Result<(), EncodeError> {
+    fn encode_batch(&self, pictures: &[(u32, u128, RgbImage)], shard: &mut OpenShard<'_>) -> Result<(), EncodeError> {
         if pictures.is_empty() {
             return Ok(());
         }
@@ -65,18 +74,18 @@ impl Encoder<'_> {
         let (original, mirrored) = (moments(&images)?, moments(&images.f_flip([3])?)?);
         let record_bytes = original.len() / pictures.len();
         let records = original.chunks_exact(record_bytes).zip(mirrored.chunks_exact(record_bytes));
-        for ((index, _), (original, mirrored)) in pictures.iter().zip(records) {
+        for ((index, content, _), (original, mirrored)) in pictures.iter().zip(records) {
             if !all_finite(original) || !all_finite(mirrored) {
-                return Err(EncodeError::NotFinite { name: self.source.name(*index as usize).to_owned() });
+                return Err(EncodeError::NotFinite { name: self.source.name(*index as usize).into_owned() });
             }
-            shard.push(*index, original, mirrored);
+            shard.push(*index, *content, original, mirrored);
         }
         Ok(())
     }
 
     /// Converts pixels from 0..255 to [-1, 1], [B, 3, H, W] on the VAE's device.
-    fn to_tensor(&self, pictures: &[(u32, RgbImage)]) -> Result<Tensor, tch::TchError> {
-        let pixels: Vec<u8> = pictures.iter().flat_map(|(_, picture)| picture.as_raw()).copied().collect();
+    fn to_tensor(&self, pictures: &[(u32, u128, RgbImage)]) -> Result<Tensor, tch::TchError> {
+        let pixels: Vec<u8> = pictures.iter().flat_map(|(_, _, picture)| picture.as_raw()).copied().collect();
         let size = i64::from(self.args.image_size);
         let images = Tensor::f_from_slice(&pixels)?.f_view([pictures.len() as i64, size, size, 3])?; // [B, H, W, 3]
         let images = images.f_to(self.vae.store.device())?.f_permute([0, 3, 1, 2])?.f_contiguous()?; // [B, 3, H, W]

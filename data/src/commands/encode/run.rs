@@ -7,11 +7,12 @@ use super::args::EncodeArgs;
 use super::encoder::Encoder;
 use crate::commands::dataset_writer::error::EncodeError;
 use crate::commands::dataset_writer::job::Job;
+use crate::commands::dataset_writer::picture_list::report_notes;
 use crate::commands::dataset_writer::settings::DatasetSettings;
 use crate::commands::dataset_writer::write::write_dataset;
 use crate::format::facts::VaeFacts;
-use crate::pictures::image_source::ImageSource;
 use crate::reporter::Reporter;
+use crate::sources::{FileKind, InputFiles};
 use arinar_collective::WorkGroup;
 
 /// Encodes pictures as a dataset. Returns a summary on rank 0, and an empty string on the other ranks.
@@ -20,13 +21,14 @@ use arinar_collective::WorkGroup;
 /// If any rank fails, every rank returns an error. The error of rank 0 describes all failures; that of the other ranks,
 /// [`EncodeError::Ranks`], has an empty message.
 pub fn run(args: &EncodeArgs, ranks: &WorkGroup, reporter: &Reporter) -> Result<String, EncodeError> {
-    write_dataset(prepare(args, ranks), ranks, reporter)
+    write_dataset(prepare(args, ranks, reporter), ranks, reporter)
 }
 
-fn prepare<'a>(args: &'a EncodeArgs, ranks: &WorkGroup) -> Result<Job<Encoder<'a>>, EncodeError> {
+fn prepare<'a>(args: &'a EncodeArgs, ranks: &WorkGroup, reporter: &Reporter) -> Result<Job<Encoder<'a>>, EncodeError> {
     let threads = args.threads.unwrap_or_else(|| cores().div_ceil(ranks.local_world_size())).max(1);
     tch::set_num_threads(threads as i32);
-    let source = ImageSource::open(&args.images).map_err(EncodeError::Source)?;
+    let source = InputFiles::open(&args.images, FileKind::PICTURES)?;
+    report_notes(&source, ranks, reporter);
     let device = args.device.device(ranks.local_rank())?;
     let vae = load_vae(&args.vae, device)?;
     let grid = latent_grid(args.image_size, vae.config.stride())?;

@@ -89,7 +89,7 @@ pub fn run(args: &TrainVaeArgs, reporter: &Reporter) -> Result<()> {
         tch::set_num_threads(threads);
     }
     tch::manual_seed(args.seed as i64);
-    let pictures = PictureSplit::read(&args.images, args.image_size, args.held_out, args.seed)?;
+    let pictures = PictureSplit::read(&args.images, args.image_size, args.held_out, args.seed, reporter)?;
     let mut store = nn::VarStore::new(Device::Cpu);
     let vae = AutoencoderKl::new(&store.root(), &config);
     let mut optimizer = nn::AdamW { beta2: 0.99, wd: 1e-4, ..Default::default() }.build(&store, args.learning_rate)?;

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::pictures::decode::load_picture;
-use crate::pictures::image_source::ImageSource;
+use crate::reporter::Reporter;
+use crate::sources::{FileKind, InputFiles};
 
 /// Training and held-out pictures as u8 tensors [N, 3, S, S].
 pub(super) struct PictureSplit {
@@ -16,8 +17,9 @@ pub(super) struct PictureSplit {
 
 impl PictureSplit {
     /// Reads and crops all pictures. The choice of held-out pictures depends on `seed` alone.
-    pub(super) fn read(paths: &[PathBuf], size: u32, held_out: usize, seed: u64) -> Result<Self> {
-        let source = ImageSource::open(paths)?;
+    pub(super) fn read(paths: &[PathBuf], size: u32, held_out: usize, seed: u64, reporter: &Reporter) -> Result<Self> {
+        let source = InputFiles::open(paths, FileKind::PICTURES)?;
+        source.notes().iter().for_each(|note| reporter.warn(note));
         ensure!(
             held_out > 0 && source.len() >= 2 * held_out,
             "{} pictures are too few to hold out {held_out}; give more pictures or a smaller --held-out of at least 1",
@@ -25,7 +27,11 @@ impl PictureSplit {
         );
         let mut bytes = Vec::with_capacity(source.len() * 3 * (size * size) as usize);
         for index in 0..source.len() {
-            let picture = load_picture(&source.read(index)?, size).with_context(|| source.name(index).to_owned())?;
+            let picture = source
+                .read(index)
+                .map_err(anyhow::Error::from)
+                .and_then(|file| Ok(load_picture(&file, size)?))
+                .with_context(|| source.name(index).into_owned())?;
             bytes.extend_from_slice(picture.as_raw());
         }
         let side = i64::from(size);
