@@ -202,7 +202,7 @@ fn archives_of_several_volumes_are_refused() {
     std::fs::write(work.tree().join("a/1.png"), vec![7; 60_000]).unwrap();
     let second = work.folder.path().join("second.tar");
     let second_volume = format!("--file={}", second.display());
-    let tar = work.tar(&["--multi-volume", "--tape-length=40", &second_volume, "--label=first", "."]);
+    let tar = work.tar(&["--multi-volume", "--tape-length=40", &second_volume, "."]);
     // The first volume ends inside a member.
     assert!(message(&tar).contains("ends inside"), "{}", message(&tar));
     let found = message(&second);

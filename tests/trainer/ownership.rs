@@ -344,8 +344,9 @@ fn overwriting_deletes_only_shards_of_the_dataset() {
     write_user_file(&elsewhere);
     symlink(&elsewhere, work.out("shard-90001.safetensors")).unwrap();
     std::fs::write(work.out("shard-00000.safetensors#4"), "left by a killed run").unwrap();
-    let output = succeeded(&work.encode(&vae, &["--seed", "2", "--overwrite"]));
-    assert!(output.contains("shard-90000.safetensors is not a shard of this program and was kept"), "{output}");
+    let (code, _, stderr) = exit_status(&work.encode(&vae, &["--seed", "2", "--overwrite"]));
+    let kept_foreign = "shard-90000.safetensors is not a shard of this program and was kept";
+    assert!(code == 0 && stderr.contains(kept_foreign), "{code} {stderr}");
     kept.iter().for_each(|name| assert_unchanged(&work.out(name)));
     assert_unchanged(&elsewhere);
     assert!(!work.out("shard-00003.safetensors").exists() && !work.out("shard-00000.safetensors#4").exists());

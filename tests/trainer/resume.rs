@@ -8,7 +8,7 @@ use std::{
 };
 
 use arinar_protocol::exit_code;
-use arinar_tests::support::trainer::{Lab, ProcessOutput};
+use arinar_tests::support::trainer::{Lab, ProcessOutput, write_dataset};
 use arinar_trainer::config::TrainConfig;
 
 /// Starts a run and waits until it has logged `step`.
@@ -127,6 +127,26 @@ fn a_different_model_is_refused() {
     }
     assert_eq!(lab.checkpoints("run"), ["step-00000002"]);
     assert!(lab.tensors("run/step-00000002") == before);
+}
+
+#[test]
+fn a_dataset_that_has_changed_since_is_refused() {
+    let lab = Lab::new();
+    lab.train(0, &["train.max_steps=2"]).succeeded();
+    // The same pictures and shards, but other contents.
+    write_dataset(&lab.path("dataset"), Some(3));
+    let more = ["train.max_steps=4"];
+    let output = lab.train(2, &more);
+    assert_eq!(output.code, Some(i32::from(exit_code::CONFIGURATION)), "{}", output.stderr);
+    let check = lab.command(2, &more).arg("--check").output().unwrap();
+    assert_eq!(check.status.code(), Some(i32::from(exit_code::CONFIGURATION)));
+    let check = String::from_utf8_lossy(&check.stdout).into_owned();
+    let parts =
+        ["dataset id is 0000000000000000 in the checkpoint and 0000000000000004 now", "has changed since", "data.url"];
+    for part in parts {
+        assert!(output.error().contains(part) && check.contains(part), "{part:?}: {} or {check}", output.error());
+    }
+    assert_eq!(lab.checkpoints("run"), ["step-00000002"]);
 }
 
 #[test]
