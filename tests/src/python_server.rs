@@ -33,7 +33,7 @@ pub fn start(name: &str, arguments: &[&str]) -> (Child, String) {
 }
 
 /// Returns the path of a program in the Python environment that `ops/bootstrap.sh --tests` creates.
-fn test_program(name: &str) -> PathBuf {
+pub fn test_program(name: &str) -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let home = variable("ARINAR_HOME").unwrap_or_else(|| {
         let cache = variable("XDG_CACHE_HOME").unwrap_or_else(|| variable("HOME").unwrap_or_default().join(".cache"));

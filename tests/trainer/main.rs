@@ -6,6 +6,7 @@ mod faults;
 mod heartbeat;
 mod import_export;
 mod nccl;
+mod output;
 mod ownership;
 mod plan;
 mod precision;

@@ -13,7 +13,7 @@ pub fn report(program: &str, rank: usize, stop: &Stop) -> ExitCode {
     let reason = reason(rank, stop);
     if let Some(reason) = &reason {
         let prefix = match stop {
-            Stop::Configuration(_) | Stop::Failure(_) | Stop::Broken(_) => "error: ",
+            Stop::Configuration(_) | Stop::Failure(_) | Stop::Output(_) | Stop::Broken(_) => "error: ",
             _ => "",
         };
         Reporter::console().note(&format!("{program}: {prefix}{reason}"));
@@ -26,6 +26,7 @@ pub fn report(program: &str, rank: usize, stop: &Stop) -> ExitCode {
 fn reason(rank: usize, stop: &Stop) -> Option<String> {
     match stop {
         Stop::OtherRank { .. } => None,
+        Stop::Output(error) => (!error.is_closed_pipe()).then(|| stop.to_string()),
         Stop::Preempted { .. } | Stop::NotBegun => (rank == 0).then(|| stop.to_string()),
         // The message may quote the contents of a file.
         Stop::Configuration(_) | Stop::Failure(_) | Stop::Broken(_) => Some(one_line(&stop.to_string())),

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use arinar_checkpoint::CheckpointError;
 use arinar_collective::{CollectiveError, JobError};
-use arinar_data::DataError;
+use arinar_data::{DataError, OutputError};
 use arinar_protocol::exit_code;
 
 /// Any error that can be sent to another thread.
@@ -19,6 +19,9 @@ pub enum Stop {
     /// Any other error; exit code 1.
     #[error("{0}")]
     Failure(#[source] BoxError),
+    /// The result of a command cannot be written; exit code 1.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// NCCL or CUDA reports an error. Other ranks may wait for this one inside NCCL, where no message reaches them, so the
     /// process must exit at once for mpirun to end them; exit code 1.
     #[error("{0}")]
@@ -58,7 +61,7 @@ impl JobError for Stop {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Configuration(_) => exit_code::CONFIGURATION,
-            Self::Failure(_) | Self::Broken(_) => exit_code::FAILED,
+            Self::Failure(_) | Self::Output(_) | Self::Broken(_) => exit_code::FAILED,
             Self::Preempted { .. } | Self::NotBegun => exit_code::PREEMPTED,
             Self::OtherRank { exit_code, .. } => *exit_code,
         }

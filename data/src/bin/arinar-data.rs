@@ -1,5 +1,7 @@
 //! `arinar-data`: makes, inspects, verifies and repairs datasets of latents.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use arinar_data::format::Manifest;
 use arinar_data::read::Dataset;
 use arinar_data::read::cache::CacheConfig;
 use arinar_data::sources::SourceError;
-use arinar_data::{DataError, Reporter};
+use arinar_data::{DataError, OutputError, Reporter, answer_without_command};
 use arinar_protocol::exit_code;
 use arinar_store::{Store, StoreError};
 use clap::{Args, Parser};
@@ -85,12 +87,8 @@ fn main() -> ExitCode {
     let command = match Command::try_parse() {
         Ok(command) => command,
         Err(error) => {
-            // Help and version are errors of clap too. All ranks have the same command line, so that one message is
-            // enough. Printing fails only if the output is closed.
-            if launched_rank().unwrap_or(0) == 0 {
-                let _ = error.print();
-            }
-            return if error.use_stderr() { exit_code::CONFIGURATION.into() } else { ExitCode::SUCCESS };
+            // Help and version are errors of clap too.
+            return answer_without_command("arinar-data", &error, launched_rank().unwrap_or(0) == 0).into();
         }
     };
     match run(command, &reporter) {
@@ -117,19 +115,19 @@ fn run(command: Command, reporter: &Reporter) -> Result<ExitCode> {
         Command::Inspect { url, json } => {
             let store = Store::open(&url)?;
             let manifest = Manifest::read(&store)?;
-            reporter.print(&match json {
+            reporter.result(&match json {
                 true => serde_json::to_string_pretty(&manifest)?,
                 false => inspect::summary(&manifest, store.url()),
-            });
+            })?;
         }
         Command::Verify(args) => return verify_dataset(&args, reporter),
         Command::Simulate(args) => {
             let manifest = Manifest::read(&Store::open(&args.data)?)?;
             let findings = simulate::simulate(&manifest, &args)?;
-            reporter.print(&match args.json {
+            reporter.result(&match args.json {
                 true => serde_json::to_string_pretty(&findings)?,
                 false => simulate::report(&manifest, &args, &findings),
-            });
+            })?;
         }
         Command::Bench(args) => measure(&args, reporter)?,
     }
@@ -157,22 +155,22 @@ fn measure(args: &BenchArgs, reporter: &Reporter) -> Result<()> {
     let dataset = Dataset::open_with_cache(&args.data, cache, reporter.clone())?;
     let (opened, cold) = open_shards(&dataset, limit, reporter)?;
     let what = if dataset.is_cached() { "fetched, mapped and verified" } else { "mapped and verified" };
-    reporter.print(&format!(
+    reporter.result(&format!(
         "cold: {} of {} shards {what} in {:.1} s: {:.2} shards/s, {:.1} MB/s",
         cold.count,
         dataset.manifest.shards.len(),
         cold.time.as_secs_f64(),
         cold.per_second(),
         cold.bytes_per_second() / 1e6
-    ));
+    ))?;
     let warm = read_records(&dataset, &opened, limit, reporter)?;
-    reporter.print(&format!(
+    reporter.result(&format!(
         "warm: {} records of those shards in random order, verified, in {:.1} s: {:.0} records/s, {:.1} MB/s, one thread",
         warm.count,
         warm.time.as_secs_f64(),
         warm.per_second(),
         warm.bytes_per_second() / 1e6
-    ));
+    ))?;
     Ok(())
 }
 
@@ -180,7 +178,7 @@ fn verify_dataset(args: &VerifyArgs, reporter: &Reporter) -> Result<ExitCode> {
     let copies = Repair { cache_folder: args.cache_dir.as_deref(), from: args.from.as_deref() };
     let found = verify(&args.url, args.deep, args.repair.then_some(copies), reporter)?;
     for (name, location) in &found.repaired {
-        reporter.print(&format!("{name} was damaged and has been replaced by {location}"));
+        reporter.result(&format!("{name} was damaged and has been replaced by {location}"))?;
     }
     for (error, tried) in &found.damaged {
         reporter.note(&match tried.as_str() {
@@ -189,15 +187,19 @@ fn verify_dataset(args: &VerifyArgs, reporter: &Reporter) -> Result<ExitCode> {
         });
     }
     if found.damaged.is_empty() {
-        reporter.print(&format!("{} shards with {} records are sound", found.shards, found.records));
+        reporter.result(&format!("{} shards with {} records are sound", found.shards, found.records))?;
         return Ok(ExitCode::SUCCESS);
     }
     reporter.note(&format!("arinar-data: {} of {} shards are damaged", found.damaged.len(), found.shards));
     Ok(exit_code::FAILED.into())
 }
 
-/// Formats an error. The messages of this crate include their causes, those of other crates do not.
+/// Formats an error. The messages of this crate include their causes, those of other crates do not. The message is empty if
+/// there is nothing to say.
 fn message(error: &anyhow::Error) -> String {
+    if let Some(output) = error.downcast_ref::<OutputError>() {
+        return if output.is_closed_pipe() { String::new() } else { output.to_string() };
+    }
     match error.is::<EncodeError>() || error.is::<DataError>() || error.is::<StoreError>() {
         true => error.to_string(),
         false => format!("{error:#}"),

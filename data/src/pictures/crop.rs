@@ -34,6 +34,13 @@ pub enum CropError {
     },
 }
 
+/// Aspect ratio up to which the whole picture is scaled before it is cropped.
+///
+/// Beyond it, only the part that the crop keeps is scaled: of a picture of 1x30000 pixels, the whole would take gigabytes.
+/// That part can differ by one grey level, because fast_image_resize rounds the weights of a filter to a precision that
+/// depends on all of them.
+const MAX_ASPECT: u32 = 16;
+
 /// Scales and crops `picture` to `size` x `size` pixels as ADM does.
 pub(crate) fn center_crop(picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
     let (width, height) = picture.dimensions();
@@ -41,10 +48,61 @@ pub(crate) fn center_crop(picture: RgbImage, size: u32) -> Result<RgbImage, Crop
         return Err(CropError::Empty { width, height, size });
     }
     let halved = halve_while_large(picture, size)?;
-    let (width, height) = scaled_to_short_side(halved.dimensions(), size);
-    let scaled = resample(halved, width, height, FilterType::CatmullRom)?;
+    let (width, height) = halved.dimensions();
+    if width.max(height) / width.min(height) >= MAX_ASPECT {
+        scale_kept(&halved, size)
+    } else {
+        scale_all(halved, size)
+    }
+}
+
+/// Scales the whole picture, and crops the centre.
+fn scale_all(picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
+    let (width, height) = scaled_to_short_side(picture.dimensions(), size);
+    let scaled = resample(picture, width, height, FilterType::CatmullRom)?;
     let (left, top) = ((width - size) / 2, (height - size) / 2);
     Ok(image::imageops::crop_imm(&scaled, left, top, size, size).to_image())
+}
+
+/// Scales only the part that [`scale_all`] would keep.
+fn scale_kept(picture: &RgbImage, size: u32) -> Result<RgbImage, CropError> {
+    let (width, height) = picture.dimensions();
+    let short = width.min(height);
+    let (across, down) = (Kept::of(width, short, size), Kept::of(height, short, size));
+    let part = image::imageops::crop_imm(picture, across.first, down.first, across.count, down.count).to_image();
+    let rows = ResizeOptions::new().crop(across.start, 0.0, across.length, f64::from(down.count));
+    let columns = ResizeOptions::new().crop(0.0, down.start, f64::from(size), down.length);
+    let part = resample_with(&part, size, down.count, rows, FilterType::CatmullRom)?;
+    resample_with(&part, size, size, columns, FilterType::CatmullRom)
+}
+
+/// The part of a side of a picture that the crop keeps.
+struct Kept {
+    /// First pixel that contributes.
+    first: u32,
+    /// Number of pixels that contribute, which includes the reach of the filter beyond `start` and `length`.
+    count: u32,
+    /// Begin of the crop, counted from `first`.
+    start: f64,
+    /// Length of the crop in pixels of the picture.
+    length: f64,
+}
+
+impl Kept {
+    /// Returns the part of a side of `side` pixels that is kept if `short` pixels are scaled to `size`.
+    fn of(side: u32, short: u32, size: u32) -> Self {
+        let (side, size) = (f64::from(side), f64::from(size));
+        let scaled = (side * (size / f64::from(short))).round_ties_even().max(size);
+        if scaled <= size {
+            return Self { first: 0, count: side as u32, start: 0.0, length: side };
+        }
+        let step = side / scaled;
+        let (start, length) = (((scaled - size) / 2.0).floor() * step, size * step);
+        let reach = 2.0 * step.max(1.0) + 1.0;
+        let first = (start - reach).floor().max(0.0);
+        let end = (start + length + reach).ceil().min(side);
+        Self { first: first as u32, count: (end - first) as u32, start: start - first, length }
+    }
 }
 
 fn halve_while_large(mut picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
@@ -75,11 +133,21 @@ fn resample_one_axis(picture: RgbImage, width: u32, height: u32, filter: FilterT
     if picture.dimensions() == (width, height) {
         return Ok(picture);
     }
+    resample_with(&picture, width, height, ResizeOptions::new(), filter)
+}
+
+fn resample_with(
+    picture: &RgbImage,
+    width: u32,
+    height: u32,
+    options: ResizeOptions,
+    filter: FilterType,
+) -> Result<RgbImage, CropError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| CropError::Resample { width, height, source };
     let from = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)
         .map_err(|source| failed(Box::new(source)))?;
     let mut to = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
+    let options = options.resize_alg(ResizeAlg::Convolution(filter));
     Resizer::new().resize(&from, &mut to, &options).map_err(|source| failed(Box::new(source)))?;
     RgbImage::from_raw(width, height, to.into_vec())
         .ok_or_else(|| failed("the resampler returned a buffer of another size".into()))
@@ -110,5 +178,46 @@ mod tests {
         let cropped = center_crop(picture, 16).expect("crop");
         assert_eq!(cropped.dimensions(), (16, 16));
         assert!(cropped.pixels().all(|pixel| pixel.0 == [10, 20, 30]));
+    }
+
+    /// A picture without any regularity.
+    fn noise(width: u32, height: u32) -> RgbImage {
+        let mut state = 1u64;
+        RgbImage::from_fn(width, height, |_, _| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            image::Rgb([(state >> 40) as u8, (state >> 48) as u8, (state >> 56) as u8])
+        })
+    }
+
+    #[test]
+    fn scaling_only_the_kept_part_is_within_one_level_of_scaling_everything() {
+        let shapes =
+            [(1, 16), (1, 47), (2, 95), (3, 50), (5, 81), (7, 200), (9, 145), (31, 700), (4, 4), (6, 7), (12, 17)];
+        for (short, long) in shapes {
+            for (width, height) in [(short, long), (long, short)] {
+                for size in [1, 2, 7, 16, 30] {
+                    let halved = halve_while_large(noise(width, height), size).expect("halve");
+                    let part = scale_kept(&halved, size).expect("scale the part");
+                    let all = scale_all(halved, size).expect("scale all");
+                    let worst = part.iter().zip(all.iter()).map(|(part, all)| part.abs_diff(*all)).max();
+                    assert!(worst <= Some(1), "{width}x{height} to {size}: {worst:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_extreme_picture_takes_no_more_memory_than_it_has() {
+        // Scaled as a whole, the first of these would have 256 x 51,200,000 pixels.
+        for (width, height) in [(1, 200_000), (30_000, 1), (2, 65_535), (65_535, 2), (1, 1), (10_000, 3)] {
+            let picture = RgbImage::from_fn(width, height, |x, y| {
+                let is_centre =
+                    width.abs_diff(2 * x + 1) <= 1 + width / 2 && height.abs_diff(2 * y + 1) <= 1 + height / 2;
+                image::Rgb([if is_centre { 200 } else { 10 }, 7, 9])
+            });
+            let cropped = center_crop(picture, 256).expect("crop");
+            assert_eq!(cropped.dimensions(), (256, 256));
+            assert!(cropped.pixels().all(|pixel| pixel.0 == [200, 7, 9]), "{width}x{height}");
+        }
     }
 }

@@ -1,84 +1,87 @@
 //! Decoding of picture files to RGB pixels.
 //!
-//! The format is detected from the contents, not from the name: ImageNet contains a PNG file named .JPEG. Grey,
-//! palette, CMYK and 16-bit pictures are converted to 8-bit RGB, and transparency is composited on white. Orientation
-//! tags are ignored, as in ADM's loader.
+//! The format is detected from the contents, not from the name: ImageNet contains a PNG file named .JPEG. The pixels are
+//! those of Pillow's `Image.open(file).convert("RGB")`, which the official code uses. Transparency is therefore dropped:
+//! the color under a transparent pixel becomes visible. Orientation tags are ignored, except those of TIFF files, which
+//! Pillow applies. Levels of 16 bits are reduced to their high byte; in 16-bit grey pictures, Pillow would instead clip
+//! them at 255.
 
-use image::{DynamicImage, RgbImage};
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use thiserror::Error;
 
 use super::crop::{CropError, center_crop};
+use super::jpeg::{JpegError, decode_jpeg, is_jpeg};
+use super::size_limit::{MAX_PIXELS, TooLarge, check_size};
+
+/// Limit of the memory for one picture: that of the largest picture in RGBA with 16 bits.
+const MAX_BYTES: u64 = MAX_PIXELS * 8;
 
 /// Reason why a picture cannot be decoded.
 #[derive(Debug, Error)]
 pub enum DecodeError {
     /// The file is damaged or has an unknown format.
     #[error("cannot be decoded: {0}")]
-    Decode(#[from] image::ImageError),
-    /// The JPEG file is truncated. The decoder would fill the rest with grey.
-    #[error("is a truncated JPEG file")]
-    CutOff,
+    Decode(#[source] image::ImageError),
+    /// Decoding needs too much memory.
+    #[error("needs more than {} MB of memory to be decoded; scale it down", MAX_BYTES / 1_000_000)]
+    Memory,
+    /// The JPEG file cannot be decoded.
+    #[error(transparent)]
+    Jpeg(#[from] JpegError),
+    /// The picture is too large.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
     /// The picture cannot be cropped.
     #[error(transparent)]
     Crop(#[from] CropError),
 }
 
-/// Decodes a picture file and crops it to `size` x `size` pixels, stored row by row: `[size, size, 3]` u8.
-pub fn load_picture(bytes: &[u8], size: u32) -> Result<RgbImage, DecodeError> {
-    if bytes.starts_with(&[0xff, 0xd8]) && !jpeg_is_whole(bytes) {
-        return Err(DecodeError::CutOff);
-    }
-    let picture = image::load_from_memory(bytes)?;
-    Ok(center_crop(to_rgb(picture), size)?)
-}
-
-/// Whether the segments of a JPEG file lead to its end marker. In the compressed data after a start of scan, 0xff
-/// begins a marker unless it is followed by 0 (an escaped 0xff) or by a restart marker.
-fn jpeg_is_whole(bytes: &[u8]) -> bool {
-    const END: u8 = 0xd9;
-    const START_OF_SCAN: u8 = 0xda;
-    let mut at = 2;
-    while let Some(&[0xff, marker]) = bytes.get(at..at + 2) {
-        match marker {
-            END => return true,
-            // Padding before a marker.
-            0xff => at += 1,
-            // Markers without a segment.
-            0x01 | 0xd0..=0xd7 => at += 2,
-            _ => {
-                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
-                at += 2 + usize::from(u16::from_be_bytes([high, low]));
-                if marker == START_OF_SCAN {
-                    let data = bytes.get(at..).unwrap_or_default();
-                    let is_marker = |two: &[u8]| two[0] == 0xff && !matches!(two[1], 0 | 0xff | 0xd0..=0xd7);
-                    match data.windows(2).position(is_marker) {
-                        Some(length) => at += length,
-                        None => return false,
-                    }
-                }
-            }
+impl From<image::ImageError> for DecodeError {
+    fn from(error: image::ImageError) -> Self {
+        match error {
+            image::ImageError::Limits(_) => Self::Memory,
+            error => Self::Decode(error),
         }
     }
-    false
+}
+
+/// Decodes a picture file and crops it to `size` x `size` pixels, stored row by row: `[size, size, 3]` u8.
+pub fn load_picture(bytes: &[u8], size: u32) -> Result<RgbImage, DecodeError> {
+    let picture = if is_jpeg(bytes) { decode_jpeg(bytes)? } else { decode_other(bytes)? };
+    Ok(center_crop(picture, size)?)
+}
+
+/// Decodes a file of any format other than JPEG.
+fn decode_other(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(image::ImageError::from)?;
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_BYTES);
+    reader.limits(limits);
+    let format = reader.format();
+    let mut decoder = reader.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    check_size(width.into(), height.into())?;
+    let orientation = if format == Some(ImageFormat::Tiff) { Some(decoder.orientation()?) } else { None };
+    let mut picture = DynamicImage::from_decoder(decoder)?;
+    if let Some(orientation) = orientation {
+        picture.apply_orientation(orientation);
+    }
+    Ok(to_rgb(picture))
 }
 
 fn to_rgb(picture: DynamicImage) -> RgbImage {
-    if !picture.color().has_alpha() {
-        return picture.into_rgb8();
+    use DynamicImage::{ImageLuma16, ImageLumaA16, ImageRgb16, ImageRgba16};
+    match picture {
+        ImageLuma16(_) | ImageLumaA16(_) | ImageRgb16(_) | ImageRgba16(_) => {
+            let deep = picture.into_rgb16();
+            let mut rgb = RgbImage::new(deep.width(), deep.height());
+            rgb.iter_mut().zip(deep.iter()).for_each(|(level, deep)| *level = (deep >> 8) as u8);
+            rgb
+        }
+        picture => picture.into_rgb8(),
     }
-    let picture = picture.into_rgba8();
-    let mut rgb = RgbImage::new(picture.width(), picture.height());
-    for (to, from) in rgb.pixels_mut().zip(picture.pixels()) {
-        let [red, green, blue, alpha] = from.0;
-        to.0 = [red, green, blue].map(|value| over_white(value, alpha));
-    }
-    rgb
-}
-
-/// Returns `value * alpha + white * (1 - alpha)`, rounded to the nearest level.
-fn over_white(value: u8, alpha: u8) -> u8 {
-    let (value, alpha) = (u32::from(value), u32::from(alpha));
-    ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
 }
 
 #[cfg(test)]
@@ -93,14 +96,14 @@ mod tests {
     }
 
     #[test]
-    fn transparency_lands_on_white() {
-        let mut picture = RgbaImage::from_pixel(4, 4, Rgba([9, 9, 9, 0]));
+    fn transparency_is_dropped() {
+        let mut picture = RgbaImage::from_pixel(4, 4, Rgba([9, 8, 7, 0]));
         picture.put_pixel(0, 0, Rgba([10, 20, 30, 255]));
         picture.put_pixel(1, 0, Rgba([0, 0, 0, 128]));
         let rgb = load_picture(&png(picture.into()), 4).expect("load");
         assert_eq!(rgb.get_pixel(0, 0).0, [10, 20, 30]);
-        assert_eq!(rgb.get_pixel(1, 0).0, [127, 127, 127]);
-        assert_eq!(rgb.get_pixel(3, 3).0, [255, 255, 255]);
+        assert_eq!(rgb.get_pixel(1, 0).0, [0, 0, 0]);
+        assert_eq!(rgb.get_pixel(3, 3).0, [9, 8, 7]);
     }
 
     #[test]
@@ -112,16 +115,43 @@ mod tests {
 
     #[test]
     fn a_jpeg_that_is_cut_off_is_an_error_wherever_the_cut_is() {
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        let picture =
-            image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 37) as u8, (y * 91) as u8, (x ^ y) as u8]));
-        picture.write_to(&mut bytes, ImageFormat::Jpeg).expect("write jpeg");
-        let mut bytes = bytes.into_inner();
+        let mut compress = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+        compress.set_size(40, 30);
+        let mut compress = compress.start_compress(Vec::new()).expect("start");
+        let pixels: Vec<u8> = (0..40 * 30 * 3).map(|index| (index * 37 % 251) as u8).collect();
+        compress.write_scanlines(&pixels).expect("write");
+        let mut bytes = compress.finish().expect("finish");
         for length in 0..bytes.len() {
             assert!(load_picture(&bytes[..length], 16).is_err(), "{length} of {} bytes", bytes.len());
         }
         bytes.extend_from_slice(b"trailing bytes do no harm");
         load_picture(&bytes, 16).expect("load");
+    }
+
+    /// Returns a PNG file with a header for a picture of `width` x `height` RGB pixels, and no contents.
+    fn claiming_png(width: u32, height: u32) -> Vec<u8> {
+        let mut file = png(RgbImage::new(1, 1).into());
+        file[16..20].copy_from_slice(&width.to_be_bytes());
+        file[20..24].copy_from_slice(&height.to_be_bytes());
+        let mut hash = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32IsoHdlc);
+        hash.update(&file[12..29]);
+        file[29..33].copy_from_slice(&(hash.finalize() as u32).to_be_bytes());
+        file
+    }
+
+    #[test]
+    fn a_header_that_claims_too_many_pixels_is_an_error() {
+        for (width, height) in [(60_000, 60_000), (1, 178_956_971), (14_000, 14_000)] {
+            let error = load_picture(&claiming_png(width, height), 256).expect_err("too large");
+            let text = format!("has {width}x{height} pixels, more than the limit of 178956970; scale it down");
+            assert_eq!(error.to_string(), text);
+        }
+        // The decoder already refuses a row of this length.
+        let error = load_picture(&claiming_png(i32::MAX as u32, 1), 256).expect_err("too large");
+        assert_eq!(error.to_string(), "needs more than 1431 MB of memory to be decoded; scale it down");
+        // A size within the limit that the file does not contain.
+        let error = load_picture(&claiming_png(13_000, 13_000), 256).expect_err("not contained");
+        assert!(error.to_string().starts_with("cannot be decoded: "), "{error}");
     }
 
     #[test]

@@ -2,6 +2,10 @@
 
 pub(crate) mod crop;
 pub(crate) mod decode;
+mod jpeg;
+mod size_limit;
 
 pub use crop::CropError;
 pub use decode::{DecodeError, load_picture};
+pub use jpeg::JpegError;
+pub use size_limit::TooLarge;

@@ -8,12 +8,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::line::{Line, Stream};
 use crate::arguments::LogFormat;
 
-/// Writes text to a standard stream, for output that needs no writer thread. A closed or full stream is not an error.
-pub(crate) fn write_directly(stream: Stream, text: &str) {
-    let _ = match stream {
-        Stream::Stdout => io::stdout().write_all(text.as_bytes()),
-        Stream::Stderr => io::stderr().write_all(text.as_bytes()),
-    };
+/// Writes text to a standard stream, for output that needs no writer thread.
+///
+/// # Errors
+/// Returns an error if the stream is closed or full.
+pub(crate) fn write_directly(stream: Stream, text: &str) -> io::Result<()> {
+    let write = |stream: &mut dyn Write| stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
+    match stream {
+        Stream::Stdout => write(&mut io::stdout()),
+        Stream::Stderr => write(&mut io::stderr()),
+    }
 }
 
 /// The standard streams of the launcher. A write error never ends a run.

@@ -35,7 +35,9 @@ pub async fn supervise(arguments: Arguments) -> u8 {
     let (mut output, mut threads) = match Output::start(arguments.log_format) {
         Ok(started) => started,
         Err(error) => {
-            write_directly(Stream::Stderr, &format!("arinar-launcher: error: cannot start a thread: {error}\n"));
+            // If this cannot be written, there is nothing left to do.
+            let text = format!("arinar-launcher: error: cannot start a thread: {error}\n");
+            let _ = write_directly(Stream::Stderr, &text);
             return exit_code::FAILED;
         }
     };
@@ -46,7 +48,9 @@ pub async fn supervise(arguments: Arguments) -> u8 {
         Err(stop) => {
             let line = stop.line.strip_prefix(TRAINER_ERROR).unwrap_or(&stop.line).to_owned();
             let level = if stop.code == exit_code::PREEMPTED { Level::Info } else { Level::Error };
-            output.log_last(level, line).await;
+            if !line.is_empty() {
+                output.log_last(level, line).await;
+            }
             // A rank may have exited with any code. All unknown codes mean a failure.
             let is_known = matches!(stop.code, exit_code::PREEMPTED | exit_code::CONFIGURATION);
             if is_known { stop.code } else { exit_code::FAILED }
@@ -62,8 +66,7 @@ async fn run(arguments: Arguments, output: &mut Output, threads: &mut OutputThre
     let signals = ShutdownSignals::install().map_err(failure("cannot install signal handlers"))?;
     let settings = Settings::resolve(arguments)?;
     if settings.arguments.dry_run {
-        write_directly(Stream::Stdout, &dry_run::dry_run(&settings));
-        return Ok(());
+        return write_directly(Stream::Stdout, &dry_run::dry_run(&settings)).map_err(|error| Stop::output(&error));
     }
     if settings.is_inspection() {
         return Err(become_mpirun(&settings));

@@ -1,8 +1,11 @@
 //! `arinar-sample`: samples images and a labelled grid from the EMA weights of a run.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use arinar_collective::machine::allocator;
+use arinar_data::answer_without_command;
 use arinar_protocol::exit_code;
 use arinar_trainer::{
     sample::{self, Arguments},
@@ -14,17 +17,10 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return command_line_error(&error),
+        Err(error) => return answer_without_command("arinar-sample", &error, true).into(),
     };
     match sample::run(&arguments) {
         Ok(()) => ExitCode::from(exit_code::DONE),
         Err(stop) => shutdown::report("arinar-sample", 0, &stop),
     }
-}
-
-/// Prints help, the version, or a usage error, which is a configuration error.
-fn command_line_error(error: &clap::Error) -> ExitCode {
-    // The output may be closed.
-    let _ = error.print();
-    ExitCode::from(if error.use_stderr() { exit_code::CONFIGURATION } else { exit_code::DONE })
 }

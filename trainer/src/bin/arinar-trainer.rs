@@ -1,12 +1,14 @@
 //! `mpirun -n N arinar-trainer --config X`: trains a model. ARCHITECTURE.md describes how a batch and a checkpoint travel.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::{io::Write, process::ExitCode, sync::Arc};
 
 use arinar_collective::{
     LaunchEnvironment, connect,
     machine::{affinity, allocator},
 };
-use arinar_data::Reporter;
+use arinar_data::{Reporter, answer_without_command};
 use arinar_protocol::{Phase, exit_code};
 use arinar_trainer::{
     Export, LogFormat, Options, Preemption, RankContext, Startup, Stop, Vitals, Weights, agree_on_config, check,
@@ -89,10 +91,11 @@ fn main() -> ExitCode {
     let rank = launch.map_or(0, |launch| launch.rank);
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return command_line_error(&error, rank),
+        Err(error) => return answer_without_command(PROGRAM, &error, rank == 0).into(),
     };
     if let Some(export) = arguments.export() {
-        return print_on_rank_0(rank, || export.write());
+        let written = || export.write().map(|message| Reporter::console().print(&message));
+        return on_rank_0(rank, written);
     }
     let options = Options {
         config: arguments.config.unwrap_or_default(),
@@ -100,7 +103,8 @@ fn main() -> ExitCode {
         log_format: arguments.log_format,
     };
     if arguments.print_config {
-        return print_on_rank_0(rank, || config_as_json(&options));
+        let printed = || Ok(Reporter::console().result(&config_as_json(&options)?)?);
+        return on_rank_0(rank, printed);
     }
     let task = match arguments.import {
         _ if arguments.check => Task::Check,
@@ -187,28 +191,15 @@ fn watch_signals(vitals: Arc<Vitals>) -> std::io::Result<Preemption> {
     Preemption::watch(is_starting, abandon)
 }
 
-/// Prints the result of work that one rank does alone.
-fn print_on_rank_0(rank: usize, work: impl FnOnce() -> Result<String, Stop>) -> ExitCode {
-    if rank != 0 {
-        return ExitCode::from(exit_code::DONE);
+/// Does work that one rank does alone.
+fn on_rank_0(rank: usize, work: impl FnOnce() -> Result<(), Stop>) -> ExitCode {
+    match if rank == 0 { work() } else { Ok(()) } {
+        Ok(()) => ExitCode::from(exit_code::DONE),
+        Err(stop) => shutdown::report(PROGRAM, rank, &stop),
     }
-    match work() {
-        Ok(text) => Reporter::console().print(&text),
-        Err(stop) => return shutdown::report(PROGRAM, rank, &stop),
-    }
-    ExitCode::from(exit_code::DONE)
 }
 
 fn config_as_json(options: &Options) -> Result<String, Stop> {
     let config = options.load().map_err(Stop::configuration)?;
     serde_json::to_string_pretty(&config).map_err(Stop::failure)
-}
-
-/// Prints help, the version, or a usage error, which is a configuration error. Only rank 0 prints.
-fn command_line_error(error: &clap::Error, rank: usize) -> ExitCode {
-    if rank == 0 {
-        // The output may be closed.
-        let _ = error.print();
-    }
-    ExitCode::from(if error.use_stderr() { exit_code::CONFIGURATION } else { exit_code::DONE })
 }

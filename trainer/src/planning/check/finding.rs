@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use arinar_data::Reporter;
+use arinar_data::{OutputError, Reporter};
 
 /// Width of the column with the subjects.
 const SUBJECT_WIDTH: usize = 22;
@@ -59,8 +59,11 @@ impl Finding {
     }
 
     /// Reports the finding in one line.
-    pub(crate) fn report(&self, reporter: &Reporter) {
-        reporter.record(&self.line(), || json!(self));
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be written.
+    pub(crate) fn report(&self, reporter: &Reporter) -> Result<(), OutputError> {
+        reporter.result_record(&self.line(), || json!(self))
     }
 
     fn line(&self) -> String {

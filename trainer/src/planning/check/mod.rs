@@ -60,7 +60,8 @@ pub fn check(
 /// there. Call it after [`check`]: a problem with GPUs may end the process at once.
 ///
 /// # Errors
-/// Returns [`Stop::Broken`] if an operation fails. The process must exit, because other ranks may wait for it in NCCL.
+/// Returns [`Stop::Output`] if the finding cannot be written, and [`Stop::Broken`] if an operation fails. In the second case,
+/// the process must exit, because other ranks may wait for it in NCCL.
 pub fn check_collectives(collective: &dyn Collective, device: Device, format: LogFormat) -> Result<(), Stop> {
     const SUBJECT: &str = "collectives";
     let library = collective.describe();
@@ -69,7 +70,7 @@ pub fn check_collectives(collective: &dyn Collective, device: Device, format: Lo
     }
     if collective.rank() == 0 {
         let text = format!("{library}; collective operations work");
-        Finding::ok(SUBJECT, text).report(&format.reporter());
+        Finding::ok(SUBJECT, text).report(&format.reporter())?;
     }
     Ok(())
 }
@@ -77,11 +78,11 @@ pub fn check_collectives(collective: &dyn Collective, device: Device, format: Lo
 /// Reports every finding.
 ///
 /// # Errors
-/// Returns [`Stop::Configuration`] if there is a problem.
+/// Returns [`Stop::Configuration`] if there is a problem, and [`Stop::Output`] if a finding cannot be written.
 fn report(findings: &[Finding], format: LogFormat) -> Result<(), Stop> {
     let reporter = format.reporter();
     for finding in findings {
-        finding.report(&reporter);
+        finding.report(&reporter)?;
     }
     match findings.iter().filter(|finding| finding.is_problem()).count() {
         0 => Ok(()),

@@ -59,15 +59,17 @@ pub fn plan(context: RankContext<'_>, config: &TrainConfig) -> Result<(), Stop> 
     };
     let forecast = agree(collective, data.as_ref().map(|data| forecaster.forecast(data)).transpose())?;
     // These figures are printed before the rehearsal, which may end the program if memory is too small.
-    if let (Some(forecast), LogFormat::Text) = (&forecast, config.log.format) {
-        Reporter::console().print(&forecast.text());
-    }
+    let printed = match (&forecast, config.log.format) {
+        (Some(forecast), LogFormat::Text) => Reporter::console().result(&forecast.text()),
+        _ => Ok(()),
+    };
+    agree(collective, printed.map_err(Stop::from))?;
     let outcome = rehearse(&context, config, batch)?;
     let (Some(data), Some(forecast)) = (data, forecast) else { return Ok(()) };
     let forecast = forecaster.with_rehearsal(forecast, &data, outcome);
     match config.log.format {
-        LogFormat::Text => Reporter::console().print(&forecast.rehearsal_text()),
-        LogFormat::Json => Reporter::console().print(&serde_json::to_string(&forecast).map_err(Stop::failure)?),
+        LogFormat::Text => Reporter::console().result(&forecast.rehearsal_text())?,
+        LogFormat::Json => Reporter::console().result(&serde_json::to_string(&forecast).map_err(Stop::failure)?)?,
     }
     Ok(())
 }
