@@ -40,6 +40,7 @@ fn prepare(args: &ConvertArgs) -> Result<Job<Converter<'_>>, EncodeError> {
         shard_bytes: args.shard_bytes,
         skip_bad: args.skip_bad,
         overwrite: args.overwrite,
+        no_lease: args.no_lease,
     };
     Job::new(Converter { args, folder, shape }, settings, shape, &args.out)
 }

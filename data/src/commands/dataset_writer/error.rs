@@ -103,8 +103,8 @@ impl EncodeError {
         match self {
             Self::Source(_) | Self::Convert(_) | Self::Vae(_) | Self::Device(_) | Self::ImageSize { .. } => true,
             Self::OtherDataset { .. } | Self::ForeignShard { .. } | Self::ForeignFile { .. } => true,
-            Self::Lease(LeaseError::Foreign { .. }) => true,
-            Self::Store(error) | Self::Lease(LeaseError::Store(error)) => error.is_configuration(),
+            Self::Lease(error) => error.is_configuration(),
+            Self::Store(error) => error.is_configuration(),
             Self::Data(error) => error.is_configuration(),
             Self::Ranks { configuration, .. } => *configuration,
             _ => false,

@@ -26,9 +26,12 @@ pub(crate) fn write_dataset<E: RecordEncoder>(
         });
     }
     let job = prepared?;
-    let lease = if ranks.rank() == 0 { job.lease().map(Some) } else { Ok(None) };
+    let lease = if ranks.rank() == 0 { job.lease(reporter).map(Some) } else { Ok(None) };
     agree(ranks, lease.as_ref().map(|_| ()), |_| ())?;
     let lease = lease?;
+    if lease.is_some() {
+        reporter.print(&format!("writing the dataset to {}", job.store.url()));
+    }
     let mut progress = Progress::start(reporter, "pictures", job.encoder.pictures().len() as u64);
     let share = job.write_share(ranks, &mut progress);
     let shares = agree(ranks, share.as_ref(), |reported| progress.advance(reported))?;
