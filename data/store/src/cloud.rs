@@ -71,7 +71,6 @@ fn amazon(
     profile: Profile,
     secrets: &Arc<Secrets>,
 ) -> Result<AmazonS3Builder, String> {
-    profile.check_supported(environment)?;
     let options = client_options(environment, "AWS_ALLOW_HTTP", profile.ca_bundle())?;
     let mut builder = AmazonS3Builder::new().with_client_options(options);
     for (key, value) in environment.options::<AmazonS3ConfigKey>("AWS_") {
@@ -96,9 +95,12 @@ fn amazon(
     }
     let style = s3_endpoint::Style::choose(environment, &profile)?;
     builder = builder.with_virtual_hosted_style_request(style.is_virtual());
-    if let Some(endpoint) = s3_endpoint::configured(environment, &profile)? {
-        check_endpoint(&endpoint, environment)?;
-        builder = builder.with_endpoint(style.endpoint(&endpoint, bucket)?);
+    match s3_endpoint::configured(environment, &profile)? {
+        Some(endpoint) => {
+            check_endpoint(&endpoint, environment)?;
+            builder = builder.with_endpoint(style.endpoint(&endpoint, bucket)?);
+        }
+        None => profile.check_addresses(environment)?,
     }
     with_credentials(builder, environment, profile, secrets)
 }

@@ -95,11 +95,11 @@ impl Profile {
         self.get("ca_bundle")
     }
 
-    /// Refuses settings that select an address which this program cannot compute. An explicit endpoint replaces them.
+    /// Refuses settings that select another address of Amazon, which this program cannot compute.
     ///
     /// # Errors
     /// Returns an error that names the setting.
-    pub(super) fn check_supported(&self, environment: &Environment) -> Result<(), String> {
+    pub(super) fn check_addresses(&self, environment: &Environment) -> Result<(), String> {
         let is_true = |value: Option<&str>| value.is_some_and(|value| value.eq_ignore_ascii_case("true"));
         let refuse = |what: String| {
             Err(format!(
@@ -107,9 +107,6 @@ impl Profile {
                  the address"
             ))
         };
-        if environment.get("AWS_ENDPOINT_URL_S3").is_some() {
-            return Ok(());
-        }
         for (setting, variable) in ADDRESSES {
             match environment.get(variable) {
                 Some(value) if is_true(Some(value)) => return refuse(format!("{variable}={value}")),

@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod hostile;
 pub mod launcher;
+pub mod no_locks;
 pub mod store;
 pub mod trainer;
 pub mod trial;
