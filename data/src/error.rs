@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use arinar_store::StoreError;
+use arinar_store::file_lock::NO_LOCKS;
+use arinar_store::{StoreError, is_wrong_folder};
 use thiserror::Error;
 
 use crate::format::shard::ShardError;
@@ -68,6 +69,18 @@ pub enum DataError {
     File {
         /// Path of the file or folder.
         path: PathBuf,
+        /// Error reported by the system.
+        source: io::Error,
+    },
+    /// The file system of the cache folder has no locks.
+    #[error(
+        "the cache {} cannot be locked ({source}): {NO_LOCKS}; set data.cache_dir (or --cache-dir) to a folder on a local \
+         disk",
+        folder.display()
+    )]
+    NoLocks {
+        /// Path of the cache folder.
+        folder: PathBuf,
         /// Error reported by the system.
         source: io::Error,
     },
@@ -161,6 +174,7 @@ impl DataError {
             | Self::OtherDataset { .. }
             | Self::NewerVersion { .. }
             | Self::NotACache { .. }
+            | Self::NoLocks { .. }
             | Self::CacheLimit { .. }
             | Self::CacheDisk { .. }
             | Self::Batch(_)
@@ -168,6 +182,7 @@ impl DataError {
             | Self::Resume(_)
             | Self::SyntheticResume { .. } => true,
             Self::Store(error) => error.is_configuration(),
+            Self::File { source, .. } => is_wrong_folder(source),
             _ => false,
         }
     }

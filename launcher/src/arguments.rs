@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use arinar_place::{OptionError, local_path, of_option};
 use arinar_protocol::exit_code;
 use clap::{Parser, ValueEnum};
 
@@ -173,6 +174,24 @@ impl Arguments {
                 .collect();
             (format!("arinar-launcher: {} (see --help)\n", lines.join(" ")), exit_code::CONFIGURATION)
         })
+    }
+
+    /// Makes the paths of options absolute. A program without a slash is looked up on the PATH.
+    ///
+    /// # Errors
+    /// Returns an error that names an option whose value is not a local path.
+    pub(crate) fn resolve_places(&mut self) -> Result<(), OptionError> {
+        let options =
+            [("--hostfile", &mut self.hostfile), ("--trainer", &mut self.trainer), ("--mpirun", &mut self.mpirun)];
+        for (option, value) in options {
+            let Some(path) = value else { continue };
+            let is_program = option != "--hostfile" && path.components().count() == 1 && !path.starts_with("~");
+            let absolute = of_option(option, local_path(path))?;
+            if !is_program {
+                *path = absolute;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,10 +1,9 @@
 //! The lock that prevents two launchers of the same run, which would restart each other's jobs.
 
-use std::{fs::File, os::unix::fs::MetadataExt, path::Path};
-
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
+use std::{
+    fs::{File, TryLockError},
+    os::unix::fs::MetadataExt,
+    path::Path,
 };
 
 use crate::stop::Stop;
@@ -17,23 +16,30 @@ pub(crate) struct RunLock {
 }
 
 impl RunLock {
-    /// Locks an existing folder.
+    /// Locks an existing folder. If its file system has no locks for folders, returns a warning as well.
     ///
     /// # Errors
     /// Another launcher holds the lock, or the folder cannot be opened.
-    pub(crate) fn acquire(folder: &Path) -> Result<Self, Stop> {
+    pub(crate) fn acquire(folder: &Path) -> Result<(Self, Option<String>), Stop> {
         let shown = folder.display();
         let file = File::open(folder).map_err(|error| Stop::configuration(format!("run.log_dir: {shown}: {error}")))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => {
+        match file.try_lock() {
+            Ok(()) => Ok((Self { _folder: file }, None)),
+            Err(TryLockError::WouldBlock) => {
                 let holder = holder(&file).map_or_else(|| "on another host".to_owned(), |pid| format!("pid {pid}"));
                 Err(Stop::configuration(format!(
                     "another arinar-launcher ({holder}) already manages this run, see {shown}; stop it, or set another \
                      run.log_dir and run.dir"
                 )))
             }
-            // Some network file systems cannot lock folders. The trainer's lease on run.dir still protects the run.
-            _ => Ok(Self { _folder: file }),
+            // Some network file systems cannot lock folders. The trainer's lease of run.dir still protects the run.
+            Err(TryLockError::Error(error)) => {
+                let warning = format!(
+                    "{shown} cannot be locked ({error}), so a second launcher of this run is noticed only by the lease of \
+                     run.dir; start one launcher, or set run.log_dir to a folder on a local disk"
+                );
+                Ok((Self { _folder: file }, Some(warning)))
+            }
         }
     }
 }

@@ -5,7 +5,10 @@
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
 use arinar_tests::programs::program;
+use arinar_tests::s3::{Fault, Faults};
+use arinar_tests::support::checkpoint::Cloud;
 use arinar_tests::support::launcher::{LauncherOutput, wait_until};
+use arinar_tests::support::no_locks::{ERRORS, NoLocks};
 use arinar_tests::support::trainer::{trainer, write_dataset};
 use arinar_tests::support::trial::{Trial, started_by};
 
@@ -144,4 +147,33 @@ fn an_unreachable_host_is_named() {
         &output,
         &["cannot reach node-b.invalid (ssh: Could not resolve hostname", "--hostfile", "--min-ranks"],
     );
+}
+
+#[test]
+fn a_log_folder_without_locks_is_used_with_a_warning() {
+    let trial = Trial::tiny(&["train.max_steps=2"]);
+    let library = NoLocks::compile(trial.lab.folder.path());
+    for error in ERRORS {
+        let logs = trial.lab.path("logs");
+        let output = LauncherOutput::of(library.apply(&mut trial.command(&[]), &logs, error)).exited_with(0);
+        let warning = format!("{}/ranks cannot be locked", logs.display());
+        assert!(output.stderr.contains(&warning) && output.stderr.contains("set run.log_dir"), "{}", output.stderr);
+    }
+}
+
+#[test]
+fn a_store_that_refuses_the_start_ends_the_run_at_once() {
+    let cloud = Cloud::new();
+    let places = ["run.dir=s3://runs/tiny", "train.max_steps=4"];
+    for (code, remedy) in
+        [("AccessDenied", "check credentials and permissions"), ("RequestTimeTooSkewed", "set the clock")]
+    {
+        cloud.server.set_faults(Faults::always(Fault::Refusal(code), &[]));
+        let spool = format!("checkpoint.spool_dir={}", cloud.lab.path("spool").display());
+        let mut trial = Trial::tiny(&[&places[..], &[&spool]].concat());
+        trial.ranks = 1;
+        let output =
+            LauncherOutput::of(trial.command(&[]).envs(cloud.environment())).exited_with(78).reports("no restart");
+        assert_error(&output, &[remedy, "s3://runs/tiny"]);
+    }
 }

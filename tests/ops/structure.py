@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-CRATES = ["model", "data/store", "data", "trainer/collective", "trainer/checkpoint", "trainer", "launcher/protocol", "launcher"]
+CRATES = ["model", "data/place", "data/store", "data", "trainer/collective", "trainer/checkpoint", "trainer", "launcher/protocol", "launcher"]
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", *(str(path) for path in Path("docs").glob("*.md"))]
 
 COMMENT = re.compile(r"//[^\n]*")

@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 pub use counters::{Counters, Traffic};
-pub use faults::{BLOCK, Fault, Faults};
+pub use faults::{BLOCK, Conditions, Fault, Faults};
 use serve::Gateway;
 
 /// The access key that the server accepts.

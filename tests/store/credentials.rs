@@ -107,11 +107,60 @@ fn keys_can_be_renewed_while_a_program_runs() {
 #[test]
 fn unsupported_profiles_have_errors_with_advice() {
     let lab = Lab::new();
-    for setting in ["sso_session = mine", "role_arn = arn:aws:iam::1:role/x", "credential_process = /bin/x"] {
+    for setting in [
+        "sso_session = mine",
+        "sso_account_id = 1",
+        "role_arn = arn:aws:iam::1:role/x",
+        "source_profile = default",
+        "credential_source = Environment",
+        "web_identity_token_file = /token",
+        "credential_process = /bin/x",
+    ] {
         lab.write("config", &format!("[profile work]\n{setting}\n"));
         let error = configuration_error(lab.open(&[("AWS_PROFILE", "work")]));
         assert!(error.contains("aws configure export-credentials --profile work --format env"), "{error}");
     }
+}
+
+#[test]
+fn the_endpoint_of_a_services_section_is_used() {
+    let lab = Lab::new();
+    lab.write("credentials", &Lab::keys("default", SECRET_ACCESS_KEY));
+    let endpoint = lab.server.endpoint();
+    let config = format!(
+        "[default]\nregion = {REGION}\nendpoint_url = http://127.0.0.1:1\nservices = mine\n\n[services mine]\ns3 =\n  \
+         endpoint_url = {endpoint}\n"
+    );
+    lab.write("config", &config);
+    lab.open(&[]).unwrap().put("a", "b").unwrap();
+    let unreachable = lab.open(&[("AWS_ENDPOINT_URL", "http://127.0.0.1:1")]).unwrap().get("a").unwrap_err();
+    assert!(matches!(unreachable, StoreError::Unavailable { .. }), "{unreachable}");
+    lab.write("config", &config.replace("[services mine]", "[services theirs]"));
+    assert!(configuration_error(lab.open(&[])).contains("there is no section [services mine] in"));
+}
+
+#[test]
+fn other_addresses_of_amazon_are_rejected_by_name() {
+    let lab = Lab::new();
+    lab.write("credentials", &Lab::keys("default", SECRET_ACCESS_KEY));
+    for (setting, name) in [
+        ("use_fips_endpoint = true", "use_fips_endpoint in the profile default"),
+        ("use_dualstack_endpoint = True", "use_dualstack_endpoint in the profile default"),
+        ("s3 =\n  use_accelerate_endpoint = true", "s3.use_accelerate_endpoint in the profile default"),
+        ("s3 =\n  addressing_style = sideways", "s3.addressing_style in the profile default is sideways"),
+    ] {
+        lab.write("config", &format!("[default]\nregion = {REGION}\n{setting}\n"));
+        let error = configuration_error(lab.open(&[]));
+        assert!(error.contains(name), "{error}");
+    }
+    lab.write("config", &format!("[default]\nregion = {REGION}\nuse_fips_endpoint = true\n"));
+    assert!(lab.open(&[("AWS_USE_FIPS_ENDPOINT", "false")]).is_ok());
+    // An endpoint replaces the address.
+    let endpoint = lab.server.endpoint();
+    lab.open(&[("AWS_ENDPOINT_URL_S3", &endpoint)]).unwrap().put("a", "b").unwrap();
+    lab.write("config", &format!("[default]\nregion = {REGION}\n"));
+    let error = configuration_error(lab.open(&[("AWS_USE_DUALSTACK_ENDPOINT", "true")]));
+    assert!(error.contains("AWS_USE_DUALSTACK_ENDPOINT=true"), "{error}");
 }
 
 #[test]

@@ -222,3 +222,41 @@ fn a_bucket_that_does_not_exist_is_named() {
     assert!(error.is_configuration() && error.to_string().contains("s3://nowhere/x"), "{error}");
     assert!(!error.is_transient());
 }
+
+#[test]
+fn a_refusal_of_one_object_in_a_deletion_is_classified() {
+    let lab = Lab::new("8");
+    lab.store.put("x", "y").unwrap();
+    lab.server.set_faults(Faults::always(Fault::AccessDenied, &[]));
+    let denied = lab.store.delete("x").unwrap_err();
+    assert!(matches!(denied, StoreError::Denied { .. }) && denied.is_configuration(), "{denied}");
+    // The first attempts fail, and a later one succeeds.
+    lab.server.set_faults(Faults::first(2, Fault::SlowDeletion, &["POST"]));
+    lab.store.delete("x").unwrap();
+    assert_eq!(lab.server.counters().faults.get("SlowDeletion"), Some(&2));
+    assert!(!lab.store.exists("x").unwrap());
+}
+
+#[test]
+fn every_operation_names_the_reason_of_a_refusal() {
+    let lab = Lab::new("5");
+    for (code, part) in [
+        ("RequestTimeTooSkewed", "set the clock"),
+        ("AuthorizationHeaderMalformed", "us-west-2"),
+        ("PermanentRedirect", "AWS_REGION"),
+        ("InvalidToken", "AWS_SESSION_TOKEN"),
+    ] {
+        lab.server.set_faults(Faults::always(Fault::Refusal(code), &[]));
+        let errors = [
+            lab.store.get("x").unwrap_err(),
+            lab.store.size("x").unwrap_err(),
+            lab.store.list("").unwrap_err(),
+            lab.store.put("x", "y").unwrap_err(),
+            lab.store.put_new("x", "y").unwrap_err(),
+            lab.store.delete("x").unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.is_configuration() && error.to_string().contains(part), "{code}: {error}");
+        }
+    }
+}

@@ -31,6 +31,25 @@ fn an_s3_server_conforms() {
 }
 
 #[test]
+fn names_of_objects_are_literal() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3Server::start(&folder.path().join("s3"));
+    server.create_bucket("bucket");
+    let names = ["a%20c", "a c", "a+b", "what?", "a#b", "gr\u{f6}\u{df}e", "a=b, c", "{x}", "a~b"];
+    for name in names {
+        for url in [format!("s3://bucket/{name}"), format!("{}/local/{name}", folder.path().display())] {
+            let store = Store::open_with(&url, &environment(&server, "5")).unwrap();
+            store.put("x", name).unwrap();
+            assert_eq!((store.get("x").unwrap().as_ref(), store.url()), (name.as_bytes(), url.as_str()));
+            let listed: Vec<String> = store.list("").unwrap().into_iter().map(|object| object.name).collect();
+            assert_eq!(listed, ["x"], "{url}");
+        }
+        assert!(server.object_path("bucket", name).join("x").exists(), "{name}");
+        assert!(folder.path().join("local").join(name).join("x").exists(), "{name}");
+    }
+}
+
+#[test]
 fn partially_written_files_are_removed_and_others_kept() {
     let folder = tempfile::tempdir().unwrap();
     const NAMES: [&str; 6] = ["a#1", "a", "b#x", "c#", "notes#1", "link#2"];

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arinar_store::Store;
 use arinar_store::lease::{Lease, LeaseError};
-use arinar_tests::s3::{Fault, Faults, S3Server};
+use arinar_tests::s3::{Conditions, Fault, Faults, S3Server};
 use arinar_tests::support::store::s3_store;
 
 const URL_VARIABLE: &str = "ARINAR_TEST_LEASE_URL";
@@ -296,4 +296,40 @@ fn a_lease_survives_bits_flipped_in_transit() {
     assert!(server.counters().faults() >= 15, "{:?}", server.counters());
     let error = Lease::acquire(&store, "second").unwrap_err();
     assert!(matches!(error, LeaseError::Held { .. }), "{error}");
+}
+
+#[test]
+fn a_store_that_cannot_keep_two_writers_apart_is_rejected() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3Server::start(folder.path());
+    let store = s3_store(&server, "bucket", "5");
+    for (conditions, reason) in [
+        (Conditions::NotImplemented, "501 NotImplemented"),
+        (Conditions::Rejected, "400 InvalidRequest"),
+        (Conditions::Ignored, "ignores the condition If-None-Match"),
+        (Conditions::MatchIgnored, "ignores the condition If-Match"),
+        (Conditions::MatchNotImplemented, "501 NotImplemented"),
+    ] {
+        server.set_faults(Faults { conditions, ..Faults::default() });
+        for result in [Lease::probe(&store), Lease::acquire(&store, "first").map(drop)] {
+            let error = result.unwrap_err();
+            assert!(matches!(error, LeaseError::NoConditions { .. }) && error.is_configuration(), "{error}");
+            let text = error.to_string();
+            assert!(text.contains(reason) && text.contains("s3://bucket/some folder/data"), "{conditions:?}: {text}");
+            assert!(text.contains("run.lease=none") && text.contains("--no-lease"), "{text}");
+            assert!(store.list("").unwrap().is_empty(), "{conditions:?}: an object is left behind");
+        }
+    }
+    // A denied put is reported as such.
+    server.set_faults(Faults::always(Fault::AccessDenied, &["PUT"]));
+    let error = Lease::acquire(&store, "first").unwrap_err();
+    assert!(matches!(error, LeaseError::Store(_)) && error.is_configuration(), "{error}");
+    // The check of a good store takes few requests.
+    server.set_faults(Faults::default());
+    server.reset_counters();
+    Lease::probe(&store).unwrap();
+    let counters = server.counters();
+    assert!(counters.of_method("PUT") == 4 && counters.of_method("POST") == 1, "{:?}", counters.requests);
+    assert!(store.list("").unwrap().is_empty());
+    Lease::without_exclusion().check().unwrap();
 }

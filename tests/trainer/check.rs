@@ -260,7 +260,7 @@ fn missing_and_inaccessible_buckets_are_reported() {
         &[&["run.dir", "the bucket of s3://nowhere/tiny", "does not exist"]],
     );
     let wrong = [("AWS_SECRET_ACCESS_KEY", "wrong")];
-    assert_problems(&check(&wrong, "s3://runs/tiny"), &[&["run.dir", "is denied", "check credentials"]]);
+    assert_problems(&check(&wrong, "s3://runs/tiny"), &[&["run.dir", "is denied", "correct AWS_SECRET_ACCESS_KEY"]]);
     let gone = S3Server::start(&cloud.lab.path("other")).endpoint();
     assert_problems(&check(&[("AWS_ENDPOINT_URL", &gone)], "s3://runs/tiny"), &[&["run.dir", "cannot be reached"]]);
 }
@@ -271,7 +271,7 @@ fn a_bucket_without_delete_permission_is_reported() {
     // Objects are deleted with POST, or with DELETE if a store does not support that.
     cloud.server.set_faults(Faults::always(Fault::AccessDenied, &["POST", "DELETE"]));
     let output = ProcessOutput::of(cloud.command(0, &[]).arg("--check").output().unwrap());
-    assert_problems(&output, &[&["run.dir", "s3://runs/tiny/check-", "AccessDenied", "Delete"]]);
+    assert_problems(&output, &[&["run.dir", "s3://runs/tiny/check-", "AccessDenied", "check credentials"]]);
 }
 
 /// Checks a folder without free space: a full file system if this user may mount one, otherwise a limit on the file

@@ -249,6 +249,7 @@ fn while_uploading(bench: &mut Bench, manager: &mut CheckpointManager<'_>, confi
 fn open(config: &TrainConfig) -> Result<CheckpointManager<'static>> {
     let options = CheckpointOptions {
         run_url: config.run.dir.clone(),
+        exclusive: true,
         run_name: config.run.name.clone(),
         resume: Resume::Auto,
         retention: Retention { keep_last: 1, keep_every_steps: None },

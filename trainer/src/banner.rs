@@ -7,7 +7,7 @@ use tch::Device;
 
 use crate::{
     batch_source::{Data, RankShare},
-    config::TrainConfig,
+    config::{TrainConfig, places::absolute},
     run_length::RunLength,
     version::version,
 };
@@ -37,6 +37,9 @@ impl Banner<'_> {
         let mut lines = vec![self.run_line(), device_line(self.device, config.precision)];
         lines.extend(slow_precision_warning(self.device, config.precision));
         lines.push(format!("collectives: {}", self.collectives));
+        lines.extend(config.run.lease_warning().map(|warning| format!("warning: {warning}")));
+        lines.push(format!("run folder: {}", absolute(&config.run.dir)));
+        lines.push(format!("log folder: {}", absolute(&config.run.log_dir)));
         lines.push(self.data_line());
         lines.push(self.batch_line());
         lines.extend(self.resume_lines());
@@ -56,7 +59,10 @@ impl Banner<'_> {
     fn data_line(&self) -> String {
         let samples = self.data.samples();
         match self.data {
-            Data::Encoded(dataset) => format!("data: {} ({samples} samples)", dataset.store().url()),
+            Data::Encoded(dataset) => {
+                let cache = dataset.cache_folder().map(|folder| format!(", cached in {}", folder.display()));
+                format!("data: {} ({samples} samples{})", dataset.store().url(), cache.unwrap_or_default())
+            }
             Data::Synthetic(_) => format!("data: synthetic noise, {samples} samples: the model learns nothing from it"),
         }
     }

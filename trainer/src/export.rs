@@ -5,6 +5,7 @@ use std::path::Path;
 
 use arinar_data::Reporter;
 use arinar_model::weights;
+use arinar_place::{Place, of_option};
 use arinar_store::{Store, object::open_object};
 
 use arinar_checkpoint::{load_weights, step_folder_name};
@@ -55,6 +56,8 @@ impl Export {
     /// # Errors
     /// Returns an error if a file of the same name is not an export, if there is no valid checkpoint, or if a store fails.
     pub fn write(&self) -> Result<String, Stop> {
+        of_option("--run", Place::parse(&self.run)).map_err(Stop::configuration)?;
+        of_option("--export", Place::parse(&self.file)).map_err(Stop::configuration)?;
         let url = match self.step {
             Some(step) => format!("{}/{}", self.run.trim_end_matches('/'), step_folder_name(step)),
             None => self.run.clone(),
@@ -81,7 +84,7 @@ impl Export {
         let facts: BTreeMap<String, String> = facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let bytes = weights::serialize(Path::new(&self.file), &run.tensors, &facts).map_err(Stop::failure)?;
         let (count, length) = (run.tensors.len(), bytes.len());
-        store.put(&name, bytes).map_err(Stop::failure)?;
+        store.put(&name, bytes)?;
         let (which, step) = (self.weights.name(), run.step);
         Ok(format!("{}: {which} weights of step {step}, {count} tensors, {length} bytes", store.url_of(&name)))
     }
@@ -89,8 +92,8 @@ impl Export {
 
 /// Returns whether there is no such file, or one that was written by [`Export::write`].
 fn can_be_replaced(store: &Store, name: &str) -> Result<bool, Stop> {
-    let Some(bytes) = store.size(name).map_err(Stop::failure)? else { return Ok(true) };
-    let start = store.get_range(name, 0, bytes.min(MAX_HEADER)).map_err(Stop::failure)?;
+    let Some(bytes) = store.size(name)? else { return Ok(true) };
+    let start = store.get_range(name, 0, bytes.min(MAX_HEADER))?;
     let header = weights::header_of(&start);
     let facts = header.as_ref().and_then(|header| header.get("__metadata__"));
     Ok(facts.is_some_and(|facts| EXPORT_KEYS.iter().all(|key| facts.get(key).is_some())))

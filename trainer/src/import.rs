@@ -56,8 +56,8 @@ impl ImportInto<'_> {
     /// Fills the parameters. Returns the averages of all parameters in the same layout, if the file has any.
     fn read(&self, url: &str) -> Result<Option<Tensor>, Stop> {
         let local = LocalCopy::fetch(url).map_err(|error| match error {
-            StoreError::Url { .. } | StoreError::Missing { .. } => Stop::configuration(error),
-            _ => Stop::failure(error),
+            StoreError::Missing { .. } => Stop::configuration(error),
+            error => error.into(),
         })?;
         let file = WeightsFile::open(local.path()).map_err(Stop::configuration)?;
         file.fill_model(&self.named(self.parameters.values(), |buffer| buffer.shallow_clone()))

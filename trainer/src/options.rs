@@ -1,5 +1,7 @@
 //! The configuration on the command line.
 
+use arinar_place::{expand, of_option};
+
 use crate::config::{self, ConfigError, LogFormat, TrainConfig};
 
 /// The options of a command line that determine the configuration.
@@ -28,7 +30,9 @@ impl Options {
     /// # Errors
     /// Returns an error if the configuration cannot be parsed.
     pub fn read(&self) -> Result<TrainConfig, ConfigError> {
-        let mut config = config::read(&self.config, &self.overrides)?;
+        let file = of_option("--config", expand(&self.config))?;
+        let mut config = config::read(&file.to_string_lossy(), &self.overrides)?;
+        config.resolve_places();
         if let Some(format) = self.log_format {
             config.log.format = format;
         }

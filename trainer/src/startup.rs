@@ -9,13 +9,14 @@ use arinar_checkpoint::{
 use arinar_collective::{agree, machine::allocator, require_equal};
 use arinar_data::{Reporter, read::BatchSource};
 use arinar_model::arinar::Arinar;
+use arinar_place::{Place, of_option};
 use arinar_protocol::Seconds;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     banner::Banner,
     batch_source::{Data, RankShare},
-    config::{BatchShare, ConfigError, TrainConfig},
+    config::{BatchShare, ConfigError, LeaseMode, TrainConfig},
     import::{ImportInto, import},
     logs::{EventUpload, Logs, TrainingProgress, UPLOAD_INTERVAL},
     model_state::ModelState,
@@ -44,6 +45,7 @@ pub(crate) fn checkpoint_options(config: &TrainConfig, keep_every_steps: Option<
     let checkpoint = &config.checkpoint;
     CheckpointOptions {
         run_url: config.run.dir.clone(),
+        exclusive: config.run.lease == LeaseMode::Auto,
         run_name: config.run.name.clone(),
         resume: checkpoint.resume.clone(),
         retention: Retention { keep_last: checkpoint.keep_last, keep_every_steps },
@@ -293,8 +295,11 @@ impl<'a> Startup<'a> {
     }
 }
 
-/// Checks that the weights of a new run come from one place.
+/// Checks that the weights of a new run come from one place, which can be used.
 fn check_single_origin(config: &TrainConfig, imported: Option<&str>) -> Result<(), Stop> {
+    if let Some(url) = imported {
+        of_option("--import", Place::parse(url)).map_err(Stop::configuration)?;
+    }
     match (&config.checkpoint.resume, imported) {
         (Resume::From(place), Some(url)) => Err(Stop::configuration(format!(
             "--import {url} and checkpoint.resume {place} are two sources of initial weights; give one of them"

@@ -6,6 +6,7 @@ use arinar_checkpoint::CheckpointError;
 use arinar_collective::{CollectiveError, JobError};
 use arinar_data::{DataError, OutputError};
 use arinar_protocol::exit_code;
+use arinar_store::StoreError;
 
 /// Any error that can be sent to another thread.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
@@ -57,6 +58,21 @@ impl Stop {
     }
 }
 
+impl Stop {
+    /// Converts the reason why a run ends that has made steps. What a start reports as an error of the configuration, such as
+    /// denied access to a store, may be temporary then: the launcher starts the run again, and a lasting problem is reported
+    /// by that start.
+    pub(crate) fn while_training(self) -> Self {
+        match self {
+            Self::Configuration(error) => Self::Failure(error),
+            Self::OtherRank { rank, exit_code: exit_code::CONFIGURATION } => {
+                Self::OtherRank { rank, exit_code: exit_code::FAILED }
+            }
+            other => other,
+        }
+    }
+}
+
 impl JobError for Stop {
     fn exit_code(&self) -> u8 {
         match self {
@@ -88,6 +104,12 @@ impl From<CheckpointError> for Stop {
             CheckpointError::Collective(error) => error.into(),
             error => by_exit_code(error),
         }
+    }
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        if error.is_configuration() { Self::configuration(error) } else { Self::failure(error) }
     }
 }
 

@@ -53,7 +53,8 @@ impl Training<'_> {
     /// # Errors
     /// Returns the reason why the run ends early. All ranks end together.
     pub fn run(&mut self) -> Result<(), Stop> {
-        let result = self.train();
+        let first = self.step;
+        let result = self.train().map_err(|stop| if self.step > first { stop.while_training() } else { stop });
         if matches!(result, Ok(()) | Err(Stop::Preempted { .. })) {
             self.logs.summary(&self.context.vitals.time.read().run());
         }

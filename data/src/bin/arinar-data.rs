@@ -21,6 +21,7 @@ use arinar_data::read::Dataset;
 use arinar_data::read::cache::CacheConfig;
 use arinar_data::sources::SourceError;
 use arinar_data::{DataError, OutputError, Reporter, answer_without_command};
+use arinar_place::{OptionError, Place, local_path, of_option};
 use arinar_protocol::exit_code;
 use arinar_store::{Store, StoreError};
 use clap::{Args, Parser};
@@ -82,6 +83,55 @@ struct VerifyArgs {
     cache_dir: Option<PathBuf>,
 }
 
+impl Command {
+    /// Makes local paths absolute, and checks all places before any work.
+    ///
+    /// # Errors
+    /// Returns an error that names the option.
+    fn resolve_places(&mut self) -> Result<(), OptionError> {
+        match self {
+            Self::Encode(args) => {
+                resolve("--images", &mut args.images)?;
+                resolve("--vae", [&mut args.vae])?;
+                check("--out", &args.out)
+            }
+            Self::Convert(args) => {
+                resolve("--from", [&mut args.from])?;
+                resolve("--vae", &mut args.vae)?;
+                check("--out", &args.out)
+            }
+            Self::TrainVae(args) => {
+                resolve("--images", &mut args.images)?;
+                resolve("--out", [&mut args.out])
+            }
+            Self::Inspect { url, .. } => check("URL", url),
+            Self::Verify(args) => {
+                resolve("--cache-dir", &mut args.cache_dir)?;
+                check("URL", &args.url)?;
+                args.from.as_deref().map_or(Ok(()), |from| check("--from", from))
+            }
+            Self::Simulate(args) => check("--data", &args.data),
+            Self::Bench(args) => {
+                resolve("--cache-dir", &mut args.cache_dir)?;
+                check("--data", &args.data)
+            }
+        }
+    }
+}
+
+/// Makes the local paths of an option absolute.
+fn resolve<'a>(option: &'static str, paths: impl IntoIterator<Item = &'a mut PathBuf>) -> Result<(), OptionError> {
+    for path in paths {
+        *path = of_option(option, local_path(path))?;
+    }
+    Ok(())
+}
+
+/// Checks the place of an option.
+fn check(option: &'static str, place: &str) -> Result<(), OptionError> {
+    of_option(option, Place::parse(place)).map(drop)
+}
+
 fn main() -> ExitCode {
     let reporter = reporter();
     let command = match Command::try_parse() {
@@ -95,7 +145,9 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let message = message(&error);
-            if !message.is_empty() {
+            // Every rank has the same command line.
+            let is_repeated = error.is::<OptionError>() && launched_rank().unwrap_or(0) != 0;
+            if !message.is_empty() && !is_repeated {
                 reporter.note(&format!("arinar-data: {message}"));
             }
             exit_code_of(&error).into()
@@ -103,7 +155,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, reporter: &Reporter) -> Result<ExitCode> {
+fn run(mut command: Command, reporter: &Reporter) -> Result<ExitCode> {
+    command.resolve_places()?;
     match command {
         Command::Encode(args) => {
             print_summary(&encode::run(&args, &WorkGroup::from_environment()?, reporter)?, reporter);
@@ -200,7 +253,9 @@ fn message(error: &anyhow::Error) -> String {
     if let Some(output) = error.downcast_ref::<OutputError>() {
         return if output.is_closed_pipe() { String::new() } else { output.to_string() };
     }
-    match error.is::<EncodeError>() || error.is::<DataError>() || error.is::<StoreError>() {
+    let is_complete =
+        error.is::<EncodeError>() || error.is::<DataError>() || error.is::<StoreError>() || error.is::<OptionError>();
+    match is_complete {
         true => error.to_string(),
         false => format!("{error:#}"),
     }
@@ -211,5 +266,6 @@ fn exit_code_of(error: &anyhow::Error) -> u8 {
     let source = error.is::<SourceError>();
     let data = error.downcast_ref::<DataError>().is_some_and(DataError::is_configuration);
     let store = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_configuration);
-    if encode || source || data || store { exit_code::CONFIGURATION } else { exit_code::FAILED }
+    let option = error.is::<OptionError>();
+    if encode || source || data || store || option { exit_code::CONFIGURATION } else { exit_code::FAILED }
 }

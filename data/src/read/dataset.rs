@@ -1,6 +1,7 @@
 //! An encoded dataset opened for reading: its manifest, and its shards, which are mapped into memory on first use.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arinar_store::Store;
@@ -87,6 +88,11 @@ impl Dataset {
     /// Whether shards are copied to a cache before they are read.
     pub fn is_cached(&self) -> bool {
         self.cache.is_some()
+    }
+
+    /// Folder of the cache, if there is one.
+    pub fn cache_folder(&self) -> Option<&Path> {
+        self.cache.as_ref().map(ShardCache::folder)
     }
 
     pub(crate) fn reporter(&self) -> &Reporter {

@@ -3,98 +3,114 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arinar_place::{Provider, RemoteFolder, redacted};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
-use object_store::{Certificate, ClientOptions, ObjectStoreScheme, RetryConfig};
+use object_store::{Certificate, ClientOptions, RetryConfig};
 use url::Url;
 
 use crate::environment::Environment;
 use crate::error::StoreError;
 use crate::profile::{FileCredentials, Profile};
-use crate::redact::redacted;
 use crate::remote::Remote;
 use crate::retry::{RETRY_TIMEOUT_VARIABLE, RetryPolicy};
+use crate::s3_endpoint;
 use crate::secrets::Secrets;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens a store in a cloud without sending a request.
-pub(super) fn open(url: &str, environment: &Environment) -> Result<Remote, StoreError> {
-    let shown = redacted(url);
-    let unusable = |source: String| StoreError::Url { url: shown.clone(), source: source.into() };
-    let setup = |reason: String| StoreError::Setup { url: shown.clone(), reason };
-    if shown != url {
-        let reason = "it contains credentials or a query; give credentials in environment variables or profile files";
-        return Err(unusable(reason.to_owned()));
-    }
-    let parsed = Url::parse(url).map_err(|error| unusable(error.to_string()))?;
-    let (scheme, prefix) =
-        ObjectStoreScheme::parse(&parsed).map_err(|_| unusable("unknown kind of store".to_owned()))?;
+pub(super) fn open(folder: &RemoteFolder, environment: &Environment) -> Result<Remote, StoreError> {
+    let setup = |reason: String| StoreError::Setup { url: folder.to_string(), reason };
     let retry = RetryPolicy::parse(environment.get(RETRY_TIMEOUT_VARIABLE)).map_err(setup)?;
     let secrets = Arc::new(Secrets::default());
     secrets.add(environment.secrets());
     let refused = |error: object_store::Error| setup(secrets.redact(&error.to_string()));
-    let (objects, parts) = match scheme {
-        ObjectStoreScheme::AmazonS3 => {
+    let (objects, parts) = match folder.provider() {
+        Provider::S3 => {
             let profile = Profile::read(environment).map_err(setup)?;
             secrets.add(profile.secrets());
-            let builder = amazon(url, environment, profile, &secrets).map_err(setup)?;
+            let builder = amazon(folder.bucket(), environment, profile, &secrets).map_err(setup)?;
             let store = Arc::new(builder.with_retry(no_retries()).build().map_err(refused)?);
             (
                 store.clone() as Arc<dyn object_store::ObjectStore>,
                 store as Arc<dyn object_store::multipart::MultipartStore>,
             )
         }
-        ObjectStoreScheme::GoogleCloudStorage => {
-            let options = client_options(environment, "GOOGLE_ALLOW_HTTP").map_err(setup)?;
-            let mut builder = GoogleCloudStorageBuilder::new().with_url(url).with_client_options(options);
+        Provider::Google => {
+            let options = client_options(environment, "GOOGLE_ALLOW_HTTP", None).map_err(setup)?;
+            let mut builder = GoogleCloudStorageBuilder::new().with_client_options(options);
             for (key, value) in environment.options("GOOGLE_") {
                 builder = builder.with_config(key, value);
             }
+            let builder = builder.with_bucket_name(folder.bucket());
             let store = Arc::new(builder.with_retry(no_retries()).build().map_err(refused)?);
             (store.clone() as _, store as _)
         }
-        ObjectStoreScheme::MicrosoftAzure => {
-            let options = client_options(environment, "AZURE_ALLOW_HTTP").map_err(setup)?;
-            let mut builder = MicrosoftAzureBuilder::new().with_url(url).with_client_options(options);
+        Provider::Azure => {
+            let options = client_options(environment, "AZURE_ALLOW_HTTP", None).map_err(setup)?;
+            let mut builder = MicrosoftAzureBuilder::new().with_url(folder.bucket_url()).with_client_options(options);
             for (key, value) in environment.options("AZURE_") {
                 builder = builder.with_config(key, value);
             }
             let store = Arc::new(builder.with_retry(no_retries()).build().map_err(refused)?);
             (store.clone() as _, store as _)
         }
-        _ => return Err(unusable("unknown kind of store".to_owned())),
     };
-    let prefix = Path::parse(prefix).map_err(|error| unusable(error.to_string()))?;
+    let unusable =
+        |source: object_store::path::Error| StoreError::Name { url: folder.to_string(), source: source.into() };
+    let prefix = Path::parse(folder.key()).map_err(unusable)?;
     Ok(Remote { objects, parts, prefix, retry, secrets })
 }
 
 fn amazon(
-    url: &str,
+    bucket: &str,
     environment: &Environment,
     profile: Profile,
     secrets: &Arc<Secrets>,
 ) -> Result<AmazonS3Builder, String> {
-    let mut builder =
-        AmazonS3Builder::new().with_url(url).with_client_options(client_options(environment, "AWS_ALLOW_HTTP")?);
+    let options = client_options(environment, "AWS_ALLOW_HTTP", profile.ca_bundle())?;
+    let mut builder = AmazonS3Builder::new().with_client_options(options);
     for (key, value) in environment.options::<AmazonS3ConfigKey>("AWS_") {
-        builder = builder.with_config(key, value);
+        // The region and the endpoint also come from the profile, in an order of precedence of their own.
+        let is_place = matches!(
+            key,
+            AmazonS3ConfigKey::Endpoint
+                | AmazonS3ConfigKey::S3Endpoint
+                | AmazonS3ConfigKey::Region
+                | AmazonS3ConfigKey::DefaultRegion
+                | AmazonS3ConfigKey::Bucket
+                | AmazonS3ConfigKey::VirtualHostedStyleRequest
+        );
+        if !is_place {
+            builder = builder.with_config(key, value);
+        }
     }
+    builder = builder.with_bucket_name(bucket);
     let region = environment.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]).or(profile.region());
     if let Some(region) = region {
         builder = builder.with_region(region);
     }
-    let ignored = environment.is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
-    let configured = || {
-        let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
-        environment.first(&variables).or(profile.endpoint_url())
-    };
-    if let Some(endpoint) = configured().filter(|_| !ignored) {
-        check_endpoint(endpoint, environment)?;
-        builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+    let style = s3_endpoint::Style::choose(environment, &profile)?;
+    builder = builder.with_virtual_hosted_style_request(style.is_virtual());
+    match s3_endpoint::configured(environment, &profile)? {
+        Some(endpoint) => {
+            check_endpoint(&endpoint, environment)?;
+            builder = builder.with_endpoint(style.endpoint(&endpoint, bucket)?);
+        }
+        None => profile.check_addresses(environment)?,
     }
+    with_credentials(builder, environment, profile, secrets)
+}
+
+fn with_credentials(
+    builder: AmazonS3Builder,
+    environment: &Environment,
+    profile: Profile,
+    secrets: &Arc<Secrets>,
+) -> Result<AmazonS3Builder, String> {
     match (environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")) {
         (Some(_), Some(_)) => Ok(builder),
         (Some(_), None) => {
@@ -134,13 +150,20 @@ fn check_endpoint(endpoint: &str, environment: &Environment) -> Result<(), Strin
 
 /// Returns the options of the HTTP client. This crate has its own timeouts, which depend on the progress of a request
 /// and not on its duration; see [`crate::retry`].
-fn client_options(environment: &Environment, allow_http: &str) -> Result<ClientOptions, String> {
+fn client_options(
+    environment: &Environment,
+    allow_http: &str,
+    ca_bundle: Option<&str>,
+) -> Result<ClientOptions, String> {
     let mut options = ClientOptions::new()
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_timeout_disabled()
         .with_allow_http(environment.is_true(allow_http));
-    if let Some(bundle) = environment.file("AWS_CA_BUNDLE", "").filter(|file| !file.as_os_str().is_empty()) {
-        let unusable = |reason: String| format!("AWS_CA_BUNDLE={} cannot be used: {reason}", bundle.display());
+    let bundle = environment.file("AWS_CA_BUNDLE", ca_bundle.unwrap_or_default());
+    if let Some(bundle) = bundle.filter(|file| !file.as_os_str().is_empty()) {
+        let unusable = |reason: String| {
+            format!("the certificates in {} (AWS_CA_BUNDLE) cannot be used: {reason}", bundle.display())
+        };
         let text = std::fs::read(&bundle).map_err(|error| unusable(error.to_string()))?;
         for certificate in Certificate::from_pem_bundle(&text).map_err(|error| unusable(error.to_string()))? {
             options = options.with_root_certificate(certificate);
@@ -156,7 +179,16 @@ fn no_retries() -> RetryConfig {
 
 #[cfg(test)]
 mod tests {
+    use arinar_place::Place;
+
     use super::*;
+
+    fn open(url: &str, environment: &Environment) -> Result<Remote, StoreError> {
+        match Place::parse(url)? {
+            Place::Remote(folder) => super::open(&folder, environment),
+            Place::Local(path) => panic!("{} is local", path.display()),
+        }
+    }
 
     #[test]
     fn credentials_in_a_url_are_never_shown() {

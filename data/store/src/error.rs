@@ -4,17 +4,23 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
+use arinar_place::PlaceError;
 use thiserror::Error;
+
+use crate::file_lock;
 
 pub(super) type Source = Box<dyn StdError + Send + Sync>;
 
 /// An error of a store. It contains the URL of the object, but no secrets.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// The URL does not name a known kind of store.
-    #[error("{url} is not a usable store URL ({source}); use a path, file://, s3://, gs:// or az://")]
-    Url {
-        /// URL without credentials.
+    /// The text does not name a place.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The name of an object cannot be used.
+    #[error("{url} is not a usable name ({source}); choose another one")]
+    Name {
+        /// URL of the object.
         url: String,
         /// Description of the problem.
         source: Source,
@@ -48,8 +54,37 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The store denies access.
-    #[error("access to {url} is denied ({source}); check credentials and permissions")]
+    #[error("access to {url} is denied ({source}); {remedy}")]
     Denied {
+        /// URL of the object.
+        url: String,
+        /// Error reported by the store.
+        source: Source,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// The store refuses requests because the clock of this machine is wrong.
+    #[error("the clocks of this machine and of the store of {url} differ ({source}); set the clock of this machine")]
+    Clock {
+        /// URL of the object.
+        url: String,
+        /// Error reported by the store.
+        source: Source,
+    },
+    /// The bucket is in another region than the one in the request.
+    #[error(
+        "the bucket of {url} is in another region ({source}); set AWS_REGION, or region in the profile, to the region of \
+         the bucket"
+    )]
+    Region {
+        /// URL of the object.
+        url: String,
+        /// Error reported by the store.
+        source: Source,
+    },
+    /// The store does not have the operation.
+    #[error("the store of {url} does not support the request ({source}); use another store")]
+    Unsupported {
         /// URL of the object.
         url: String,
         /// Error reported by the store.
@@ -120,15 +155,24 @@ impl StoreError {
     }
 
     /// Whether the remedy is a changed command line, configuration or environment (exit code 78).
+    ///
+    /// Expired credentials and a wrong clock are also transient: an operation in the background repeats the request,
+    /// and a program that starts reports them.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Url { .. } | Self::Setup { .. } | Self::NoBucket { .. })
+        match self {
+            Self::Place(_) | Self::Name { .. } | Self::Setup { .. } | Self::NoBucket { .. } => true,
+            Self::Denied { .. } | Self::Expired { .. } | Self::Clock { .. } | Self::Region { .. } => true,
+            Self::Unsupported { .. } => true,
+            Self::File { source, .. } | Self::Copy { source, .. } => is_wrong_folder(source),
+            _ => false,
+        }
     }
 
     /// Whether the same call may succeed later: the store is down, overloaded or unreachable, or temporary credentials
     /// have expired, which may be renewed in the profile file.
     ///
-    /// Such an error is returned only after retries. Denied access, a full disk, and a missing object or one with
-    /// another size are not transient.
+    /// Such an error is returned only after retries, except for credentials and clocks. Denied access, a full disk, and
+    /// a missing object or one with another size are not transient.
     pub fn is_transient(&self) -> bool {
         let is_temporary = |kind: io::ErrorKind| {
             use io::ErrorKind::*;
@@ -148,7 +192,7 @@ impl StoreError {
             )
         };
         match self {
-            Self::Unavailable { .. } | Self::Expired { .. } => true,
+            Self::Unavailable { .. } | Self::Expired { .. } | Self::Clock { .. } => true,
             // Network file systems fail temporarily, too.
             Self::File { source, .. } => is_temporary(source.kind()),
             Self::Other { source, .. } => io_cause(source.as_ref()).is_some_and(|cause| is_temporary(cause.kind())),
@@ -164,12 +208,27 @@ impl StoreError {
         let cause = io_cause(&source).map(|cause| (cause.kind(), io::Error::new(cause.kind(), cause.to_string())));
         match cause {
             Some((io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, source)) => Self::Full { url, source },
-            Some((io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem, _)) => {
-                Self::Denied { url, source: source.into() }
+            Some((kind, source)) if is_denial(kind) => {
+                let remedy = "change the permissions of the folder or of its mount, or use another folder";
+                Self::Denied { url, source: source.into(), remedy }
             }
             _ => Self::Other { url, source: source.into() },
         }
     }
+}
+
+fn is_denial(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+/// Whether an error of the file system has a remedy that only the user can apply: other permissions, or another folder
+/// in the configuration or on the command line (exit code 78).
+pub fn is_wrong_folder(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, IsADirectory, NotADirectory, NotFound};
+    let kind = error.kind();
+    is_denial(kind)
+        || matches!(kind, NotFound | NotADirectory | IsADirectory | InvalidFilename)
+        || file_lock::is_unsupported(error)
 }
 
 /// Returns the I/O error among the causes of an error, if there is one.

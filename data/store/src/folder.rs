@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek};
-use std::path::{Path as FilePath, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -158,17 +158,4 @@ impl From<Error> for PutFileError {
     fn from(error: Error) -> Self {
         Self::Write(error)
     }
-}
-
-/// Returns the absolute path of a plain path or a file:// URL, and `None` for other URLs.
-pub(super) fn local_folder(url: &str) -> Result<Option<PathBuf>, Source> {
-    let path = match url.split_once("://") {
-        Some(("file", _)) => {
-            url::Url::parse(url)?.to_file_path().map_err(|()| "a file URL needs three slashes: file:///folder")?
-        }
-        Some(_) => return Ok(None),
-        None if url.is_empty() => return Err("it is empty".into()),
-        None => PathBuf::from(url),
-    };
-    Ok(Some(std::path::absolute(FilePath::new(&path))?))
 }

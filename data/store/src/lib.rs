@@ -1,11 +1,10 @@
 //! Blocking access to folders of object stores, local or in a cloud.
 //!
-//! The crate contains stores ([`Store`]), leases for single writers ([`lease`]), single objects named by their own URL
-//! ([`object`]), and the retries, credentials and rate limits of transfers. It does not interpret the objects: datasets
+//! The crate contains stores ([`Store`]), leases for single writers ([`lease`]), locks ([`file_lock`]), single objects
+//! named by their own URL ([`object`]), and the retries, credentials and rate limits of transfers. It does not interpret the objects: datasets
 //! are in `arinar-data`, checkpoints in `arinar-checkpoint`. Begin with [`Store::open`].
 //!
-//! Supported URLs are plain paths, file://, s3://, gs://, az:// and the other schemes that the crate object_store has
-//! for these clouds. Credentials and options come from the environment variables and files that each cloud's own tools
+//! The crate arinar-place defines what a text names: a path, or a URL with file://, s3://, gs:// or az://. Credentials and options come from the environment variables and files that each cloud's own tools
 //! use (see [`Environment`]), never from the URL. Objects become visible atomically: local files are written under
 //! another name, synced and renamed.
 //!
@@ -35,23 +34,25 @@ mod cloud;
 mod environment;
 mod error;
 mod failure;
+pub mod file_lock;
 mod folder;
 pub mod lease;
 pub mod object;
 pub mod plain_file;
 mod profile;
+mod profile_file;
 mod rate_limiter;
-mod redact;
 mod remote;
 mod retry;
 mod runtime;
+mod s3_endpoint;
 mod secrets;
 mod store;
 mod transfer;
 mod version;
 
 pub use environment::Environment;
-pub use error::StoreError;
+pub use error::{StoreError, is_wrong_folder};
 pub use folder::unfinished_of;
 pub use rate_limiter::RateLimiter;
 pub use retry::RETRY_TIMEOUT_VARIABLE;

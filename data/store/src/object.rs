@@ -3,8 +3,10 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use arinar_place::split_file;
 use tempfile::NamedTempFile;
 
+use crate::environment::Environment;
 use crate::error::StoreError;
 use crate::store::Store;
 
@@ -14,17 +16,10 @@ const CHUNK: u64 = 64 << 20;
 /// Splits the URL of an object into the store of its folder and its name.
 ///
 /// # Errors
-/// Returns [`StoreError::Url`] if the URL names a folder or an unknown kind of store.
+/// Returns [`StoreError::Place`] if the URL names a folder or is not a usable place.
 pub fn open_object(url: &str) -> Result<(Store, String), StoreError> {
-    let (folder, name) = match url.rsplit_once('/') {
-        Some(("", name)) => ("/", name),
-        Some((folder, name)) => (folder, name),
-        None => (".", url),
-    };
-    if name.is_empty() {
-        return Err(StoreError::Url { url: url.to_owned(), source: "it names a folder, not a file".into() });
-    }
-    Ok((Store::open(folder)?, name.to_owned()))
+    let (folder, name) = split_file(url)?;
+    Ok((Store::open_place(folder, &Environment::from_process())?, name))
 }
 
 /// An object as a local file.
@@ -46,7 +41,7 @@ impl LocalCopy {
         if let Some(path) = store.local_path(&name) {
             return Ok(Self::InPlace(path));
         }
-        let Some(bytes) = store.size(&name)? else { return Err(StoreError::Missing { url: url.to_owned() }) };
+        let Some(bytes) = store.size(&name)? else { return Err(StoreError::Missing { url: store.url_of(&name) }) };
         let folder = std::env::temp_dir();
         let failed = |source: io::Error| StoreError::File { path: folder.clone(), source };
         let mut file = NamedTempFile::new_in(&folder).map_err(failed)?;

@@ -1,30 +1,43 @@
 //! Profiles in the files of the AWS command line, `~/.aws/credentials` and `~/.aws/config`.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use configparser::ini::{Ini, IniDefault};
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
 
 use crate::environment::Environment;
+use crate::profile_file::{Sections, Settings, nested, parse};
 use crate::secrets::Secrets;
 
 /// Settings of a profile from which only the AWS tools can obtain credentials.
-const FOREIGN: [&str; 6] =
-    ["sso_session", "sso_start_url", "role_arn", "credential_process", "web_identity_token_file", "login_session"];
-
-/// Settings of each section of a file.
-type Sections = BTreeMap<String, BTreeMap<String, String>>;
+const FOREIGN: [&str; 10] = [
+    "sso_session",
+    "sso_start_url",
+    "sso_account_id",
+    "sso_role_name",
+    "role_arn",
+    "source_profile",
+    "credential_source",
+    "credential_process",
+    "web_identity_token_file",
+    "login_session",
+];
+/// Settings, and variables with the same effect, that select other addresses of Amazon.
+const ADDRESSES: [(&str, &str); 2] =
+    [("use_fips_endpoint", "AWS_USE_FIPS_ENDPOINT"), ("use_dualstack_endpoint", "AWS_USE_DUALSTACK_ENDPOINT")];
+/// Settings below `s3 =` with the same effect.
+const S3_ADDRESSES: [&str; 2] = ["use_accelerate_endpoint", "use_dualstack_endpoint"];
 
 /// A profile with the settings of both files.
 pub(super) struct Profile {
     name: String,
     files: Files,
-    settings: BTreeMap<String, String>,
+    settings: Settings,
+    /// The section that the setting `services` names.
+    services: Settings,
 }
 
 #[derive(Clone)]
@@ -44,18 +57,73 @@ impl Profile {
             config: environment.file("AWS_CONFIG_FILE", "~/.aws/config"),
         };
         match files.read(&name)? {
-            Some(settings) => Ok(Self { name, files, settings }),
-            None if named.is_none() => Ok(Self { name, files, settings: BTreeMap::new() }),
+            Some(settings) => {
+                let services = match settings.get("services") {
+                    Some(services) => files.services(&name, services)?,
+                    None => Settings::new(),
+                };
+                Ok(Self { name, files, settings, services })
+            }
+            None if named.is_none() => Ok(Self { name, files, settings: Settings::new(), services: Settings::new() }),
             None => Err(format!("the profile {name} (AWS_PROFILE) is not in {}", files.names())),
         }
     }
 
-    pub(super) fn region(&self) -> Option<&str> {
-        self.settings.get("region").map(String::as_str)
+    fn get(&self, name: &str) -> Option<&str> {
+        self.settings.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    pub(super) fn region(&self) -> Option<&str> {
+        self.get("region")
+    }
+
+    /// The endpoint of S3: that of the section `services`, or else the one of the profile.
     pub(super) fn endpoint_url(&self) -> Option<&str> {
-        self.settings.get("endpoint_url").map(String::as_str)
+        nested(&self.services, "s3", "endpoint_url").or_else(|| self.get("endpoint_url"))
+    }
+
+    /// The setting that all configured endpoints are ignored.
+    pub(super) fn ignores_endpoints(&self) -> Option<&str> {
+        self.get("ignore_configured_endpoint_urls")
+    }
+
+    pub(super) fn addressing_style(&self) -> Option<&str> {
+        nested(&self.settings, "s3", "addressing_style")
+    }
+
+    pub(super) fn ca_bundle(&self) -> Option<&str> {
+        self.get("ca_bundle")
+    }
+
+    /// Refuses settings that select another address of Amazon, which this program cannot compute.
+    ///
+    /// # Errors
+    /// Returns an error that names the setting.
+    pub(super) fn check_addresses(&self, environment: &Environment) -> Result<(), String> {
+        let is_true = |value: Option<&str>| value.is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let refuse = |what: String| {
+            Err(format!(
+                "{what} selects another address of Amazon, which is not supported; unset it, or set AWS_ENDPOINT_URL_S3 to \
+                 the address"
+            ))
+        };
+        for (setting, variable) in ADDRESSES {
+            match environment.get(variable) {
+                Some(value) if is_true(Some(value)) => return refuse(format!("{variable}={value}")),
+                Some(_) => {}
+                None if is_true(self.get(setting)) => return refuse(self.describe(setting)),
+                None => {}
+            }
+        }
+        match S3_ADDRESSES.into_iter().find(|setting| is_true(nested(&self.settings, "s3", setting))) {
+            Some(setting) => refuse(self.describe(&format!("s3.{setting}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Names a setting for messages.
+    pub(super) fn describe(&self, setting: &str) -> String {
+        format!("{setting} in the profile {}", self.name)
     }
 
     pub(super) fn secrets(&self) -> impl Iterator<Item = String> {
@@ -63,13 +131,13 @@ impl Profile {
     }
 }
 
-fn secrets_of(settings: &BTreeMap<String, String>) -> impl Iterator<Item = String> {
+fn secrets_of(settings: &Settings) -> impl Iterator<Item = String> {
     ["aws_secret_access_key", "aws_session_token"].into_iter().filter_map(|name| settings.get(name)).cloned()
 }
 
 impl Files {
     /// Returns the settings of a profile, or `None` if it is in neither file. The credentials file takes precedence.
-    fn read(&self, profile: &str) -> Result<Option<BTreeMap<String, String>>, String> {
+    fn read(&self, profile: &str) -> Result<Option<Settings>, String> {
         let in_config = match profile {
             "default" => vec!["default".to_owned(), "profile default".to_owned()],
             other => vec![format!("profile {other}")],
@@ -79,11 +147,23 @@ impl Files {
             let Some(mut there) = file.as_deref().map(parse).transpose()?.flatten() else { continue };
             for section in sections {
                 if let Some(settings) = there.remove(&section) {
-                    found.get_or_insert_with(BTreeMap::new).extend(settings);
+                    found.get_or_insert_with(Settings::new).extend(settings);
                 }
             }
         }
         Ok(found)
+    }
+
+    /// Returns the section `[services NAME]` of the configuration file, which the profile `profile` refers to.
+    fn services(&self, profile: &str, name: &str) -> Result<Settings, String> {
+        let sections: Option<Sections> = self.config.as_deref().map(parse).transpose()?.flatten();
+        sections.and_then(|mut sections| sections.remove(&format!("services {name}"))).ok_or_else(|| {
+            format!(
+                "the profile {profile} has services = {name}, and there is no section [services {name}] in {}; add it, \
+                 or remove the setting",
+                self.names()
+            )
+        })
     }
 
     /// Returns the modification times, or `None` if they are so recent that another change could have the same time.
@@ -98,33 +178,6 @@ impl Files {
         let names = [&self.credentials, &self.config].map(|file| file.as_ref().map(|file| file.display().to_string()));
         names.into_iter().flatten().collect::<Vec<_>>().join(" or ")
     }
-}
-
-/// Parses a file, or returns `None` if it does not exist. Messages never quote the file.
-fn parse(file: &Path) -> Result<Option<Sections>, String> {
-    let text = match std::fs::read_to_string(file) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(|error| format!("{} cannot be read: {error}", file.display()))?,
-    };
-    let mut syntax = IniDefault::default();
-    syntax.default_section = String::new();
-    syntax.delimiters = vec!['='];
-    syntax.case_sensitive = true;
-    syntax.multiline = true; // indented lines are nested settings, not settings of the profile
-    syntax.enable_inline_comments = false;
-    let sections = Ini::new_from_defaults(syntax).read(text);
-    let sections = sections.map_err(|_| format!("{} has an unmatched bracket", file.display()))?;
-    if sections.get("").is_some_and(|settings| !settings.is_empty()) {
-        return Err(format!("{} has settings before its first [section]", file.display()));
-    }
-    let whole = sections.into_iter().map(|(section, settings)| {
-        let settings = settings.into_iter().map(|(name, value)| Some((name.to_ascii_lowercase(), value?)));
-        match settings.collect::<Option<_>>() {
-            Some(settings) => Ok((section, settings)),
-            None => Err(format!("{}: a line in [{section}] has no `=`", file.display())),
-        }
-    });
-    whole.collect::<Result<_, _>>().map(Some)
 }
 
 /// Modification times of the credentials file and the configuration file, if they exist.
@@ -152,7 +205,7 @@ impl std::fmt::Debug for FileCredentials {
 impl FileCredentials {
     /// Returns `None` if the profile contains no credentials.
     pub(super) fn new(profile: Profile, secrets: Arc<Secrets>) -> Result<Option<Self>, String> {
-        let Profile { name, files, settings } = profile;
+        let Profile { name, files, settings, .. } = profile;
         if let Some(setting) = FOREIGN.into_iter().find(|setting| settings.contains_key(*setting)) {
             return Err(format!(
                 "the profile {name} gets its credentials from {setting}, which only the AWS tools support; run: \
@@ -188,7 +241,7 @@ impl CredentialProvider for FileCredentials {
     }
 }
 
-fn credential(profile: &str, settings: &BTreeMap<String, String>) -> Result<Option<AwsCredential>, String> {
+fn credential(profile: &str, settings: &Settings) -> Result<Option<AwsCredential>, String> {
     let get = |name: &str| settings.get(name).filter(|value| !value.is_empty()).cloned();
     match (get("aws_access_key_id"), get("aws_secret_access_key")) {
         (Some(key_id), Some(secret_key)) => {

@@ -111,8 +111,12 @@ impl Remote {
         let head = retrying(self.retry, self.retry.stall_timeout(), async || self.objects.head(path).await).await;
         match head {
             Ok(object) => Ok(object.size),
-            // An answer to HEAD has no body and cannot say why access is denied, unlike an answer to GET.
-            Err(failure) if failure.kind == Kind::Denied => Ok(self.first_part(path).await?.0.size),
+            // An answer to HEAD has no body and cannot say why a request is refused, unlike an answer to GET.
+            Err(failure)
+                if matches!(failure.kind, Kind::Denied(_) | Kind::Region | Kind::Permanent | Kind::Unsupported) =>
+            {
+                Ok(self.first_part(path).await?.0.size)
+            }
             Err(failure) => Err(failure),
         }
     }

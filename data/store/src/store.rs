@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
+use arinar_place::Place;
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectMeta, PutMode};
@@ -16,9 +17,8 @@ use crate::cloud;
 use crate::environment::Environment;
 use crate::error::StoreError;
 use crate::failure::Failure;
-use crate::folder::{self, CopyError, Folder, PutFileError};
+use crate::folder::{CopyError, Folder, PutFileError};
 use crate::rate_limiter::RateLimiter;
-use crate::redact::redacted;
 use crate::remote::Remote;
 use crate::runtime;
 use crate::transfer::TransferError;
@@ -70,16 +70,28 @@ impl Store {
     /// # Errors
     /// Returns the same errors as [`Self::open`].
     pub fn open_with(url: &str, environment: &Environment) -> Result<Self, StoreError> {
+        Self::open_place(Place::parse(url)?, environment)
+    }
+
+    /// Opens a local folder, whatever characters its path has.
+    ///
+    /// # Errors
+    /// Returns an error if the path is not absolute or not valid Unicode.
+    pub fn open_folder(path: &FilePath) -> Result<Self, StoreError> {
+        Self::open_place(Place::Local(path.to_path_buf()), &Environment::default())
+    }
+
+    pub(crate) fn open_place(place: Place, environment: &Environment) -> Result<Self, StoreError> {
         let runtime = runtime::runtime()?;
-        let unusable = |source| StoreError::Url { url: redacted(url), source };
-        if let Some(path) = folder::local_folder(url).map_err(unusable)? {
-            let url = path.display().to_string();
-            let folder = Folder::open(path).map_err(unusable)?;
-            return Ok(Self { url, backend: Backend::Folder(Arc::new(folder)), rate_limiter: None, runtime });
-        }
-        let remote = cloud::open(url, environment)?;
-        let url = url.trim_end_matches('/').to_owned();
-        Ok(Self { url, backend: Backend::Cloud(Arc::new(remote)), rate_limiter: None, runtime })
+        let url = place.to_string();
+        let backend = match place {
+            Place::Local(path) => {
+                let folder = Folder::open(path).map_err(|source| StoreError::Name { url: url.clone(), source })?;
+                Backend::Folder(Arc::new(folder))
+            }
+            Place::Remote(folder) => Backend::Cloud(Arc::new(cloud::open(&folder, environment)?)),
+        };
+        Ok(Self { url, backend, rate_limiter: None, runtime })
     }
 
     /// Returns a handle to the same store whose [`Self::put_file`] limits the rate at which it uploads large files.
@@ -329,7 +341,7 @@ impl Store {
 
     fn path(&self, name: &str) -> Result<Path, StoreError> {
         let relative =
-            Path::parse(name).map_err(|source| StoreError::Url { url: self.url_of(name), source: source.into() })?;
+            Path::parse(name).map_err(|source| StoreError::Name { url: self.url_of(name), source: source.into() })?;
         Ok(relative.parts().fold(self.prefix().clone(), |path, part| path.join(part)))
     }
 

@@ -308,7 +308,7 @@ impl Remote {
             // The store may need long to assemble many parts.
             let complete = self.parts.complete_multipart(path, id, sent.clone());
             let Err(failure) = within(4 * self.retry.stall_timeout(), complete).await else { return Ok(()) };
-            if uncertain && matches!(failure.kind, Kind::Missing | Kind::Denied) {
+            if uncertain && matches!(failure.kind, Kind::Missing | Kind::Denied(_)) {
                 return Err(TransferError::Uncertain);
             }
             attempts.back_off(failure).await?;

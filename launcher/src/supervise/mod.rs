@@ -74,8 +74,11 @@ async fn run(arguments: Arguments, output: &mut Output, threads: &mut OutputThre
     let folder = settings.config.log_dir.join("ranks");
     std::fs::create_dir_all(&folder)
         .map_err(|error| Stop::configuration(format!("run.log_dir: {}: {error}", folder.display())))?;
-    let _lock = RunLock::acquire(&folder)?;
+    let (_lock, warning) = RunLock::acquire(&folder)?;
     output.open_log_files(&folder, threads)?;
+    if let Some(warning) = warning {
+        output.log(Level::Warning, warning);
+    }
     let session_record = folder.join(mpi_cleanup::FILE_NAME);
     mpi_cleanup::remove_leftovers(&session_record);
     processes::adopt_orphans().map_err(failure("cannot adopt orphaned processes"))?;

@@ -33,7 +33,8 @@ impl Settings {
     ///
     /// # Errors
     /// One of these fails, or options contradict the number of slots or ranks.
-    pub(super) fn resolve(arguments: Arguments) -> Result<Self, Stop> {
+    pub(super) fn resolve(mut arguments: Arguments) -> Result<Self, Stop> {
+        arguments.resolve_places().map_err(|error| Stop::configuration(error.to_string()))?;
         let hosts = arguments.hostfile.as_deref().map(hosts::read_hostfile).transpose()?.unwrap_or_default();
         let programs = Programs::find(arguments.trainer.as_deref(), arguments.mpirun.as_deref())?;
         let config = JobConfig::query(&programs.trainer, &arguments)?;

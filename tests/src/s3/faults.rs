@@ -31,6 +31,10 @@ pub enum Fault {
     ExpiredToken,
     /// The response is 403 AccessDenied or, for a request to delete several objects, an error for each of them.
     AccessDenied,
+    /// A request to delete several objects has an error SlowDown for each of them. Other requests are not affected.
+    SlowDeletion,
+    /// The response is the refusal with this code; see [`Fault::refusal`].
+    Refusal(&'static str),
     /// The response is 403 SignatureDoesNotMatch. Its body repeats the client's token and this secret, inside and
     /// outside the message, and all request headers.
     Echo(&'static str),
@@ -49,7 +53,27 @@ impl Fault {
             Self::FlipBit => "FlipBit",
             Self::ExpiredToken => "ExpiredToken",
             Self::AccessDenied => "AccessDenied",
+            Self::SlowDeletion => "SlowDeletion",
+            Self::Refusal(code) => code,
             Self::Echo(_) => "Echo",
+        }
+    }
+
+    /// Returns the status and the message with which S3 sends the code of a refusal.
+    pub(super) fn refusal(code: &str) -> (u16, &'static str) {
+        match code {
+            "RequestTimeTooSkewed" => {
+                (403, "The difference between the request time and the current time is too large.")
+            }
+            "InvalidAccessKeyId" => (403, "The AWS Access Key Id you provided does not exist in our records."),
+            "SignatureDoesNotMatch" => {
+                (403, "The request signature we calculated does not match the signature provided.")
+            }
+            "InvalidToken" => (400, "The provided token is malformed or otherwise invalid."),
+            "AuthorizationHeaderMalformed" => (400, "The region 'eu-central-1' is wrong; expecting 'us-west-2'"),
+            "PermanentRedirect" => (301, "The bucket must be addressed using the specified endpoint."),
+            "NoSuchBucket" => (404, "The specified bucket does not exist"),
+            _ => (403, "Access Denied."),
         }
     }
 
@@ -68,6 +92,41 @@ const METHODS: [&str; 6] = ["GET", "HEAD", "LIST", "PUT", "POST", "DELETE"];
 /// Number of requests of one method in a block.
 pub const BLOCK: u64 = 10;
 
+/// How the server treats the conditions If-Match and If-None-Match of puts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Conditions {
+    /// As S3 does.
+    #[default]
+    Honoured,
+    /// The response is 501 NotImplemented.
+    NotImplemented,
+    /// The response is 400 InvalidRequest.
+    Rejected,
+    /// They are ignored.
+    Ignored,
+    /// Only If-Match is ignored.
+    MatchIgnored,
+    /// The response to If-Match is 501 NotImplemented.
+    MatchNotImplemented,
+}
+
+impl Conditions {
+    /// Returns the status and the code with which the server rejects a put, if it does.
+    pub(super) fn rejection(self, has_match: bool) -> Option<(u16, &'static str)> {
+        match self {
+            Self::NotImplemented => Some((501, "NotImplemented")),
+            Self::MatchNotImplemented if has_match => Some((501, "NotImplemented")),
+            Self::Rejected => Some((400, "InvalidRequest")),
+            _ => None,
+        }
+    }
+
+    /// Whether the server ignores the condition of a put.
+    pub(super) fn ignores(self, has_match: bool) -> bool {
+        self == Self::Ignored || self == Self::MatchIgnored && has_match
+    }
+}
+
 /// A fault plan.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
@@ -85,6 +144,8 @@ pub struct Faults {
     pub limit: u64,
     /// Whether every connection is closed without a response, as if the server were down.
     pub down: bool,
+    /// How conditions of puts are treated.
+    pub conditions: Conditions,
     /// Bandwidth of all response bodies together in bytes per second; 0 for no limit. 1 Gbit/s is 125,000,000.
     pub bytes_per_second: u64,
 }
@@ -122,6 +183,10 @@ impl Plan {
 
     pub(super) fn is_down(&self) -> bool {
         self.lock().faults.down
+    }
+
+    pub(super) fn conditions(&self) -> Conditions {
+        self.lock().faults.conditions
     }
 
     pub(super) fn bytes_per_second(&self) -> u64 {

@@ -14,7 +14,9 @@ use futures::{Stream, StreamExt, stream};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH, IF_NONE_MATCH,
+};
 use hyper::http::request;
 use hyper::http::response::Parts;
 use hyper::service::service_fn;
@@ -42,6 +44,8 @@ pub(super) struct Gateway {
     pub(super) counters: Live,
     folder: PathBuf,
     inner: S3Service,
+    /// The same without checks of signatures, for requests that the gateway has changed.
+    unsigned: S3Service,
     /// Lock for exclusive writes and shared reads; see the documentation of the parent module.
     access: RwLock<()>,
     /// Time at which the simulated link is free again, for the bandwidth limit.
@@ -74,14 +78,15 @@ pub(super) async fn accept(listener: TcpListener, gateway: Arc<Gateway>) {
 
 impl Gateway {
     pub(super) fn new(folder: &Path) -> Self {
-        let files = s3s_fs::FileSystem::new(folder).expect("the server's folder");
-        let mut builder = S3ServiceBuilder::new(files);
+        let files = || s3s_fs::FileSystem::new(folder).expect("the server's folder");
+        let mut builder = S3ServiceBuilder::new(files());
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
         Self {
             faults: Plan::default(),
             counters: Live::default(),
             folder: folder.to_path_buf(),
             inner: builder.build(),
+            unsigned: S3ServiceBuilder::new(files()).build(),
             access: RwLock::new(()),
             link_free_at: Mutex::new(None),
         }
@@ -110,22 +115,34 @@ impl Gateway {
         if let Some(response) = fault.and_then(|fault| error_response(fault, &parts, &body)) {
             return Ok(response);
         }
-        let (head, body) = self.execute(Request::from_parts(parts, body)).await?;
+        let mut request = Request::from_parts(parts, body);
+        let conditions = self.faults.conditions();
+        let has_match = request.headers().contains_key(IF_MATCH);
+        let is_conditional = has_match || request.headers().contains_key(IF_NONE_MATCH);
+        let is_conditional_put = is_conditional && request.method() == Method::PUT;
+        if let Some((status, code)) = conditions.rejection(has_match).filter(|_| is_conditional_put) {
+            return Ok(error(status, code, "A header you provided implies functionality that is not implemented"));
+        }
+        let mut service = &self.inner;
+        if is_conditional_put && conditions.ignores(has_match) {
+            for header in [IF_MATCH, IF_NONE_MATCH, AUTHORIZATION] {
+                request.headers_mut().remove(header);
+            }
+            service = &self.unsigned;
+        }
+        let (head, body) = self.execute(request, service).await?;
         self.respond(key, head, body, drawn).await
     }
 
     /// Executes a request with s3s-fs and returns the whole response, whose bytes belong to one version of the object.
-    async fn execute(&self, request: Request<Bytes>) -> Result<(Parts, Bytes), io::Error> {
+    async fn execute(&self, request: Request<Bytes>, service: &S3Service) -> Result<(Parts, Bytes), io::Error> {
         let object = self.folder.join(decoded(request.uri().path()));
         let is_get = request.method() == Method::GET;
         let writes = !matches!(*request.method(), Method::GET | Method::HEAD);
         let _writer = if writes { Some(self.access.write().await) } else { None };
         let _reader = if writes { None } else { Some(self.access.read().await) };
-        let response = self
-            .inner
-            .call(request.map(s3s::Body::from))
-            .await
-            .map_err(|error| io::Error::other(format!("{error:?}")))?;
+        let response =
+            service.call(request.map(s3s::Body::from)).await.map_err(|error| io::Error::other(format!("{error:?}")))?;
         let (head, body) = response.into_parts();
         // Read objects directly: s3s-fs reads in pieces of 4 KiB, much slower than 1 Gbit/s. Listings have no ETag.
         if is_get && head.status.is_success() && head.headers.contains_key(ETAG) {
@@ -263,29 +280,41 @@ fn method_name(request: &Request<Incoming>) -> String {
 
 /// Returns the S3 error response for a fault, if it has one.
 fn error_response(fault: Fault, head: &request::Parts, body: &[u8]) -> Option<Response<Body>> {
+    let is_deletion = head.uri.query() == Some("delete");
     let (status, code, message) = match fault {
         Fault::InternalError => {
             (StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "We encountered an internal error. Please try again.")
         }
         Fault::SlowDown => (StatusCode::SERVICE_UNAVAILABLE, "SlowDown", "Please reduce your request rate."),
         Fault::ExpiredToken => (StatusCode::FORBIDDEN, "ExpiredToken", "The provided token has expired."),
-        Fault::AccessDenied if head.uri.query() == Some("delete") => return Some(none_deleted(body)),
+        Fault::AccessDenied if is_deletion => return Some(none_deleted(body, "AccessDenied", "Access Denied")),
+        Fault::SlowDeletion if is_deletion => {
+            return Some(none_deleted(body, "SlowDown", "Please reduce your request rate."));
+        }
+        Fault::Refusal(code) => {
+            let (status, message) = Fault::refusal(code);
+            return Some(error(status, code, message));
+        }
         Fault::AccessDenied => (StatusCode::FORBIDDEN, "AccessDenied", "Access Denied."),
         Fault::Echo(secret) => return Some(echo_response(secret, head)),
         _ => return None,
     };
+    Some(error(status.as_u16(), code, message))
+}
+
+/// Returns an S3 error response.
+fn error(status: u16, code: &str, message: &str) -> Response<Body> {
     let error = format!(
         "<Error><Code>{code}</Code><Message>{message}</Message><RequestId>0000000000000000</RequestId></Error>"
     );
-    Some(xml(status, &error))
+    xml(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST), &error)
 }
 
 /// Returns the response to a request to delete several objects, with an error for each of them.
-fn none_deleted(request: &[u8]) -> Response<Body> {
+fn none_deleted(request: &[u8], code: &str, message: &str) -> Response<Body> {
     let request = String::from_utf8_lossy(request);
     let keys = request.split("<Key>").skip(1).filter_map(|rest| Some(rest.split_once("</Key>")?.0));
-    let error =
-        |key| format!("<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>");
+    let error = |key| format!("<Error><Key>{key}</Key><Code>{code}</Code><Message>{message}</Message></Error>");
     xml(StatusCode::OK, &format!("<DeleteResult>{}</DeleteResult>", keys.map(error).collect::<String>()))
 }
 

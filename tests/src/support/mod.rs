@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod hostile;
 pub mod launcher;
+pub mod no_locks;
 pub mod output_sinks;
 pub mod store;
 pub mod trainer;

@@ -163,9 +163,10 @@ impl JobError for CheckpointError {
             Self::RunUrl(_)
             | Self::RunExists { .. }
             | Self::ForeignFolder { .. }
-            | Self::Lease(LeaseError::Foreign { .. })
             | Self::NoCheckpoint { .. }
             | Self::OtherModel { .. } => exit_code::CONFIGURATION,
+            Self::Store(error) if error.is_configuration() => exit_code::CONFIGURATION,
+            Self::Lease(error) if error.is_configuration() => exit_code::CONFIGURATION,
             Self::Collective(error) => error.exit_code(),
             _ => exit_code::FAILED,
         }

@@ -46,6 +46,8 @@ impl fmt::Display for Resume {
 pub struct CheckpointOptions {
     /// URL or path of the run.
     pub run_url: String,
+    /// Whether to acquire the lease of the run, which keeps other runs out.
+    pub exclusive: bool,
     /// Name of the run, shown to others that find the run in use.
     pub run_name: String,
     /// The checkpoint to resume from.

@@ -56,7 +56,9 @@ impl<'a> RunStore<'a> {
         let opened = Store::open(&options.run_url).map_err(CheckpointError::RunUrl);
         let store = Arc::new(agree(collective, opened)?);
         let lease = match launch.rank {
-            0 => Lease::acquire(&store, &format!("arinar-trainer run {}", options.run_name)).map(Some),
+            0 if options.exclusive => {
+                Lease::acquire(&store, &format!("arinar-trainer run {}", options.run_name)).map(Some)
+            }
             _ => Ok(None),
         };
         let lease = agree(collective, lease.map_err(CheckpointError::from))?.map(|lease| Arc::new(Mutex::new(lease)));

@@ -35,7 +35,7 @@ impl TrainConfig {
             of_eval("eval.num_images", |eval| eval.num_images as f64),
             of_eval("eval.guidance_scale", |eval| eval.guidance_scale),
         ];
-        checks.into_iter().filter_map(Result::err).collect()
+        checks.into_iter().filter_map(Result::err).chain(self.place_problems()).collect()
     }
 
     /// Returns how ranks share the samples of a step: the size of micro-batches, and their number per rank. If hosts are

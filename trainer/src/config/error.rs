@@ -49,6 +49,9 @@ pub enum ConfigError {
         /// The problem and the fix.
         message: String,
     },
+    /// An option of the command line is not a usable place.
+    #[error(transparent)]
+    Place(#[from] arinar_place::OptionError),
     /// The model description is inconsistent.
     #[error(transparent)]
     Model(#[from] arinar_model::config::ConfigError),

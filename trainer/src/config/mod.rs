@@ -5,7 +5,9 @@
 
 mod check;
 mod error;
+mod lease_mode;
 mod load;
+pub(crate) mod places;
 mod values;
 
 use arinar_collective::device::DeviceChoice;
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use arinar_checkpoint::Resume;
 pub use arinar_data::read::BatchShare;
 pub use error::ConfigError;
+pub use lease_mode::LeaseMode;
 pub use load::{find, load, parse, read};
 pub use values::{ByteSize, Every, LogFormat, NonFinite, Timeout};
 
@@ -65,6 +68,10 @@ pub struct RunConfig {
     pub dir: String,
     /// Local folder of the TensorBoard event files.
     pub log_dir: String,
+    /// `auto` to keep a second run out of `dir`; `none` for a store without conditional puts or a file system without locks,
+    /// where you must make sure that only one run writes to `dir`: a second one would damage the checkpoints.
+    #[serde(default)]
+    pub lease: LeaseMode,
 }
 
 /// The dataset and its cache.

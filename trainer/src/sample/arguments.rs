@@ -2,6 +2,7 @@
 
 use arinar_collective::device::DeviceChoice;
 use arinar_model::{ModelConfig, Precision, SampleOptions, schedule::GuidanceSchedule};
+use arinar_place::{Place, of_option};
 use clap::{Parser, ValueEnum};
 
 use crate::stop::Stop;
@@ -94,6 +95,20 @@ impl Arguments {
             Format::Fp32 => Precision::Fp32,
             Format::Bf16 => Precision::Bf16,
         })
+    }
+
+    /// Checks the places before anything is read.
+    ///
+    /// # Errors
+    /// Returns [`Stop::Configuration`] with the name of the option.
+    pub(crate) fn check_places(&self) -> Result<(), Stop> {
+        let places = [("--run", Some(&self.run)), ("--out", Some(&self.out)), ("--vae", self.vae.as_ref())];
+        for (option, place) in places {
+            if let Some(place) = place {
+                of_option(option, Place::parse(place)).map_err(Stop::configuration)?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks the values that do not depend on the run.

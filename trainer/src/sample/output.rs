@@ -41,12 +41,12 @@ impl<'a> Output<'a> {
         for class in self.classes {
             names.extend((0..self.per_class).map(|number| file_name(class, number)));
         }
-        for object in self.store.list("").map_err(Stop::failure)? {
+        for object in self.store.list("")? {
             if !names.contains(&object.name) {
                 continue;
             }
             let bytes = object.bytes.min(HEADER_BYTES);
-            let start = self.store.get_range(&object.name, 0, bytes).map_err(Stop::failure)?;
+            let start = self.store.get_range(&object.name, 0, bytes)?;
             if !png::is_ours(&start) {
                 return Err(Stop::configuration(format!(
                     "{} exists and was not written by this program; move it away or choose another --out",
@@ -55,6 +55,11 @@ impl<'a> Output<'a> {
             }
         }
         Ok(())
+    }
+
+    /// URL of the output.
+    pub(crate) fn url(&self) -> &str {
+        self.store.url()
     }
 
     /// Writes the images, which are ordered by class, and then the grid. Returns the URL of the grid.
@@ -76,7 +81,7 @@ impl<'a> Output<'a> {
     fn write_image(&self, image: &RgbImage, name: &str) -> Result<(), Stop> {
         let url = self.store.url_of(name);
         let bytes = png::encode(image).map_err(|error| Stop::failure(format!("cannot write {url}: {error}")))?;
-        self.store.put(name, bytes).map_err(Stop::failure)
+        Ok(self.store.put(name, bytes)?)
     }
 }
 

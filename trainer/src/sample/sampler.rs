@@ -9,7 +9,10 @@ use tch::Device;
 use super::{
     arguments::Arguments, classes::choose_classes, images::to_images, model::frozen_model, output::Output, vae,
 };
-use crate::{config::TrainConfig, stop::Stop};
+use crate::{
+    config::{TrainConfig, places::absolute},
+    stop::Stop,
+};
 
 /// Samples the requested images, and writes them with a grid.
 ///
@@ -21,6 +24,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Stop> {
     if let Some(threads) = arguments.threads {
         tch::set_num_threads(threads.into());
     }
+    arguments.check_places()?;
     let run: LoadedRun<TrainConfig> = load_ema(&arguments.run)?;
     run.warnings.iter().for_each(|warning| warn(warning));
     let classes = choose_classes(&arguments.classes, &class_names(&run)).map_err(Stop::configuration)?;
@@ -35,12 +39,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Stop> {
     let model = frozen_model(&run, precision, device)?;
     let labels: Vec<i64> = labels.iter().flat_map(|&label| vec![label; arguments.per_class]).collect();
     reporter.print(&format!(
-        "{}: EMA weights of step {}, {} images of {} classes, {}",
-        arguments.run,
+        "{}: EMA weights of step {}, {} images of {} classes, {}; writing to {}",
+        absolute(&arguments.run),
         run.step,
         labels.len(),
         classes.len(),
-        precision.name()
+        precision.name(),
+        output.url()
     ));
     let images = sample_in_batches(&model, &vae, &labels, arguments.batch, &options, &reporter)?;
     let grid = output.write(&images)?;

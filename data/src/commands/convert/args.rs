@@ -31,4 +31,7 @@ pub struct ConvertArgs {
     /// Replace another dataset at --out
     #[arg(long)]
     pub overwrite: bool,
+    /// Write without the lease that keeps a second writer out, to a store or file system that cannot provide one
+    #[arg(long)]
+    pub no_lease: bool,
 }

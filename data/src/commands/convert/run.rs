@@ -46,6 +46,7 @@ fn prepare<'a>(
         shard_bytes: args.shard_bytes,
         skip_bad: args.skip_bad,
         overwrite: args.overwrite,
+        no_lease: args.no_lease,
     };
     Job::new(Converter { args, files, shape }, settings, shape, &args.out)
 }

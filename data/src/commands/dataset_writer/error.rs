@@ -113,8 +113,8 @@ impl EncodeError {
             | Self::ChangedPictures { .. }
             | Self::ForeignShard { .. }
             | Self::ForeignFile { .. } => true,
-            Self::Lease(LeaseError::Foreign { .. }) => true,
-            Self::Store(error) | Self::Lease(LeaseError::Store(error)) => error.is_configuration(),
+            Self::Lease(error) => error.is_configuration(),
+            Self::Store(error) => error.is_configuration(),
             Self::Data(error) => error.is_configuration(),
             Self::Ranks { configuration, .. } => *configuration,
             _ => false,

@@ -8,6 +8,7 @@ use super::error::EncodeError;
 use super::ownership::EarlierDataset;
 use super::plan::ShardPlan;
 use super::settings::DatasetSettings;
+use crate::reporter::Reporter;
 
 /// Everything a rank needs to write shards.
 pub(crate) struct Job<E> {
@@ -43,7 +44,14 @@ impl<E: RecordEncoder> Job<E> {
     }
 
     /// Acquires the lease for all ranks, then examines `out` again in case another job has written to it.
-    pub(super) fn lease(&self) -> Result<Lease, EncodeError> {
+    pub(super) fn lease(&self, reporter: &Reporter) -> Result<Lease, EncodeError> {
+        if self.settings.no_lease {
+            let url = self.store.url();
+            reporter.warn(&format!(
+                "--no-lease: nothing keeps a second job from writing to {url} and damaging the dataset"
+            ));
+            return Ok(Lease::without_exclusion());
+        }
         let lease = Lease::acquire(&self.store, "arinar-data, making a dataset")?;
         EarlierDataset::find(&self.store, &self.plan.encode_id, self.settings.overwrite)?;
         Ok(lease)

@@ -13,4 +13,6 @@ pub(crate) struct DatasetSettings {
     pub(crate) shard_bytes: u64,
     pub(crate) skip_bad: bool,
     pub(crate) overwrite: bool,
+    /// Do not acquire the lease of the output.
+    pub(crate) no_lease: bool,
 }

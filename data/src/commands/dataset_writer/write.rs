@@ -30,6 +30,9 @@ pub(crate) fn write_dataset<E: RecordEncoder>(
     let lease = if ranks.rank() == 0 { lease(&mut job, reporter).map(Some) } else { Ok(None) };
     agree(ranks, lease.as_ref().map(|_| ()), |_| ())?;
     let lease = lease?;
+    if lease.is_some() {
+        reporter.print(&format!("writing the dataset to {}", job.store.url()));
+    }
     let mut progress = Progress::start(reporter, "pictures", job.encoder.pictures().len() as u64);
     let share = job.write_share(ranks, &mut progress);
     let shares = agree(ranks, share.as_ref(), |reported| progress.advance(reported))?;
@@ -43,7 +46,7 @@ pub(crate) fn write_dataset<E: RecordEncoder>(
 
 /// Acquires the lease on rank 0, and deletes the earlier dataset if it is to be overwritten.
 fn lease<E: RecordEncoder>(job: &mut Job<E>, reporter: &Reporter) -> Result<Lease, EncodeError> {
-    let lease = job.lease()?;
+    let lease = job.lease(reporter)?;
     if job.settings.overwrite {
         for url in job.remove_earlier()? {
             reporter.warn(&format!("{url} is not a shard of this program and was kept"));

@@ -37,6 +37,9 @@ pub struct EncodeArgs {
     /// Replace another dataset at --out
     #[arg(long)]
     pub overwrite: bool,
+    /// Write without the lease that keeps a second writer out, to a store or file system that cannot provide one
+    #[arg(long)]
+    pub no_lease: bool,
     /// Run the VAE on this device: cuda, cpu, or auto for one GPU per rank where available
     #[arg(long, default_value_t, value_name = "DEVICE")]
     pub device: DeviceChoice,

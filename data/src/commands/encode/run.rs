@@ -41,6 +41,7 @@ fn prepare<'a>(args: &'a EncodeArgs, ranks: &WorkGroup, reporter: &Reporter) -> 
         shard_bytes: args.shard_bytes,
         skip_bad: args.skip_bad,
         overwrite: args.overwrite,
+        no_lease: args.no_lease,
     };
     // On a CPU the VAE is the bottleneck: a single thread decodes faster than it encodes.
     let decoders = if device == Device::Cpu { 1 } else { threads };

@@ -32,10 +32,10 @@ const TRAINED_BY: &str = "trained_by";
 pub struct TrainVaeArgs {
     /// Train on pictures from these folders (CLASS/NAME) or .tar files
     #[arg(long, required = true, num_args = 1..)]
-    images: Vec<PathBuf>,
+    pub images: Vec<PathBuf>,
     /// Write the weights to this safetensors file at every report, replacing only a file that this command wrote
     #[arg(long)]
-    out: PathBuf,
+    pub out: PathBuf,
     /// Scale and crop pictures to squares with this side, as ADM does
     #[arg(long, default_value_t = 32)]
     image_size: u32,

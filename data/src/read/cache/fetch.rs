@@ -1,6 +1,6 @@
 //! Downloading a shard: by one process at a time, into reserved space, verified before it gets its final name.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use crate::error::DataError;
 use crate::format::manifest::Manifest;
 use crate::format::mapped::{MappedShard, OpenError};
 use arinar_store::Store;
+use arinar_store::file_lock::try_lock;
 use arinar_store::plain_file::nofollow;
 
 /// Number of times to download a shard that fails verification.
@@ -134,13 +135,5 @@ impl ShardCache {
             }
             std::thread::sleep(POLL_INTERVAL);
         }
-    }
-}
-
-fn try_lock(file: &File) -> io::Result<bool> {
-    match file.try_lock() {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) => Err(error),
     }
 }

@@ -1,6 +1,6 @@
 //! The files in a cache folder and their locks.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use super::ownership::MARKER;
 use crate::format::names::{is_dataset_id, is_shard_name};
+use arinar_store::file_lock::try_lock;
 use arinar_store::plain_file::nofollow;
 
 /// Suffix of a file that is being downloaded.
@@ -74,10 +75,8 @@ pub(super) fn delete_unused(path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         file => file?,
     };
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => return Ok(false),
-        Err(TryLockError::Error(error)) => return Err(error),
-        Ok(()) => {}
+    if !try_lock(&file)? {
+        return Ok(false);
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -5,6 +5,7 @@
 //! Within a cache, only files with the name of a shard in a folder with the name of a dataset are used (see
 //! [`super::folder::files`]).
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -12,6 +13,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use arinar_store::file_lock;
 
 /// Name of the marker file, which is also locked while space is reserved.
 pub(super) const MARKER: &str = "arinar-cache.json";
@@ -36,19 +38,39 @@ struct Marker {
 /// it at once, one of them writes the marker.
 ///
 /// # Errors
-/// Returns [`DataError::NotACache`] if the folder has other contents, and [`DataError::File`] if it cannot be used.
+/// Returns [`DataError::NotACache`] if the folder has other contents, [`DataError::NoLocks`] if the file system has no
+/// locks, and [`DataError::File`] if the folder cannot be used.
 pub(crate) fn claim(folder: &Path) -> Result<(), DataError> {
     let failed = |source| DataError::File { path: folder.to_path_buf(), source };
     std::fs::create_dir_all(folder).map_err(failed)?;
-    if is_cache(folder)? { Ok(()) } else { write_marker(folder).map_err(failed) }
+    if !is_cache(folder)? {
+        write_marker(folder).map_err(failed)?;
+    }
+    let locked = File::open(folder.join(MARKER)).and_then(|marker| file_lock::try_lock_shared(&marker));
+    check_locks(folder, locked.map(drop))
 }
 
-/// Checks that the contents of a folder allow it to be used as a cache. Nothing is written.
+/// Checks that the contents of a folder and its file system allow it to be used as a cache. Nothing is left behind.
 ///
 /// # Errors
-/// Returns [`DataError::NotACache`] if the folder has other contents, and [`DataError::File`] if it cannot be read.
+/// Returns [`DataError::NotACache`] if the folder has other contents, [`DataError::NoLocks`] if the file system has no
+/// locks, and [`DataError::File`] if the folder cannot be read.
 pub fn probe(folder: &Path) -> Result<(), DataError> {
-    is_cache(folder).map(drop)
+    is_cache(folder)?;
+    match folder.ancestors().find(|folder| folder.is_dir()) {
+        Some(nearest) => check_locks(folder, file_lock::probe(nearest)),
+        None => Ok(()),
+    }
+}
+
+/// Examines the result of locking a file in the cache. Other errors than missing locks are reported later.
+fn check_locks(folder: &Path, locked: io::Result<()>) -> Result<(), DataError> {
+    match locked {
+        Err(source) if file_lock::is_unsupported(&source) => {
+            Err(DataError::NoLocks { folder: folder.to_path_buf(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks that a dataset's folder in a cache is not a link, which could lead to files outside the cache.

@@ -42,6 +42,10 @@ impl ShardCache {
         Ok(())
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     pub(crate) fn limit(&self) -> Option<u64> {
         self.limit
     }
@@ -49,7 +53,7 @@ impl ShardCache {
     /// Checks that the folder is a cache, or can become one, and that the disk can hold `needed` bytes of shards.
     ///
     /// # Errors
-    /// Returns [`DataError::NotACache`] if the folder has other contents, [`DataError::CacheDisk`] if the disk is too
+    /// Returns [`DataError::NotACache`] if the folder has other contents, [`DataError::NoLocks`], [`DataError::CacheDisk`] if the disk is too
     /// small, and [`DataError::File`] if the folder cannot be used.
     pub(crate) fn check_disk(&self, needed: u64) -> Result<(), DataError> {
         self.claim()?;

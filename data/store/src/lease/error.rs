@@ -1,9 +1,12 @@
 //! Errors of leases.
 
+use std::io;
+
 use thiserror::Error;
 
 use super::holder::Holder;
 use crate::error::StoreError;
+use crate::file_lock::NO_LOCKS;
 
 /// Reason why a lease is not available.
 #[derive(Debug, Error)]
@@ -27,6 +30,28 @@ pub enum LeaseError {
         /// Process that holds the lease now, if known.
         taker: String,
     },
+    /// The store ignores or rejects the conditions of conditional puts.
+    #[error(
+        "the store of {url} cannot keep two writers apart: {reason}; use a store with conditional puts, or set \
+         run.lease=none (arinar-data: --no-lease) and make sure that nothing else writes there"
+    )]
+    NoConditions {
+        /// URL of the folder.
+        url: String,
+        /// Behaviour of the store.
+        reason: String,
+    },
+    /// The file system has no locks.
+    #[error(
+        "{url} cannot be locked ({source}): {NO_LOCKS}; use a folder on another file system, or set run.lease=none \
+         (arinar-data: --no-lease) and make sure that nothing else writes there"
+    )]
+    NoLocks {
+        /// Path of the folder.
+        url: String,
+        /// Error reported by the system.
+        source: io::Error,
+    },
     /// A foreign file has the name of the lease.
     #[error("{url} exists and is not a lease of this program; move it away or write elsewhere")]
     Foreign {
@@ -39,6 +64,15 @@ pub enum LeaseError {
 }
 
 impl LeaseError {
+    /// Whether the remedy is a changed command line, configuration or environment (exit code 78).
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Foreign { .. } | Self::NoConditions { .. } | Self::NoLocks { .. } => true,
+            Self::Store(error) => error.is_configuration(),
+            Self::Held { .. } | Self::Lost { .. } => false,
+        }
+    }
+
     /// Whether the same call may succeed later because the store is unreachable. A lease that another process holds is
     /// not a transient error.
     pub fn is_transient(&self) -> bool {

@@ -1,6 +1,6 @@
 //! Leases of local folders: kernel locks on a file that names the holder.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::error::LeaseError;
 use super::holder::Holder;
 use crate::error::StoreError;
+use crate::file_lock;
 use crate::plain_file::nofollow;
 
 const LOCK_NAME: &str = "writer.lock";
@@ -33,9 +34,9 @@ impl FolderLease {
             let mut options = File::options();
             let options = options.read(true).write(true).create(true).truncate(false);
             let mut file = nofollow(options).open(&path).map_err(failed)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => match read_holder(&mut file) {
+            match file_lock::try_lock(&file) {
+                Ok(true) => {}
+                Ok(false) => match read_holder(&mut file) {
                     Some(holder) => return Err(LeaseError::Held { url: url.to_owned(), holder: Box::new(holder) }),
                     // The holder has not written the file yet, or is about to delete it.
                     None => {
@@ -43,7 +44,13 @@ impl FolderLease {
                         continue;
                     }
                 },
-                Err(TryLockError::Error(error)) => return Err(failed(error)),
+                Err(error) => {
+                    // Nothing protects the file: it may be of this start, or of another program.
+                    if file.metadata().is_ok_and(|facts| facts.len() == 0) {
+                        let _ = std::fs::remove_file(&path);
+                    }
+                    return Err(lock_error(folder, &path, error));
+                }
             }
             if !is_at(&file, &path) {
                 continue;
@@ -94,15 +101,30 @@ pub(super) fn holder(folder: &Path) -> Result<Option<Holder>, LeaseError> {
     match read_holder(&mut file) {
         // A live holder has the lock. Trying to lock the file could disturb a process that is acquiring it.
         Some(holder) if holder.is_here() => Ok(Some(holder).filter(|holder| !holder.is_dead_here())),
-        holder => match file.try_lock_shared() {
-            Ok(()) => Ok(None),
-            Err(TryLockError::WouldBlock) if holder.is_some() => Ok(holder),
-            Err(TryLockError::WouldBlock) => {
-                Err(failed(io::Error::other("another process holds the lock without identifying itself")))
-            }
-            Err(TryLockError::Error(error)) => Err(failed(error)),
+        holder => match file_lock::try_lock_shared(&file) {
+            Ok(true) => Ok(None),
+            Ok(false) if holder.is_some() => Ok(holder),
+            Ok(false) => Err(failed(io::Error::other("another process holds the lock without identifying itself"))),
+            Err(error) => Err(lock_error(folder, &path, error)),
         },
     }
+}
+
+/// Checks that a lease in the folder, or in the nearest folder above it that exists, can be locked. A folder that cannot
+/// be written to is not checked, because acquiring the lease reports that.
+pub(super) fn check_locks(folder: &Path) -> Result<(), LeaseError> {
+    let Some(nearest) = folder.ancestors().find(|folder| folder.is_dir()) else { return Ok(()) };
+    match file_lock::probe(nearest) {
+        Err(error) if file_lock::is_unsupported(&error) => Err(lock_error(folder, nearest, error)),
+        _ => Ok(()),
+    }
+}
+
+fn lock_error(folder: &Path, path: &Path, source: io::Error) -> LeaseError {
+    if file_lock::is_unsupported(&source) {
+        return LeaseError::NoLocks { url: folder.display().to_string(), source };
+    }
+    StoreError::File { path: path.to_path_buf(), source }.into()
 }
 
 /// Whether the file is a lease, or empty because its holder was killed before writing it. A foreign file with the same

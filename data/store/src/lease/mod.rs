@@ -9,6 +9,7 @@
 //! [`Lease::check`] before each commit, that is, before it writes a manifest.
 
 mod cloud;
+mod conditions;
 mod error;
 mod folder;
 mod holder;
@@ -28,6 +29,8 @@ pub struct Lease(Kind);
 
 #[derive(Debug)]
 enum Kind {
+    /// Excludes nobody.
+    None,
     Folder(folder::FolderLease),
     Cloud(cloud::CloudLease),
 }
@@ -35,13 +38,20 @@ enum Kind {
 impl Lease {
     /// Acquires the lease of a store. `purpose` describes the holder in messages, for example "arinar-data encode".
     ///
-    /// Returns immediately in a folder, and in a cloud if no process holds the lease or if the holder is on this
+    /// First checks that the store can keep two writers apart. Returns immediately in a folder, and in a cloud if no process holds the lease or if the holder is on this
     /// machine. Otherwise it waits up to [`TIME_TO_LIVE`] to find out whether the holder is alive.
     ///
     /// # Errors
-    /// Returns [`LeaseError::Held`], which names the holder, if another process holds the lease.
+    /// Returns [`LeaseError::Held`], which names the holder, if another process holds the lease, and
+    /// [`LeaseError::NoConditions`] or [`LeaseError::NoLocks`] if the store cannot keep two writers apart.
     pub fn acquire(store: &Store, purpose: &str) -> Result<Self, LeaseError> {
         Self::acquire_for(store, purpose, TIME_TO_LIVE)
+    }
+
+    /// Returns a lease that excludes no other writer and writes nothing to the store. It is for stores and file systems
+    /// that cannot keep two writers apart; the user must make sure that there is only one.
+    pub fn without_exclusion() -> Self {
+        Self(Kind::None)
     }
 
     /// Acquires a lease with another time to live, for tests. All writers of a store must use the same.
@@ -50,15 +60,19 @@ impl Lease {
         let me = Holder::this_process(purpose);
         Ok(Self(match &store.backend {
             Backend::Folder(folder) => Kind::Folder(folder::FolderLease::acquire(store.url(), &folder.path, &me)?),
-            Backend::Cloud(_) => Kind::Cloud(cloud::CloudLease::acquire(store, me, time_to_live)?),
+            Backend::Cloud(_) => {
+                conditions::check(store)?;
+                Kind::Cloud(cloud::CloudLease::acquire(store, me, time_to_live)?)
+            }
         }))
     }
 
-    /// Checks that no process holds the lease, without acquiring it. Nothing is changed, and concurrent calls of
-    /// [`Self::acquire`] are not affected. Like [`Self::acquire`], it may wait up to [`TIME_TO_LIVE`].
+    /// Checks that no process holds the lease and that the store can keep two writers apart, without acquiring the
+    /// lease. Nothing is left behind, and concurrent calls of [`Self::acquire`] are not affected. Like
+    /// [`Self::acquire`], it may wait up to [`TIME_TO_LIVE`].
     ///
     /// # Errors
-    /// Returns [`LeaseError::Held`], which names the holder, if a process holds the lease.
+    /// Returns the errors of [`Self::acquire`].
     pub fn probe(store: &Store) -> Result<(), LeaseError> {
         Self::probe_for(store, TIME_TO_LIVE)
     }
@@ -67,8 +81,14 @@ impl Lease {
     #[doc(hidden)]
     pub fn probe_for(store: &Store, time_to_live: Duration) -> Result<(), LeaseError> {
         let holder = match &store.backend {
-            Backend::Folder(folder) => folder::holder(&folder.path)?,
-            Backend::Cloud(_) => cloud::holder(store, time_to_live)?,
+            Backend::Folder(folder) => {
+                folder::check_locks(&folder.path)?;
+                folder::holder(&folder.path)?
+            }
+            Backend::Cloud(_) => {
+                conditions::check(store)?;
+                cloud::holder(store, time_to_live)?
+            }
         };
         match holder {
             None => Ok(()),
@@ -83,6 +103,7 @@ impl Lease {
     /// case the lease may still be held.
     pub fn check(&self) -> Result<(), LeaseError> {
         match &self.0 {
+            Kind::None => Ok(()),
             Kind::Folder(lease) => lease.check(),
             Kind::Cloud(lease) => lease.check(),
         }

@@ -1,6 +1,6 @@
 //! The check of the dataset: the manifest, the smallest shard, and the cache.
 
-use std::{path::PathBuf, time::Instant};
+use std::{path::Path, time::Instant};
 
 use arinar_data::{
     DataError,
@@ -11,7 +11,8 @@ use arinar_data::{
         synthetic_samples,
     },
 };
-use arinar_store::Store;
+use arinar_place::local_path;
+use arinar_store::{Store, StoreError};
 use indicatif::DecimalBytes;
 
 use super::{finding::Finding, folder::FolderCheck, store_probe};
@@ -94,6 +95,8 @@ pub(crate) fn probe(config: &TrainConfig, config_is_valid: bool) -> (Option<Prob
     let opened = store_probe::open(url).map_err(DataError::from).and_then(|store| Ok((Manifest::read(&store)?, store)));
     let (manifest, store) = match opened {
         Ok(opened) => opened,
+        // It is reported with the other values of the configuration.
+        Err(DataError::Store(StoreError::Place(_))) => return (None, Vec::new()),
         Err(problem) => return (None, vec![Finding::problem(SUBJECT, problem)]),
     };
     let mut findings = manifest_findings(config, config_is_valid, &manifest, &store);
@@ -135,7 +138,10 @@ pub(crate) fn check_cache(
 ) -> Option<Finding> {
     const KEY: &str = "data.cache_dir";
     let ProbedDataset::Encoded { is_cached: true, .. } = dataset else { return None };
-    let path = config.data.cache_dir.as_ref().map_or_else(default_cache, PathBuf::from);
+    let path = match &config.data.cache_dir {
+        Some(folder) => local_path(Path::new(folder)).ok()?,
+        None => default_cache(),
+    };
     if let Err(problem) = cache::probe(&path) {
         return Some(Finding::problem(KEY, problem));
     }

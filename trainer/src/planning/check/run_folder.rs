@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use arinar_checkpoint::spool_folder;
 use arinar_collective::LaunchEnvironment;
+use arinar_place::local_path;
 use arinar_store::{
-    Store,
+    Store, StoreError,
     lease::{Lease, LeaseError},
 };
 
@@ -29,7 +30,8 @@ const LOG_BYTES: u64 = 200_000_000;
 
 /// Checks the folder of TensorBoard logs.
 pub(crate) fn check_logs(config: &TrainConfig) -> Vec<Finding> {
-    let path = PathBuf::from(&config.run.log_dir);
+    // A place that cannot be used is reported with the other values of the configuration.
+    let Ok(path) = local_path(Path::new(&config.run.log_dir)) else { return Vec::new() };
     let foreign = TimeFile::check(&path).err();
     let folder = FolderCheck { key: LOG_SUBJECT, path, needed: LOG_BYTES, purpose: "logs" };
     let foreign = foreign.map(|problem| Finding::problem(LOG_SUBJECT, problem));
@@ -50,6 +52,7 @@ impl RunFolderCheck<'_> {
     pub(crate) fn run(&self) -> Vec<Finding> {
         let store = match store_probe::open(&self.config.run.dir) {
             Ok(store) => store,
+            Err(StoreError::Place(_)) => return Vec::new(),
             Err(problem) => return vec![Finding::problem(SUBJECT, problem)],
         };
         let mut findings = vec![check_access(&store)];
@@ -58,7 +61,7 @@ impl RunFolderCheck<'_> {
             return findings;
         }
         if self.launch.rank == 0 {
-            findings.push(check_lease(&store));
+            findings.push(check_lease(self.config, &store));
             if self.config_is_valid {
                 findings.extend(resume::check(self.config, &store, self.dataset));
             }
@@ -126,8 +129,11 @@ fn check_ancestor(path: &Path) -> Result<(), String> {
 }
 
 /// Checks that no other job writes to the store.
-fn check_lease(store: &Store) -> Finding {
+fn check_lease(config: &TrainConfig, store: &Store) -> Finding {
     const SUBJECT: &str = "lease";
+    if let Some(warning) = config.run.lease_warning() {
+        return Finding::note(SUBJECT, warning);
+    }
     match Lease::probe(store) {
         Ok(()) => Finding::ok(SUBJECT, format!("no other job writes to {}", store.url())),
         Err(LeaseError::Store(problem)) => Finding::problem(SUBJECT, problem),
