@@ -59,6 +59,7 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod byte_size;
 pub mod commands;
 mod error;
 pub mod format;
@@ -69,6 +70,7 @@ pub mod read;
 mod reporter;
 mod text;
 
+pub use byte_size::parse_bytes;
 pub use error::DataError;
 pub use progress::Progress;
 pub use reporter::Reporter;

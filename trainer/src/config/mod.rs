@@ -4,9 +4,14 @@
 //! Values can be overridden on the command line (`--set optim.epochs=2`).
 
 mod check;
+mod duration;
 mod error;
+mod keys;
 mod load;
+mod overrides;
+mod value_error;
 mod values;
+mod yaml;
 
 use arinar_collective::device::DeviceChoice;
 use arinar_model::{
