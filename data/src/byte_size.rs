@@ -22,10 +22,8 @@ const MAX_DECIMALS: usize = 12;
 /// # Errors
 /// Returns a message that quotes the text and names the accepted forms.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let (number, unit) = UNITS
-        .iter()
-        .find_map(|(name, unit)| Some((text.strip_suffix(name)?, Some(*unit))))
-        .unwrap_or((text, None));
+    let (number, unit) =
+        UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, Some(*unit)))).unwrap_or((text, None));
     let number = if unit.is_some() { number.strip_suffix(' ').unwrap_or(number) } else { number };
     // Without a unit, a fraction of a byte is meant for some unit.
     let size = match unit {
@@ -33,7 +31,9 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         None => decimal(number).and_then(|(digits, scale)| (scale == 1).then_some(digits)),
     };
     match size {
-        Some(0) => Err(format!("{text:?} is less than one byte; write a size of at least one byte, like 60GB or 512MiB")),
+        Some(0) => {
+            Err(format!("{text:?} is less than one byte; write a size of at least one byte, like 60GB or 512MiB"))
+        }
         Some(size) => match i64::try_from(size) {
             Ok(size) => Ok(size.unsigned_abs()),
             Err(_) => Err(format!("{text:?} is too large; write a size like 60GB or 512MiB")),

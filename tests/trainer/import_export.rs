@@ -168,6 +168,146 @@ fn mismatched_tensors_and_files_are_named() {
     assert_one_line(&WeightsFile::open(Path::new("/nowhere.pth")).unwrap_err(), &["/nowhere.pth"]);
 }
 
+/// Saves the weights of checkpoint-last.pth in the ways of training programs: with the real wrappers of PyTorch, and under
+/// the keys of its tutorials and of PyTorch Lightning.
+const SAVE_WRAPPED: &str = r#"
+import sys, torch
+source, folder = sys.argv[1:]
+saved = torch.load(source, weights_only=False)
+
+class Tree(torch.nn.Module):
+    pass
+
+def module(state):
+    root = Tree()
+    for name, tensor in state.items():
+        *path, leaf = name.split(".")
+        node = root
+        for part in path:
+            if part not in node._modules:
+                node.add_module(part, Tree())
+            node = node._modules[part]
+        node.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    return root
+
+def save(name, value):
+    torch.save(value, f"{folder}/{name}.pth")
+
+plain = module(saved["model"])
+parallel = torch.nn.DataParallel(plain).state_dict()
+compiled = torch.compile(plain).state_dict()
+both = torch.nn.DataParallel(torch.compile(plain)).state_dict()
+average = torch.optim.swa_utils.AveragedModel(plain).state_dict()
+save("parallel", parallel)
+save("compiled", compiled)
+save("both", both)
+save("averaged", average)
+save("lightning", {"state_dict": {"model." + name: tensor for name, tensor in compiled.items()}, "epoch": 3})
+save("tutorial", {"model_state_dict": both, "optimizer_state_dict": saved["optimizer"], "loss": torch.tensor(0.5)})
+save("official", {"model": parallel, "model_ema": {"module." + k: v for k, v in saved["model_ema"].items()}})
+plain.arhead = torch.compile(plain.arhead)
+save("submodule", plain.state_dict())
+save("two", {"model": saved["model"], "module": saved["model_ema"]})
+save("halves", {"model": dict(list(saved["model"].items())[::2]), "module": dict(list(saved["model"].items())[1::2])})
+save("overlap", {**saved["model"], **{"_orig_mod." + name: tensor for name, tensor in saved["model_ema"].items()}})
+"#;
+
+/// Returns a folder with the files of [`SAVE_WRAPPED`].
+fn wrapped() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let torch = PathBuf::from(std::env::var_os("LIBTORCH").expect("source ops/env.sh"));
+    // TORCH is in lib/python3.N/site-packages of the environment.
+    let python = torch.ancestors().nth(4).unwrap().join("bin/python");
+    let mut save = Command::new(python);
+    save.args(["-c", SAVE_WRAPPED]).arg(fixture("checkpoint-last.pth")).arg(folder.path());
+    let output = ProcessOutput::of(save.output().unwrap());
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    folder
+}
+
+#[test]
+fn names_of_wrapped_models_are_accepted_but_never_mixed() {
+    let folder = wrapped();
+    let path = |name: &str| folder.path().join(format!("{name}.pth"));
+    for name in ["parallel", "compiled", "both", "averaged", "lightning", "tutorial", "official", "submodule"] {
+        let model = weights::named(&tiny_model());
+        let file = WeightsFile::open(&path(name)).unwrap();
+        file.fill_model(&model).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_official(&model, 0, 0.0);
+        assert_eq!(file.fill_ema(&model).unwrap(), name == "official", "{name}");
+        if name == "official" {
+            assert_official(&model, EMA_OFFSET, 0.0);
+        }
+        // The same names in a safetensors file.
+        let prefix = match name {
+            "parallel" => "module.",
+            "compiled" => "_orig_mod.",
+            _ => continue,
+        };
+        let converted = folder.path().join("converted.safetensors");
+        let renamed =
+            weights::named(&tiny_model()).into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
+        weights::save(&converted, &renamed.collect(), &BTreeMap::new()).unwrap();
+        WeightsFile::open(&converted).unwrap().fill_model(&model).unwrap();
+    }
+    for name in ["two", "halves", "overlap"] {
+        let model = weights::named(&tiny_model());
+        let before: BTreeMap<_, _> = model.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect();
+        let error = WeightsFile::open(&path(name)).unwrap().fill_model(&model).unwrap_err();
+        assert_one_line(&error, &["hold more than one set of tensors", "save one of them"]);
+        assert!(model == before, "{name}: weights were changed");
+    }
+    let lab = Lab::new();
+    let both = path("both").display().to_string();
+    lab.import(2, &both, &[]).succeeded();
+    assert_official(&lab.export("model", "run"), 0, 1e-20);
+}
+
+#[test]
+fn archives_and_damaged_downloads_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = |name: &str, files: &[&str]| {
+        let path = folder.path().join(name);
+        let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        for file in files {
+            archive.start_file(*file, zip::write::SimpleFileOptions::default()).unwrap();
+        }
+        archive.finish().unwrap();
+        path
+    };
+    let official = std::fs::read(fixture("checkpoint-last.pth")).unwrap();
+    let cut = folder.path().join("cut.pth");
+    std::fs::write(&cut, &official[..official.len() / 2]).unwrap();
+    let saved = folder.path().join("saved.safetensors");
+    weights::save(&saved, &weights::named(&tiny_model()), &BTreeMap::new()).unwrap();
+    let saved = std::fs::read(saved).unwrap();
+    let part = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    for (path, expected) in [
+        (
+            archive("photos.zip", &["a.jpg"]),
+            "photos.zip is not a weights file: it is a zip archive of other files; unpack it",
+        ),
+        (archive("cached.npz", &["moments.npy"]), "it is a NumPy archive"),
+        (archive("program.pt", &["program/data.pkl", "program/constants.pkl"]), "it is a TorchScript program"),
+        (cut, "cut.pth: not a complete torch.save file (its end is missing"),
+        (part("header.safetensors", &saved[..20]), "not a complete safetensors file (it has 20 of at least"),
+        (part("values.safetensors", &saved[..saved.len() - 1]), "not a complete safetensors file (it has"),
+        (part("longer.safetensors", &[&saved[..], b"more"].concat()), "bytes instead of"),
+        (part("zeros", &[0; 4096]), "it is filled with zeros; download the file again"),
+        (part("noise", &[0x9c; 4096]), "not a complete safetensors file"),
+        (folder.path().to_owned(), "it is not a regular file"),
+    ] {
+        let model = weights::named(&tiny_model());
+        let result = WeightsFile::open(&path).and_then(|file| file.fill_model(&model));
+        assert_one_line(&result.unwrap_err(), &[expected]);
+        assert_one_line(&load_vae(&path, Device::Cpu).err().unwrap(), &[expected]);
+    }
+}
+
 /// A folder in which the fixture's model is trained on noise.
 struct Lab {
     folder: tempfile::TempDir,

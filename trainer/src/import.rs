@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use arinar_model::weights::WeightsFile;
+use arinar_model::weights::{WeightsError, WeightsFile};
 use arinar_store::{StoreError, object::LocalCopy};
 use tch::Tensor;
 
@@ -56,14 +56,19 @@ impl ImportInto<'_> {
     /// Fills the parameters. Returns the averages of all parameters in the same layout, if the file has any.
     fn read(&self, url: &str) -> Result<Option<Tensor>, Stop> {
         let local = LocalCopy::fetch(url).map_err(|error| match error {
-            StoreError::Url { .. } | StoreError::Missing { .. } => Stop::configuration(error),
-            _ => Stop::failure(error),
+            StoreError::Missing { .. } | StoreError::Denied { .. } => Stop::configuration(error),
+            error if error.is_configuration() => Stop::configuration(error),
+            error => Stop::failure(error),
         })?;
-        let file = WeightsFile::open(local.path()).map_err(Stop::configuration)?;
-        file.fill_model(&self.named(self.parameters.values(), |buffer| buffer.shallow_clone()))
-            .map_err(Stop::configuration)?;
+        let wrong = |error: WeightsError| match &local {
+            LocalCopy::InPlace(_) => Stop::configuration(error),
+            // The error names the temporary file.
+            LocalCopy::Fetched(_) => Stop::configuration(format!("the copy of {url}: {error}")),
+        };
+        let file = WeightsFile::open(local.path()).map_err(wrong)?;
+        file.fill_model(&self.named(self.parameters.values(), |buffer| buffer.shallow_clone())).map_err(wrong)?;
         let averages = self.parameters.values().zeros_like();
-        let has = file.fill_ema(&self.named(&averages, Tensor::copy)).map_err(Stop::configuration)?;
+        let has = file.fill_ema(&self.named(&averages, Tensor::copy)).map_err(wrong)?;
         for (what, flat) in [("weights", self.parameters.values()), ("averages", &averages)] {
             if !clip::grad_norm(flat).is_finite() {
                 return Err(Stop::configuration(format!("the {what} in {url} are not finite; import other weights")));

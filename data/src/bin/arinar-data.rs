@@ -12,7 +12,7 @@ use arinar_data::commands::convert::{self, ConvertArgs};
 use arinar_data::commands::encode::{self, EncodeArgs};
 use arinar_data::commands::inspect;
 use arinar_data::commands::simulate::{self, SimulateArgs};
-use arinar_data::commands::train_vae::{self, TrainVaeArgs};
+use arinar_data::commands::train_vae::{self, TrainVaeArgs, TrainVaeError};
 use arinar_data::commands::verify::{Repair, verify};
 use arinar_data::format::Manifest;
 use arinar_data::read::Dataset;
@@ -197,7 +197,8 @@ fn verify_dataset(args: &VerifyArgs, reporter: &Reporter) -> Result<ExitCode> {
 
 /// Formats an error. The messages of this crate include their causes, those of other crates do not.
 fn message(error: &anyhow::Error) -> String {
-    match error.is::<EncodeError>() || error.is::<DataError>() || error.is::<StoreError>() {
+    let is_own = error.is::<EncodeError>() || error.is::<TrainVaeError>();
+    match is_own || error.is::<DataError>() || error.is::<StoreError>() {
         true => error.to_string(),
         false => format!("{error:#}"),
     }
@@ -205,7 +206,8 @@ fn message(error: &anyhow::Error) -> String {
 
 fn exit_code_of(error: &anyhow::Error) -> u8 {
     let encode = error.downcast_ref::<EncodeError>().is_some_and(EncodeError::is_configuration);
+    let vae = error.downcast_ref::<TrainVaeError>().is_some_and(TrainVaeError::is_configuration);
     let data = error.downcast_ref::<DataError>().is_some_and(DataError::is_configuration);
     let store = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_configuration);
-    if encode || data || store { exit_code::CONFIGURATION } else { exit_code::FAILED }
+    if encode || vae || data || store { exit_code::CONFIGURATION } else { exit_code::FAILED }
 }

@@ -37,6 +37,7 @@ mod error;
 mod failure;
 mod folder;
 pub mod lease;
+pub mod local_folder;
 pub mod object;
 pub mod plain_file;
 mod profile;

@@ -13,7 +13,10 @@ impl TrainConfig {
         let numbers = self.numbers().into_iter().filter_map(|(key, number)| Some(check_number(key, number?)));
         let mut problems: Vec<_> = numbers.chain(self.texts().map(check_text)).filter_map(Result::err).collect();
         // The relations between values of the model are only checked if each of them is in range.
-        if !problems.iter().any(|problem| matches!(problem, ConfigError::Value { key, .. } if key.starts_with("model."))) {
+        if !problems
+            .iter()
+            .any(|problem| matches!(problem, ConfigError::Value { key, .. } if key.starts_with("model.")))
+        {
             problems.extend(self.model.validate().map_err(ConfigError::from).err());
         }
         problems

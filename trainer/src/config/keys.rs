@@ -142,7 +142,8 @@ mod tests {
         let config = crate::config::parse(text, "arinar_b.yaml", &[eval]).unwrap();
         let mut keys = Vec::new();
         leaves("", &serde_json::to_value(&config).unwrap(), &mut keys);
-        let mut table: Vec<_> = KEYS.iter().map(|(key, _)| (*key).to_owned()).filter(|key| !key.ends_with(']')).collect();
+        let mut table: Vec<_> =
+            KEYS.iter().map(|(key, _)| (*key).to_owned()).filter(|key| !key.ends_with(']')).collect();
         keys.sort();
         table.sort();
         assert_eq!(keys, table);

@@ -36,7 +36,9 @@ fn check_path(tree: &Value, path: &[&str]) -> Result<(), String> {
         let fields = match place {
             Value::Object(fields) => fields,
             Value::Null => {
-                return Err(format!("{walked:?} is null; set all of its keys together: --set '{walked}={{KEY: VALUE, ...}}'"));
+                return Err(format!(
+                    "{walked:?} is null; set all of its keys together: --set '{walked}={{KEY: VALUE, ...}}'"
+                ));
             }
             _ => return Err(format!("{walked:?} has no keys inside")),
         };

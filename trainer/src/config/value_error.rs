@@ -4,32 +4,50 @@ use arinar_model::text::printable;
 
 use super::keys::{Rule, rule};
 
-/// Describes the value at a dotted path, which has the wrong type. The path of the whole document is empty.
-pub(super) fn describe_value(path: &str, value: &str) -> String {
-    let Some(rule) = rule(path) else { return describe_section(path, value) };
-    let expected = rule.expected();
-    match value.chars().next() {
-        None => format!("{path} has no value; it takes {expected}"),
-        Some('[') => format!("{path}: a list is not {expected}"),
-        Some('-') if value == "-" || value.starts_with("- ") => format!("{path}: a list is not {expected}"),
-        Some('{') => format!("{path}: a mapping is not {expected}"),
-        Some(_) => {
-            let fix = plain_number(rule, value).map_or_else(String::new, |number| format!("; write {number}"));
-            format!("{path}: {} is not {expected}{fix}", printable(value))
+/// A value as it is written in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// There is no value after the colon.
+    None,
+    /// A list.
+    List,
+    /// A mapping.
+    Mapping,
+    /// A text that continues on the next line.
+    SeveralLines,
+    /// The text of anything else.
+    Text(String),
+}
+
+impl Value {
+    fn description(&self) -> String {
+        match self {
+            Self::None => "nothing".to_owned(),
+            Self::List => "a list".to_owned(),
+            Self::Mapping => "a mapping".to_owned(),
+            Self::SeveralLines => "a text of several lines".to_owned(),
+            Self::Text(text) => printable(text),
         }
     }
 }
 
-/// Describes a value in the place of a mapping.
-fn describe_section(path: &str, value: &str) -> String {
+/// Describes the value at a dotted path, which has the wrong type. The path of the whole document is empty.
+pub(super) fn describe_value(path: &str, value: &Value) -> String {
+    let rule = rule(path);
     let place = if path.is_empty() { "the file" } else { path };
-    let found = match value.chars().next() {
-        None => return format!("{place} has no keys; it takes lines of the form KEY: VALUE"),
-        Some('[') => "a list".to_owned(),
-        Some('-') if value == "-" || value.starts_with("- ") => "a list".to_owned(),
-        Some(_) => printable(value),
+    let fix = match (rule, value) {
+        (None, Value::None) => return format!("{place} has no keys; it takes lines of the form KEY: VALUE"),
+        (Some(rule), Value::None) => return format!("{place} has no value; it takes {}", rule.expected()),
+        (_, Value::SeveralLines) => {
+            "; close the bracket of this line, or correct the indentation of the next".to_owned()
+        }
+        (Some(rule), Value::Text(text)) => {
+            plain_number(rule, text).map_or_else(String::new, |number| format!("; write {number}"))
+        }
+        _ => String::new(),
     };
-    format!("{place}: {found} is not a mapping of keys to values, like {{KEY: VALUE}}")
+    let expected = rule.map_or("a mapping of keys to values, like {KEY: VALUE}".to_owned(), Rule::expected);
+    format!("{place}: {} is not {expected}{fix}", value.description())
 }
 
 /// Returns the number that was probably meant, in a form that is accepted.

@@ -4,7 +4,11 @@ use arinar_model::text::printable;
 use serde::de::DeserializeOwned;
 use serde_saphyr::Error;
 
-use super::{error::suggestion, keys::rule, value_error::describe_value};
+use super::{
+    error::suggestion,
+    keys::rule,
+    value_error::{Value, describe_value},
+};
 
 /// An error in a YAML text.
 #[derive(Debug)]
@@ -144,15 +148,21 @@ impl Place<'_> {
     }
 
     /// Returns the text of the value.
-    fn value(&self) -> String {
+    fn value(&self) -> Value {
         let line = self.text.lines().nth(self.line.saturating_sub(1) as usize).unwrap_or_default();
-        let line = line.strip_prefix('\u{feff}').unwrap_or(line);
-        let rest: String = line.chars().skip(self.column.saturating_sub(1) as usize).collect();
-        match rest.chars().next() {
-            // The location of a list or mapping is that of its first character.
-            Some('[' | '{') => rest,
-            Some('-') if rest == "-" || rest.starts_with("- ") => rest,
-            _ => rest.chars().take(self.length).collect(),
+        let line: Vec<char> = line.strip_prefix('\u{feff}').unwrap_or(line).chars().collect();
+        let (before, rest) = line.split_at(line.len().min(self.column.saturating_sub(1) as usize));
+        // The location of a list or mapping is that of its first character, or of its first item.
+        let is_item = self.length == 0 && before.ends_with(&['-', ' ']);
+        match rest {
+            ['[', ..] | ['-'] | ['-', ' ', ..] => Value::List,
+            _ if is_item => Value::List,
+            ['{', ..] => Value::Mapping,
+            _ if self.length > rest.len() => Value::SeveralLines,
+            _ => match rest[..self.length].iter().collect::<String>() {
+                text if text.is_empty() => Value::None,
+                text => Value::Text(text),
+            },
         }
     }
 }
@@ -172,7 +182,10 @@ fn describe_syntax(message: &str) -> String {
         ("misplaced bracket", "this bracket closes nothing; put a value that begins with a bracket in quotes"),
         ("unknown escape", "unknown escape; write \\\\ for a backslash in double quotes, or use single quotes"),
         ("invalid trailing content", "there is text after the closing quote; put the whole value in quotes"),
-        ("block sequence entries are not allowed", "a list begins here; write a list as [A, B], or put the text in quotes"),
+        (
+            "block sequence entries are not allowed",
+            "a list begins here; write a list as [A, B], or put the text in quotes",
+        ),
         ("mapping keys are not allowed", "a value must not begin with '? '; put it in quotes"),
         ("unexpected EOF", "the value is incomplete; put it in quotes"),
     ];

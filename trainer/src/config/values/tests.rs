@@ -18,7 +18,9 @@ fn intervals_are_durations_or_steps() {
     ] {
         assert_eq!(text.parse(), Ok(Every::Time(time)), "{text}");
     }
-    for (text, steps) in [("100 steps", 100), ("100steps", 100), ("1 step", 1), ("18446744073709551615 steps", u64::MAX)] {
+    for (text, steps) in
+        [("100 steps", 100), ("100steps", 100), ("1 step", 1), ("18446744073709551615 steps", u64::MAX)]
+    {
         assert_eq!(text.parse(), Ok(Every::Steps(steps)), "{text}");
     }
 }
