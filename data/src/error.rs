@@ -159,6 +159,7 @@ impl DataError {
         match self {
             Self::NoDataset { .. }
             | Self::OtherDataset { .. }
+            | Self::Manifest { .. }
             | Self::NewerVersion { .. }
             | Self::NotACache { .. }
             | Self::CacheLimit { .. }

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use arinar_tests::support::checkpoint::Cloud;
-use arinar_tests::support::trainer::{Lab, ProcessOutput};
+use arinar_tests::support::trainer::{Lab, ProcessOutput, launch, trainer};
 
 /// The outcome that both must have.
 enum Outcome<'a> {
@@ -121,12 +122,22 @@ fn both_refuse_the_same_checkpoints_and_datasets() {
     let cases: [(&[&str], Outcome<'_>); 5] = [
         (&["train.max_steps=2"], Success),
         (&["seed=6"], Problem("seed is 5 in the checkpoint and 6 now")),
-        (&["batch.global=4"], Problem("batch.global is 8 in the checkpoint and 4 now")),
+        (&["batch.global=4"], Problem("global batch is 8 in the checkpoint and 4 now")),
         (&["model.outer.width=64"], Problem("model.outer.width")),
         (&["checkpoint.resume=none"], Problem("already holds the checkpoint step-00000002")),
     ];
     for (overrides, expected) in cases {
         assert_agreement(|| lab.command(0, overrides), &overrides.join(" "), &expected);
+    }
+    // A synthetic dataset has a position, too.
+    let noise = ["data.url=synthetic:48", "run.dir=NOISE"]
+        .map(|value| value.replace("NOISE", lab.path("noise").to_str().unwrap()));
+    let noise = |more: &[&str]| lab.command(0, &[&[noise[0].as_str(), &noise[1], "train.max_steps=2"], more].concat());
+    assert_agreement(|| noise(&[]), "synthetic", &Success);
+    for (overrides, part) in
+        [(["seed=6"], "seed 5"), (["batch.global=4"], "global batch 8"), (["data.url=synthetic:40"], "synthetic:48")]
+    {
+        assert_agreement(|| noise(&overrides), overrides[0], &Problem(part));
     }
     // A cache that contains files of another program, and one that cannot hold the shards.
     let cache = format!("data.cache_dir={}", lab.path("dataset").display());
@@ -141,4 +152,38 @@ fn both_refuse_the_same_checkpoints_and_datasets() {
     // Damage and gaps in the dataset. The smallest shard is the one that --check reads.
     std::fs::write(lab.path("dataset/manifest.json"), "{").unwrap();
     assert_agreement(|| lab.command(0, &[]), "manifest", &Problem("is not a valid manifest"));
+}
+
+#[test]
+fn both_refuse_the_same_weights() {
+    let lab = Lab::new();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pytorch");
+    std::fs::write(lab.path("pointer"), "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n")
+        .unwrap();
+    let import = |file: &Path, overrides: &[&str]| {
+        let mut command = lab.command(0, &[&["train.max_steps=1"], overrides].concat());
+        command.arg("--import").arg(file);
+        command
+    };
+    for (file, part) in [
+        (lab.path("nowhere.pth"), "nowhere.pth"),
+        (lab.path("pointer"), "it is a pointer of Git LFS, not the file itself; run `git lfs pull`"),
+        (lab.path("dataset"), "it is not a regular file"),
+        (fixtures.join("before-1.6.pth"), "it has the format of PyTorch before 1.6"),
+        (fixtures.join("checkpoint-last.pth"), "do not match the model: wrong shape"),
+    ] {
+        assert_agreement(|| import(&file, &[]), &file.display().to_string(), &Problem(part));
+    }
+    let resume = format!("checkpoint.resume={}", lab.path("run").display());
+    let file = fixtures.join("checkpoint-last.pth");
+    assert_agreement(|| import(&file, &[&resume]), &resume, &Problem("two sources of initial weights"));
+    // Weights of this model, before the run has started and afterwards.
+    lab.train(0, &["train.max_steps=1"]).succeeded();
+    let exported = lab.path("exported.safetensors");
+    let mut export = launch(0);
+    export.arg(trainer()).arg("--export").arg(&exported).arg("--run").arg(lab.path("run"));
+    ProcessOutput::of(export.output().unwrap()).succeeded();
+    let other = format!("run.dir={}", lab.path("other").display());
+    assert_agreement(|| import(&exported, &[&other]), "an export", &Success);
+    assert_agreement(|| import(&lab.path("nowhere.pth"), &[&other]), "a run that has started", &Success);
 }

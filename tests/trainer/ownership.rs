@@ -354,7 +354,7 @@ fn overwriting_deletes_only_shards_of_the_dataset() {
     let manifest = std::fs::read(work.out("manifest.json")).unwrap();
     std::fs::write(work.out("manifest.json"), &manifest[..200]).unwrap();
     let (code, _, stderr) = exit_status(&work.encode(&vae, &[]));
-    assert!(code == 1 && stderr.contains("is not a valid manifest"), "{code} {stderr}");
+    assert!(code == 78 && stderr.contains("is not a valid manifest"), "{code} {stderr}");
     succeeded(&work.encode(&vae, &["--seed", "2", "--overwrite"]));
     assert!(std::fs::read(work.out("manifest.json")).unwrap() == manifest);
 }

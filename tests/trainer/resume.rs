@@ -108,7 +108,7 @@ fn nothing_is_overwritten_without_an_intact_checkpoint() {
     let text = std::fs::read(&state).unwrap();
     std::fs::write(&state, &text[..text.len() / 2]).unwrap();
     let output = lab.train(0, &["train.max_steps=4"]);
-    assert_eq!(output.code, Some(i32::from(exit_code::FAILED)));
+    assert_eq!(output.code, Some(i32::from(exit_code::CONFIGURATION)));
     assert!(output.error().contains("none of the checkpoints"), "{}", output.stderr);
     assert_eq!(lab.checkpoints("run"), ["step-00000002"]);
 }

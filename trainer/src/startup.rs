@@ -298,7 +298,7 @@ impl<'a> Startup<'a> {
 }
 
 /// Checks that the weights of a new run come from one place.
-fn check_single_origin(config: &TrainConfig, imported: Option<&str>) -> Result<(), Stop> {
+pub(crate) fn check_single_origin(config: &TrainConfig, imported: Option<&str>) -> Result<(), Stop> {
     match (&config.checkpoint.resume, imported) {
         (Resume::From(place), Some(url)) => Err(Stop::configuration(format!(
             "--import {url} and checkpoint.resume {place} are two sources of initial weights; give one of them"

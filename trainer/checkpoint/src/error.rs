@@ -165,6 +165,8 @@ impl JobError for CheckpointError {
             | Self::ForeignFolder { .. }
             | Self::Lease(LeaseError::Foreign { .. })
             | Self::NoCheckpoint { .. }
+            | Self::NoneIntact { .. }
+            | Self::NoCacheFolder
             | Self::OtherModel { .. } => exit_code::CONFIGURATION,
             Self::Collective(error) => error.exit_code(),
             _ => exit_code::FAILED,

@@ -15,8 +15,9 @@ pub(super) fn apply(config: TrainConfig, overrides: &[String]) -> Result<TrainCo
             argument.split_once('=').ok_or_else(|| fail("write it as key=value, e.g. optim.epochs=2".to_owned()))?;
         let tree = serde_json::to_value(&config).map_err(|error| fail(error.to_string()))?;
         // JSON has no infinity, which the checks of the values report.
-        if serde_json::from_value::<TrainConfig>(tree.clone()).ok().as_ref() != Some(&config) {
-            return config.problems().into_iter().next().map_or(Ok(config), Err);
+        let is_complete = serde_json::from_value::<TrainConfig>(tree.clone()).is_ok_and(|copy| copy == config);
+        if let Some(problem) = config.problems().into_iter().next().filter(|_| !is_complete) {
+            return Err(problem);
         }
         let path: Vec<&str> = path.trim().split('.').collect();
         check_path(&tree, &path).map_err(fail)?;
