@@ -118,6 +118,10 @@ fn verdict(result: Result<TrainConfig, ConfigError>) -> Result<String, String> {
 fn assert_alike(path: &str, line: usize, value: &str) -> Result<(), TestCaseError> {
     let file = verdict(config::parse(&file_with(line, value), "a.yaml", &[]));
     let set = verdict(config::parse(BASE, "a.yaml", &[format!("{path}={value}")]));
+    if value.starts_with(['"', '\'']) && file.is_err() && set.is_err() {
+        // A quote that is not closed ends somewhere in the rest of the file, but at the end of an argument.
+        return Ok(());
+    }
     prop_assert_eq!(file, set, "{}={:?}", path, value);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Overrides on the command line: `--set KEY=VALUE` has the effect of a file with `KEY: VALUE`.
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::{ConfigError, TrainConfig, error::suggestion, yaml};
@@ -62,6 +63,10 @@ fn one_value(text: &str) -> Result<String, String> {
     let is_plain = !text.starts_with(['"', '\'', '[', '{', '&', '*', '!', '|', '>', '@', '`', '%']);
     if is_plain && (text.starts_with('#') || text.contains(" #") || text.contains("\t#")) {
         return Err("'#' begins a comment in YAML; put the value in quotes, like 'KEY=\"VALUE\"'".to_owned());
+    }
+    if text.starts_with(['"', '\'', '[', '{']) {
+        // In the whole document, the end would be searched in the values that follow.
+        yaml::parse::<IgnoredAny>(text).map_err(|error| error.message)?;
     }
     let ends_with_colon = is_plain && text.ends_with(':') && !text.contains([' ', '\t']);
     Ok(if ends_with_colon { Value::from(text).to_string() } else { text.to_owned() })
