@@ -172,6 +172,7 @@ impl DataError {
         match self {
             Self::NoDataset { .. }
             | Self::OtherDataset { .. }
+            | Self::Manifest { .. }
             | Self::NewerVersion { .. }
             | Self::NotACache { .. }
             | Self::NoLocks { .. }

@@ -59,6 +59,7 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod byte_size;
 mod command_line;
 pub mod commands;
 mod error;
@@ -72,6 +73,7 @@ mod reporter;
 pub mod sources;
 mod text;
 
+pub use byte_size::parse_bytes;
 pub use command_line::answer_without_command;
 pub use error::DataError;
 pub use output_error::OutputError;

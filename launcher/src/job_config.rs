@@ -114,7 +114,7 @@ mod tests {
                         Usage: arinar-trainer --check\n\nFor more information, try '--help'.\n";
         let line = "arinar-trainer: unexpected argument '--chek' found (see arinar-trainer --help)";
         assert_eq!(error_line(argument), line);
-        let own = "arinar-trainer: error: optim.ema: 2 is not within [0, 1)";
+        let own = "arinar-trainer: error: optim.ema: 2 is not a number of at least 0 and below 1";
         for stderr in [own.to_owned(), format!("a warning\n{own}\n"), format!("{own}\nand more\n")] {
             assert_eq!(error_line(&stderr), own);
         }

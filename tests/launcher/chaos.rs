@@ -46,7 +46,7 @@ optim: {lr_per_256: 0.04, betas: [0.9, 0.95], weight_decay: 0.02, grad_clip: 3.0
 batch: {global: 32}
 checkpoint: {every: 15 steps, keep_last: 2, spool_dir: SPOOL}
 train: {threads: 1}
-log: {every: 1, format: text}
+log: {every: 1 step, format: text}
 ";
 
 /// A store with the dataset, and a machine's local files.

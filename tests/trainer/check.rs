@@ -345,9 +345,9 @@ fn the_launcher_passes_the_flag_to_the_trainer() {
 }
 
 #[test]
-fn check_conflicts_with_plan_and_import() {
+fn plan_conflicts_with_check_and_import() {
     let lab = Lab::new();
-    for arguments in [["--check", "--plan"], ["--check", "--import=x.pth"], ["--plan", "--import=x.pth"]] {
+    for arguments in [["--check", "--plan"], ["--plan", "--import=x.pth"]] {
         let output = ProcessOutput::of(lab.command(0, &[]).args(arguments).output().unwrap());
         assert_eq!(output.code, Some(78), "{arguments:?}: {}", output.stderr);
         assert!(output.stderr.contains("cannot be used with"), "{}", output.stderr);

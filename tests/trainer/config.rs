@@ -32,11 +32,11 @@ fn overrides_are_checked_as_strictly_as_files() {
     let lab = Lab::new();
     for (argument, parts) in [
         ("optim.epoch=2", ["unknown key \"epoch\" in \"optim\"", "did you mean \"epochs\"?"]),
-        ("optim=2", ["--set optim=2", "invalid type"]),
-        ("batch.global=many", ["--set batch.global=many", "invalid type"]),
+        ("optim=2", ["--set optim=2", "is not a mapping of keys to values"]),
+        ("batch.global=many", ["--set batch.global=many", "batch.global: many is not a whole number from 1"]),
         ("batch.global", ["key=value", "--set batch.global"]),
         ("checkpoint.every=soon", ["30min", "100 steps"]),
-        ("optim.ema=1.5", ["optim.ema", "within [0, 1)"]),
+        ("optim.ema=1.5", ["optim.ema: 1.5", "at least 0 and below 1"]),
         ("model.outer.heads=5", ["model.outer", "heads"]),
     ] {
         assert_refused(&lab.train(0, &[argument]), &parts);

@@ -168,6 +168,93 @@ fn mismatched_tensors_and_files_are_named() {
     assert_one_line(&WeightsFile::open(Path::new("/nowhere.pth")).unwrap_err(), &["/nowhere.pth"]);
 }
 
+/// Saves the fixture's weights with other names. A name that is replaced by several is saved under each of them.
+fn save_renamed(path: &Path, rename: impl Fn(&str) -> Vec<String>) {
+    let model = weights::named(&tiny_model());
+    WeightsFile::open(&fixture("checkpoint-last.pth")).unwrap().fill_model(&model).unwrap();
+    let renamed = |(name, tensor): (&String, &Tensor)| {
+        rename(name).into_iter().map(|name| (name, tensor.shallow_clone())).collect::<Vec<_>>()
+    };
+    weights::save(path, &model.iter().flat_map(renamed).collect(), &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn names_of_wrapped_models_are_accepted_but_never_mixed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wrapped.safetensors");
+    let load = || {
+        let model = weights::named(&tiny_model());
+        WeightsFile::open(&path).and_then(|file| file.fill_model(&model)).map(|()| model)
+    };
+    // The names of DistributedDataParallel, torch.compile, both, PyTorch Lightning, FullyShardedDataParallel, and the
+    // PyTorch tutorial on checkpoints.
+    let prefixes = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "state_dict.model.", "model."];
+    for prefix in prefixes.into_iter().chain(["_fsdp_wrapped_module.", "model_state_dict.module.", "state_dict."]) {
+        save_renamed(&path, |name| vec![format!("{prefix}{name}")]);
+        assert_official(&load().unwrap_or_else(|error| panic!("{prefix}: {error}")), 0, 0.0);
+    }
+    // Only the head is compiled.
+    save_renamed(&path, |name| vec![name.replace("arhead.", "arhead._orig_mod.")]);
+    assert_official(&load().unwrap(), 0, 0.0);
+    let refused = |rename: fn(&str) -> Vec<String>| {
+        save_renamed(&path, rename);
+        assert_one_line(&load().unwrap_err(), &["hold more than one set of tensors", "save one of them"]);
+    };
+    refused(|name| vec![name.to_owned(), format!("module.{name}")]);
+    refused(|name| vec![format!("model.{name}"), format!("state_dict.{name}")]);
+    refused(|name| vec![format!("{}.{name}", if name.len() % 2 == 0 { "model" } else { "module" })]);
+    refused(|name| vec![name.to_owned(), name.replace("arhead.", "arhead._orig_mod.")]);
+    let lab = Lab::new();
+    save_renamed(&path, |name| vec![format!("module._orig_mod.{name}")]);
+    lab.import(2, &path.display().to_string(), &[]).succeeded();
+    assert_official(&lab.export("model", "run"), 0, 1e-20);
+}
+
+#[test]
+fn archives_and_damaged_downloads_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = |name: &str, files: &[&str]| {
+        let path = folder.path().join(name);
+        let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        for file in files {
+            archive.start_file(*file, zip::write::SimpleFileOptions::default()).unwrap();
+        }
+        archive.finish().unwrap();
+        path
+    };
+    let official = std::fs::read(fixture("checkpoint-last.pth")).unwrap();
+    let cut = folder.path().join("cut.pth");
+    std::fs::write(&cut, &official[..official.len() / 2]).unwrap();
+    let saved = folder.path().join("saved.safetensors");
+    weights::save(&saved, &weights::named(&tiny_model()), &BTreeMap::new()).unwrap();
+    let saved = std::fs::read(saved).unwrap();
+    let part = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    for (path, expected) in [
+        (
+            archive("photos.zip", &["a.jpg"]),
+            "photos.zip is not a weights file: it is a zip archive of other files; unpack it",
+        ),
+        (archive("cached.npz", &["moments.npy"]), "it is a NumPy archive"),
+        (archive("program.pt", &["program/data.pkl", "program/constants.pkl"]), "it is a TorchScript program"),
+        (cut, "cut.pth: not a complete torch.save file (its end is missing"),
+        (part("header.safetensors", &saved[..20]), "not a complete safetensors file (it has 20 of at least"),
+        (part("values.safetensors", &saved[..saved.len() - 1]), "not a complete safetensors file (it has"),
+        (part("longer.safetensors", &[&saved[..], b"more"].concat()), "bytes instead of"),
+        (part("zeros", &[0; 4096]), "it is filled with zeros; download the file again"),
+        (part("noise", &[0x9c; 4096]), "not a complete safetensors file"),
+        (folder.path().to_owned(), "it is not a regular file"),
+    ] {
+        let model = weights::named(&tiny_model());
+        let result = WeightsFile::open(&path).and_then(|file| file.fill_model(&model));
+        assert_one_line(&result.unwrap_err(), &[expected]);
+        assert_one_line(&load_vae(&path, Device::Cpu).err().unwrap(), &[expected]);
+    }
+}
+
 /// A folder in which the fixture's model is trained on noise.
 struct Lab {
     folder: tempfile::TempDir,

@@ -1,6 +1,7 @@
 //! Integration tests of the trainer that run the real programs.
 
 mod check;
+mod check_and_run;
 mod config;
 mod faults;
 mod heartbeat;
@@ -8,6 +9,8 @@ mod import_export;
 mod locks;
 mod nccl;
 mod output;
+mod output_folders;
+mod overrides;
 mod ownership;
 mod places;
 mod plan;

@@ -92,7 +92,7 @@ fn a_home_folder_is_not_used_as_a_cache() {
 #[test]
 fn retention_keeps_links_and_user_files() {
     let lab = Lab::new();
-    let overrides = |steps: u64| [format!("train.max_steps={steps}"), "checkpoint.every=1".to_owned()];
+    let overrides = |steps: u64| [format!("train.max_steps={steps}"), "checkpoint.every=1 steps".to_owned()];
     let train = |steps: u64| lab.train(2, &overrides(steps).each_ref().map(String::as_str)).succeeded();
     train(4); // keeps the last three checkpoints: 2, 3 and 4
     let moved = lab.path("archive/step-00000002");
@@ -124,7 +124,7 @@ fn a_run_does_not_overwrite_foreign_checkpoints() {
     let lab = Lab::new();
     write_user_file(&lab.path("run/step-00000004/model-00001-of-00001.safetensors"));
     let before = tree(&lab.path("run"));
-    let overrides = ["train.max_steps=6", "checkpoint.every=2"];
+    let overrides = ["train.max_steps=6", "checkpoint.every=2 steps"];
     let parts = ["step-00000004", "is not a checkpoint of this program", "run.dir"];
     assert_refused(&lab.train(0, &overrides), &parts);
     assert_found_by_check(&lab, &overrides, &parts[..2]);
@@ -151,7 +151,7 @@ fn an_unfinished_checkpoint_of_a_killed_run_is_replaced() {
     std::fs::write(folder.join("model-00002-of-00003.safetensors"), "half").unwrap();
     std::fs::create_dir_all(lab.path("run/step-00000001")).unwrap();
     std::fs::write(lab.path("run/step-00000001/unfinished.json"), "{}").unwrap();
-    lab.train(0, &["train.max_steps=4", "checkpoint.every=2"]).succeeded();
+    lab.train(0, &["train.max_steps=4", "checkpoint.every=2 steps"]).succeeded();
     assert_eq!(lab.checkpoints("run"), ["step-00000002", "step-00000004"]);
     assert!(!lab.path("run/step-00000001").exists());
     let names: Vec<String> =
@@ -183,7 +183,7 @@ fn a_foreign_ledger_is_kept() {
 #[test]
 fn the_spool_deletes_only_checkpoints() {
     let cloud = Cloud::new();
-    cloud.train(2, &["train.max_steps=4", "checkpoint.every=2"]).succeeded();
+    cloud.train(2, &["train.max_steps=4", "checkpoint.every=2 steps"]).succeeded();
     let spool = cloud.spool();
     let kept =
         ["notes.txt", "fetched/notes.txt", "step-00000001/model-00001-of-00002.safetensors", "step-00000004/notes.txt"];
@@ -191,7 +191,7 @@ fn the_spool_deletes_only_checkpoints() {
     let elsewhere = cloud.lab.path("elsewhere");
     write_user_file(&elsewhere.join("manifest.json"));
     symlink(&elsewhere, spool.join("step-00000003")).unwrap();
-    cloud.train(2, &["train.max_steps=8", "checkpoint.every=2"]).succeeded();
+    cloud.train(2, &["train.max_steps=8", "checkpoint.every=2 steps"]).succeeded();
     kept.iter().for_each(|file| assert_unchanged(&spool.join(file)));
     assert_unchanged(&elsewhere.join("manifest.json"));
     // The newest checkpoint stays in the spool; of the older ones, only foreign files stay.
@@ -355,7 +355,7 @@ fn overwriting_deletes_only_shards_of_the_dataset() {
     let manifest = std::fs::read(work.out("manifest.json")).unwrap();
     std::fs::write(work.out("manifest.json"), &manifest[..200]).unwrap();
     let (code, _, stderr) = exit_status(&work.encode(&vae, &[]));
-    assert!(code == 1 && stderr.contains("is not a valid manifest"), "{code} {stderr}");
+    assert!(code == 78 && stderr.contains("is not a valid manifest"), "{code} {stderr}");
     succeeded(&work.encode(&vae, &["--seed", "2", "--overwrite"]));
     assert!(std::fs::read(work.out("manifest.json")).unwrap() == manifest);
 }

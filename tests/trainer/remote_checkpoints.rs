@@ -21,7 +21,7 @@ fn a_run_resumes_bit_identically_from_the_bucket_alone() {
     whole.train(2, &["train.max_steps=12"]).succeeded();
     for steps in ["train.max_steps=4", "train.max_steps=8", "train.max_steps=12"] {
         cloud.new_machine();
-        cloud.train(2, &[steps, "checkpoint.every=3", "checkpoint.keep_last=2"]).succeeded();
+        cloud.train(2, &[steps, "checkpoint.every=3 steps", "checkpoint.keep_last=2"]).succeeded();
         cloud.check_manifests();
     }
     assert_eq!(cloud.stored(), ["step-00000009", "step-00000012"]);
@@ -167,7 +167,7 @@ fn an_upload_interrupted_by_a_kill_is_completed_later() {
 #[test]
 fn a_damaged_checkpoint_in_the_bucket_is_skipped() {
     let cloud = Cloud::new();
-    let steps = ["train.max_steps=6", "checkpoint.every=3"];
+    let steps = ["train.max_steps=6", "checkpoint.every=3 steps"];
     cloud.train(2, &steps).succeeded();
     let whole = cloud.lab.tensors(&format!("{RUN}/step-00000006"));
     let file = cloud.lab.path(&format!("{RUN}/step-00000006/ema-00002-of-00002.safetensors"));
@@ -186,7 +186,7 @@ fn a_damaged_checkpoint_in_the_bucket_is_skipped() {
 #[test]
 fn an_unreachable_store_does_not_restart_training_from_scratch() {
     let cloud = Cloud::with_short_timeout();
-    cloud.train(0, &["train.max_steps=6", "checkpoint.every=3"]).succeeded();
+    cloud.train(0, &["train.max_steps=6", "checkpoint.every=3 steps"]).succeeded();
     cloud.new_machine();
     let gone = Faults { prefix: "runs/tiny/step-00000006/ema".to_owned(), ..Faults::always(Fault::InternalError, &[]) };
     cloud.server.set_faults(gone);
@@ -268,4 +268,22 @@ fn sampling_needs_no_local_files() {
     let out = cloud.lab.path("s3/runs/images/of it");
     assert_eq!(files(&out), ["0001-two-000.png", "grid.png"]);
     assert_eq!(image::open(out.join("0001-two-000.png")).unwrap().width(), 16);
+}
+
+#[test]
+fn event_files_of_another_machine_precede_those_of_this_one() {
+    let cloud = Cloud::new();
+    cloud.train(0, &["train.max_steps=2"]).succeeded();
+    let store = Store::open_with("s3://runs/tiny", &cloud.environment().into_iter().collect()).unwrap();
+    let files = || -> Vec<String> { store.list("logs").unwrap().into_iter().map(|object| object.name).collect() };
+    // The clock of the first machine is ahead.
+    let ahead = "logs/events.out.tfevents.3900000000.000000001.0.arinar";
+    let first = files().pop().unwrap();
+    store.put(ahead, store.get(&first).unwrap()).unwrap();
+    store.delete(&first).unwrap();
+    cloud.new_machine();
+    cloud.train(0, &["train.max_steps=4"]).succeeded();
+    let mut names = files();
+    names.sort();
+    assert!(names.len() == 2 && names[0] == ahead, "{names:?}");
 }

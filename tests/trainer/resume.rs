@@ -89,11 +89,11 @@ fn flip_a_byte(lab: &Lab, name: &str) {
 #[test]
 fn a_damaged_checkpoint_is_skipped() {
     let lab = Lab::new();
-    lab.train(2, &["train.max_steps=6", "checkpoint.every=3"]).succeeded();
+    lab.train(2, &["train.max_steps=6", "checkpoint.every=3 steps"]).succeeded();
     assert_eq!(lab.checkpoints("run"), ["step-00000003", "step-00000006"]);
     let whole = lab.tensors("run/step-00000006");
     flip_a_byte(&lab, "run/step-00000006/optimizer-00002-of-00002.safetensors");
-    let again = lab.train(2, &["train.max_steps=6", "checkpoint.every=3"]).succeeded();
+    let again = lab.train(2, &["train.max_steps=6", "checkpoint.every=3 steps"]).succeeded();
     assert!(again.stdout.contains("warning: damaged checkpoint"), "{}", again.stdout);
     assert!(again.stdout.contains("optimizer-00002-of-00002.safetensors"), "{}", again.stdout);
     assert!(again.stdout.contains("step-00000003"), "{}", again.stdout);
@@ -108,7 +108,7 @@ fn nothing_is_overwritten_without_an_intact_checkpoint() {
     let text = std::fs::read(&state).unwrap();
     std::fs::write(&state, &text[..text.len() / 2]).unwrap();
     let output = lab.train(0, &["train.max_steps=4"]);
-    assert_eq!(output.code, Some(i32::from(exit_code::FAILED)));
+    assert_eq!(output.code, Some(i32::from(exit_code::CONFIGURATION)));
     assert!(output.error().contains("none of the checkpoints"), "{}", output.stderr);
     assert_eq!(lab.checkpoints("run"), ["step-00000002"]);
 }

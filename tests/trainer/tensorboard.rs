@@ -112,3 +112,42 @@ fn tensorboard_serves_every_step_of_the_main_curves() {
         }
     }
 }
+
+#[test]
+fn tensorboard_serves_every_step_whatever_the_clock_says() {
+    let lab = Lab::new();
+    let train = |steps: u64| {
+        lab.train(0, &[&format!("train.max_steps={steps}"), "checkpoint.keep_last=100"]).succeeded();
+    };
+    let files = || -> Vec<String> {
+        let entries = std::fs::read_dir(lab.path("logs")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| name.contains("tfevents")).collect();
+        names.sort();
+        names
+    };
+    // The clock of the first start was decades ahead, and has been set back since.
+    train(2);
+    let ahead = "events.out.tfevents.3900000000.000000001.0.arinar";
+    std::fs::rename(lab.path("logs").join(&files()[0]), lab.path("logs").join(ahead)).unwrap();
+    train(4);
+    // The third start was on a host whose clock was further ahead, with a program that names its files in another way.
+    train(5);
+    let newest = files().pop().unwrap();
+    let other = "events.out.tfevents.9999999999.other-host.4711.0.v2";
+    std::fs::rename(lab.path("logs").join(newest), lab.path("logs").join(other)).unwrap();
+    train(STEPS);
+    // The last start repeats steps whose checkpoints are lost. TensorBoard must discard the earlier values.
+    for step in 5..=STEPS {
+        std::fs::remove_dir_all(lab.path(&format!("run/step-{step:08}"))).unwrap();
+    }
+    train(STEPS);
+    let names = files();
+    assert_eq!(names.len(), 5, "{names:?}");
+    assert!(names[0] == ahead && names[2] == other, "{names:?}");
+    let board = TensorBoard::start(&lab.path("logs"));
+    for tag in ["train_loss", "epoch"] {
+        let served = board.curve(tag);
+        assert_eq!(served.iter().map(|point| point.0).collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>(), "{tag}");
+    }
+}

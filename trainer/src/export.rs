@@ -6,7 +6,7 @@ use std::path::Path;
 use arinar_data::Reporter;
 use arinar_model::weights;
 use arinar_place::{Place, of_option};
-use arinar_store::{Store, object::open_object};
+use arinar_store::{Store, local_folder::check_writable, object::open_object};
 
 use arinar_checkpoint::{load_weights, step_folder_name};
 
@@ -63,6 +63,15 @@ impl Export {
             None => self.run.clone(),
         };
         let (store, name) = open_object(&self.file).map_err(Stop::configuration)?;
+        if let Some(path) = store.local_path("") {
+            let problem = match check_writable(&path) {
+                Err(problem) => Some(problem.to_string()),
+                Ok(_) => path.join(&name).is_dir().then(|| "it is a folder".to_owned()),
+            };
+            if let Some(problem) = problem {
+                return Err(Stop::configuration(format!("--export {}: {problem}; choose another file", self.file)));
+            }
+        }
         if !can_be_replaced(&store, &name)? {
             return Err(Stop::configuration(format!(
                 "{} exists and is not an export of this program; move it away or choose another name",

@@ -4,9 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use arinar_model::weights::WeightsFile;
+use arinar_model::{
+    Arinar, ModelConfig,
+    weights::{self, WeightsError, WeightsFile},
+};
 use arinar_store::{StoreError, object::LocalCopy};
-use tch::Tensor;
+use tch::{Device, Tensor, nn};
 
 use crate::{clip, ema::Ema, parameters::FlatParameters, stop::Stop};
 use arinar_collective::{Collective, agree};
@@ -55,19 +58,12 @@ pub(crate) fn import(collective: &dyn Collective, url: &str, into: &ImportInto<'
 impl ImportInto<'_> {
     /// Fills the parameters. Returns the averages of all parameters in the same layout, if the file has any.
     fn read(&self, url: &str) -> Result<Option<Tensor>, Stop> {
-        let local = LocalCopy::fetch(url).map_err(|error| match error {
-            StoreError::Missing { .. } => Stop::configuration(error),
-            error => error.into(),
-        })?;
-        let file = WeightsFile::open(local.path()).map_err(Stop::configuration)?;
-        file.fill_model(&self.named(self.parameters.values(), |buffer| buffer.shallow_clone()))
-            .map_err(Stop::configuration)?;
+        let weights = ImportedFile::open(url)?;
+        weights.fill_model(&self.named(self.parameters.values(), |buffer| buffer.shallow_clone()))?;
         let averages = self.parameters.values().zeros_like();
-        let has = file.fill_ema(&self.named(&averages, Tensor::copy)).map_err(Stop::configuration)?;
+        let has = weights.fill_ema(&self.named(&averages, Tensor::copy))?;
         for (what, flat) in [("weights", self.parameters.values()), ("averages", &averages)] {
-            if !clip::grad_norm(flat).is_finite() {
-                return Err(Stop::configuration(format!("the {what} in {url} are not finite; import other weights")));
-            }
+            check_finite(what, clip::grad_norm(flat), url)?;
         }
         Ok(has.then_some(averages))
     }
@@ -76,5 +72,64 @@ impl ImportInto<'_> {
     fn named(&self, flat: &Tensor, buffer: impl Fn(&Tensor) -> Tensor) -> BTreeMap<String, Tensor> {
         let parameters = self.parameters.slots().iter().map(|slot| (slot.name.clone(), slot.view(flat)));
         parameters.chain(self.buffers.iter().map(|(name, tensor)| (name.clone(), buffer(tensor)))).collect()
+    }
+}
+
+/// Checks that the file at `url` can be imported into a model, which is created for this. Returns a description of the file.
+///
+/// # Errors
+/// Returns the error with which [`import`] would end.
+pub(crate) fn check(url: &str, model: &ModelConfig) -> Result<String, Stop> {
+    let file = ImportedFile::open(url)?;
+    let store = nn::VarStore::new(Device::Cpu);
+    Arinar::new(&store.root(), model);
+    let variables = weights::named(&store);
+    let norm = |variables: &BTreeMap<String, Tensor>| -> f64 { variables.values().map(clip::grad_norm).sum() };
+    file.fill_model(&variables)?;
+    check_finite("weights", norm(&variables), url)?;
+    let averages = file.fill_ema(&variables)?;
+    check_finite("averages", norm(&variables), url)?;
+    Ok(format!("{url} has the tensors of the model{}", if averages { " and their averages" } else { "" }))
+}
+
+fn check_finite(what: &str, norm: f64, url: &str) -> Result<(), Stop> {
+    if norm.is_finite() {
+        return Ok(());
+    }
+    Err(Stop::configuration(format!("the {what} in {url} are not finite; import other weights")))
+}
+
+/// The file to import, downloaded if it is in a store.
+struct ImportedFile<'a> {
+    url: &'a str,
+    copy: LocalCopy,
+    weights: WeightsFile,
+}
+
+impl<'a> ImportedFile<'a> {
+    fn open(url: &'a str) -> Result<Self, Stop> {
+        let copy = LocalCopy::fetch(url).map_err(|error| match error {
+            StoreError::Missing { .. } | StoreError::Denied { .. } => Stop::configuration(error),
+            error if error.is_configuration() => Stop::configuration(error),
+            error => Stop::failure(error),
+        })?;
+        let weights = WeightsFile::open(copy.path()).map_err(|error| wrong(url, &copy, error))?;
+        Ok(Self { url, copy, weights })
+    }
+
+    fn fill_model(&self, variables: &BTreeMap<String, Tensor>) -> Result<(), Stop> {
+        self.weights.fill_model(variables).map_err(|error| wrong(self.url, &self.copy, error))
+    }
+
+    fn fill_ema(&self, variables: &BTreeMap<String, Tensor>) -> Result<bool, Stop> {
+        self.weights.fill_ema(variables).map_err(|error| wrong(self.url, &self.copy, error))
+    }
+}
+
+/// Converts an error in a file, which names the temporary file of a download.
+fn wrong(url: &str, copy: &LocalCopy, error: WeightsError) -> Stop {
+    match copy {
+        LocalCopy::InPlace(_) => Stop::configuration(error),
+        LocalCopy::Fetched(_) => Stop::configuration(format!("the copy of {url}: {error}")),
     }
 }

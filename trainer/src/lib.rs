@@ -26,6 +26,7 @@ pub mod clip;
 pub mod config;
 pub mod ema;
 mod export;
+mod folders;
 pub mod heartbeat;
 mod import;
 mod logs;

@@ -7,7 +7,7 @@ use arinar_checkpoint::{
     Resume, Retention,
 };
 use arinar_collective::{agree, machine::allocator, require_equal};
-use arinar_data::{Reporter, read::BatchSource};
+use arinar_data::{DataError, Reporter, read::BatchSource};
 use arinar_model::arinar::Arinar;
 use arinar_place::{Place, of_option};
 use arinar_protocol::Seconds;
@@ -17,8 +17,9 @@ use crate::{
     banner::Banner,
     batch_source::{Data, RankShare},
     config::{BatchShare, ConfigError, LeaseMode, TrainConfig},
+    folders,
     import::{ImportInto, import},
-    logs::{EventUpload, Logs, TrainingProgress, UPLOAD_INTERVAL},
+    logs::{EventUpload, Logs, TrainingProgress, UPLOAD_INTERVAL, newest_event_file},
     model_state::ModelState,
     preemption::Preemption,
     rank_context::RankContext,
@@ -128,6 +129,7 @@ impl<'a> Startup<'a> {
     pub fn training(self, imported: Option<&str>) -> Result<Training<'a>, Stop> {
         let (collective, config) = (self.context.collective, self.config);
         agree(collective, check_single_origin(config, imported))?;
+        agree(collective, folders::check_all(config, self.context.launch))?;
         let data = agree(collective, Data::open(config))?;
         require_equal(collective, &[("dataset", data.info().id)])?;
         let length = RunLength::new(config, data.samples());
@@ -224,7 +226,9 @@ impl<'a> Startup<'a> {
         let text = serde_saphyr::to_string(config).map_err(Stop::failure)?;
         let log_dir = Path::new(&config.run.log_dir);
         TimeFile::check(log_dir).map_err(Stop::configuration)?;
-        let mut logs = Logs::start(progress, log_dir, banner.step + 1, &text, global_batch).map_err(Stop::failure)?;
+        let newest = if is_remote { newest_event_file(&config.run.dir).map_err(DataError::from)? } else { None };
+        let logs = Logs::start(progress, log_dir, banner.step + 1, &text, global_batch, newest.as_deref());
+        let mut logs = logs.map_err(Stop::failure)?;
         if is_remote {
             let upload = EventUpload::start(&config.run.dir, log_dir.to_path_buf(), UPLOAD_INTERVAL);
             logs.set_upload(upload.map_err(Stop::failure)?);
@@ -296,7 +300,7 @@ impl<'a> Startup<'a> {
 }
 
 /// Checks that the weights of a new run come from one place, which can be used.
-fn check_single_origin(config: &TrainConfig, imported: Option<&str>) -> Result<(), Stop> {
+pub(crate) fn check_single_origin(config: &TrainConfig, imported: Option<&str>) -> Result<(), Stop> {
     if let Some(url) = imported {
         of_option("--import", Place::parse(url)).map_err(Stop::configuration)?;
     }

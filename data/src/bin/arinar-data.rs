@@ -14,12 +14,11 @@ use arinar_data::commands::convert::{self, ConvertArgs};
 use arinar_data::commands::encode::{self, EncodeArgs};
 use arinar_data::commands::inspect;
 use arinar_data::commands::simulate::{self, SimulateArgs};
-use arinar_data::commands::train_vae::{self, TrainVaeArgs};
+use arinar_data::commands::train_vae::{self, TrainVaeArgs, TrainVaeError};
 use arinar_data::commands::verify::{Repair, verify};
 use arinar_data::format::Manifest;
 use arinar_data::read::Dataset;
 use arinar_data::read::cache::CacheConfig;
-use arinar_data::sources::SourceError;
 use arinar_data::{DataError, OutputError, Reporter, answer_without_command};
 use arinar_place::{OptionError, Place, local_path, of_option};
 use arinar_protocol::exit_code;
@@ -96,7 +95,7 @@ impl Command {
                 check("--out", &args.out)
             }
             Self::Convert(args) => {
-                resolve("--from", [&mut args.from])?;
+                resolve("--from", &mut args.from)?;
                 resolve("--vae", &mut args.vae)?;
                 check("--out", &args.out)
             }
@@ -253,9 +252,8 @@ fn message(error: &anyhow::Error) -> String {
     if let Some(output) = error.downcast_ref::<OutputError>() {
         return if output.is_closed_pipe() { String::new() } else { output.to_string() };
     }
-    let is_complete =
-        error.is::<EncodeError>() || error.is::<DataError>() || error.is::<StoreError>() || error.is::<OptionError>();
-    match is_complete {
+    let is_own = error.is::<EncodeError>() || error.is::<TrainVaeError>() || error.is::<DataError>();
+    match is_own || error.is::<StoreError>() || error.is::<OptionError>() {
         true => error.to_string(),
         false => format!("{error:#}"),
     }
@@ -263,9 +261,9 @@ fn message(error: &anyhow::Error) -> String {
 
 fn exit_code_of(error: &anyhow::Error) -> u8 {
     let encode = error.downcast_ref::<EncodeError>().is_some_and(EncodeError::is_configuration);
-    let source = error.is::<SourceError>();
+    let vae = error.downcast_ref::<TrainVaeError>().is_some_and(TrainVaeError::is_configuration);
     let data = error.downcast_ref::<DataError>().is_some_and(DataError::is_configuration);
     let store = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_configuration);
     let option = error.is::<OptionError>();
-    if encode || source || data || store || option { exit_code::CONFIGURATION } else { exit_code::FAILED }
+    if encode || vae || data || store || option { exit_code::CONFIGURATION } else { exit_code::FAILED }
 }

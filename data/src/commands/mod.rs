@@ -1,7 +1,6 @@
 //! The commands of `arinar-data`.
 
 pub mod bench;
-mod byte_size;
 pub mod convert;
 mod dataset_writer;
 pub mod encode;

@@ -37,6 +37,7 @@ mod failure;
 pub mod file_lock;
 mod folder;
 pub mod lease;
+pub mod local_folder;
 pub mod object;
 pub mod plain_file;
 mod profile;

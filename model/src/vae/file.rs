@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor, nn};
 
 use super::autoencoder::AutoencoderKl;
 use super::config::{KL16_SCALE, VaeConfig};
-use crate::weights::{self, WeightsError, WeightsFile};
+use crate::weights::{self, Section, WeightsError, WeightsFile};
 
 /// Metadata key that holds the [`VaeConfig`] as JSON.
 const CONFIG_KEY: &str = "vae_config";
@@ -49,13 +49,10 @@ pub fn load_vae(path: &Path, device: Device) -> Result<LoadedVae, WeightsError> 
 pub fn vae_safetensors(path: &Path) -> Result<Vec<u8>, WeightsError> {
     let file = WeightsFile::open(path)?;
     let Some(pickle) = file.pickle() else { return Ok(file.into_safetensors().unwrap_or_default()) };
-    let sections = ["model", "state_dict"].map(|key| pickle.section(key));
-    let mut stored = sections.into_iter().find(|section| !section.is_empty()).unwrap_or_else(|| pickle.tensors());
-    stored.retain(|name, _| !TRAINING_ONLY.iter().any(|prefix| name.starts_with(prefix)));
     let store = nn::VarStore::new(Device::Cpu);
     AutoencoderKl::new(&store.root(), &VaeConfig::kl16());
     let variables = weights::named(&store);
-    weights::fill(path, &stored, &variables)?;
+    weights::fill_selected(path, pickle.tensors(), Section::Weights, &variables, &TRAINING_ONLY)?;
     weights::serialize(path, &variables, &metadata_of(path, &VaeConfig::kl16(), KL16_SCALE)?)
 }
 
@@ -75,7 +72,7 @@ pub fn load_vae_bytes(path: &Path, bytes: &[u8], device: Device) -> Result<Loade
     };
     let mut store = nn::VarStore::new(device);
     let vae = AutoencoderKl::new(&store.root(), &config);
-    weights::load_bytes(path, bytes, &weights::named(&store))?;
+    weights::load_bytes(path, bytes, &weights::named(&store), &TRAINING_ONLY)?;
     store.freeze();
     Ok(LoadedVae { vae, config, scale, store, xxh3: format!("{:032x}", xxhash_rust::xxh3::xxh3_128(bytes)) })
 }

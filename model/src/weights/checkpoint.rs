@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 use super::error::WeightsError;
-use super::load::{fill, load_bytes, read};
+use super::file_kind::{self, OtherKind, START_BYTES};
+use super::load::{fill_selected, load_bytes, read};
 use super::pickle::{self, PickleFile};
+use super::state_dict::Section;
 
 /// An opened weights file, which holds the weights of a model and, in official checkpoints, their moving averages.
 #[derive(Debug)]
@@ -30,6 +32,9 @@ impl WeightsFile {
         if pickle::is_archive(&start) {
             return Ok(Self(Format::PyTorch(PickleFile::open(path)?)));
         }
+        if let Some(kind) = file_kind::recognize(&start) {
+            return Err(WeightsError::not_weights(path, kind));
+        }
         if pickle::is_bare_pickle(&start) {
             let old = "it has the format of PyTorch before 1.6, which has no checksums";
             return Err(WeightsError::pytorch(path, old));
@@ -37,18 +42,18 @@ impl WeightsFile {
         Ok(Self(Format::Safetensors { path: path.to_owned(), bytes: read(path)? }))
     }
 
-    /// Fills `variables` with the weights: the dictionary `model` of an official checkpoint, or the whole file if it is
-    /// a plain state dict.
+    /// Fills `variables` with the weights: the state dict with their names, which may be in a dictionary `model`,
+    /// `state_dict` or `model_state_dict`, and may have the names that DistributedDataParallel and torch.compile give it.
     ///
     /// # Errors
-    /// Returns an error, without changing any variable, if names, shapes or types do not match those of `variables`.
+    /// Returns an error, without changing any variable, if names, shapes or types do not match those of `variables`, or if
+    /// several state dicts do.
     pub fn fill_model(&self, variables: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
         match &self.0 {
-            Format::Safetensors { path, bytes } => load_bytes(path, bytes, variables),
-            Format::PyTorch(file) => match file.section("model") {
-                section if section.is_empty() => fill(file.path(), &file.tensors(), variables),
-                section => fill(file.path(), &section, variables),
-            },
+            Format::Safetensors { path, bytes } => load_bytes(path, bytes, variables, &[]),
+            Format::PyTorch(file) => {
+                fill_selected(file.path(), file.tensors(), Section::Weights, variables, &[]).map(drop)
+            }
         }
     }
 
@@ -59,11 +64,7 @@ impl WeightsFile {
     /// See [`WeightsFile::fill_model`].
     pub fn fill_ema(&self, variables: &BTreeMap<String, Tensor>) -> Result<bool, WeightsError> {
         let Format::PyTorch(file) = &self.0 else { return Ok(false) };
-        let section = file.section("model_ema");
-        if section.is_empty() {
-            return Ok(false);
-        }
-        fill(file.path(), &section, variables).map(|()| true)
+        fill_selected(file.path(), file.tensors(), Section::Averages, variables, &[])
     }
 
     /// Returns the PyTorch file, or `None` for a safetensors file.
@@ -83,9 +84,15 @@ impl WeightsFile {
     }
 }
 
+/// Returns the first bytes of a file.
 fn start_of(path: &Path) -> Result<Vec<u8>, WeightsError> {
+    let failed = |source| WeightsError::io(path, source);
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        let fix = "give the path of a safetensors file, or of a file saved with torch.save";
+        return Err(WeightsError::not_weights(path, OtherKind { what: "not a regular file", fix }));
+    }
     let mut start = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(16).read_to_end(&mut start));
-    read.map_err(|source| WeightsError::io(path, source))?;
+    let read = std::fs::File::open(path).and_then(|file| file.take(START_BYTES as u64).read_to_end(&mut start));
+    read.map_err(failed)?;
     Ok(start)
 }

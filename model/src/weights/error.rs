@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tch::Kind;
 use thiserror::Error;
 
+use super::file_kind::OtherKind;
 use crate::text::printable;
 
 /// Number of names of each kind that an error message lists; the others are counted.
@@ -22,6 +23,27 @@ pub enum WeightsError {
         /// The error reported by the system.
         #[source]
         source: io::Error,
+    },
+    /// The file has another format.
+    #[error("{} is not a weights file: it is {what}; {fix}", path.display())]
+    NotWeights {
+        /// The file.
+        path: PathBuf,
+        /// What the file is.
+        what: &'static str,
+        /// How to get the weights.
+        fix: &'static str,
+    },
+    /// The file holds several sets of weights for the model.
+    #[error(
+        "weights {} hold more than one set of tensors with the names of the model ({} and {}); save one of them to a file of \
+         its own", path.display(), sets[0], sets[1]
+    )]
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// Two of the sets.
+        sets: [String; 2],
     },
     /// The file is not a complete safetensors file.
     #[error("weights {}: not a complete safetensors file ({reason}); convert or download it again", path.display())]
@@ -88,6 +110,16 @@ pub enum WeightsError {
 impl WeightsError {
     pub(crate) fn metadata(path: &Path, key: &str, reason: impl ToString) -> Self {
         Self::Metadata { path: path.to_owned(), key: key.to_owned(), reason: printable(&reason.to_string()) }
+    }
+
+    /// Creates [`WeightsError::NotWeights`].
+    pub(super) fn not_weights(path: &Path, kind: OtherKind) -> Self {
+        Self::NotWeights { path: path.to_owned(), what: kind.what, fix: kind.fix }
+    }
+
+    /// Creates [`WeightsError::Ambiguous`].
+    pub(super) fn ambiguous(path: &Path, sets: [String; 2]) -> Self {
+        Self::Ambiguous { path: path.to_owned(), sets: sets.map(|set| printable(&set)) }
     }
 
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use tch::{Kind, Tensor};
 
 use super::error::{Mismatch, WeightsError};
+use super::file_kind::{self, START_BYTES};
+use super::state_dict::{Section, select};
 
 /// A tensor in a file.
 pub(crate) trait Stored {
@@ -53,10 +55,40 @@ pub fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
 /// Returns the metadata of a safetensors file; `path` is only used in errors.
 ///
 /// # Errors
-/// Returns [`WeightsError::Format`] if the header is invalid.
+/// Returns [`WeightsError::NotWeights`] or [`WeightsError::Format`] if the header is invalid.
 pub fn metadata(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>, WeightsError> {
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|source| WeightsError::format(path, source))?;
+    let header = SafeTensors::read_metadata(bytes);
+    let (_, header) = header.map_err(|error| not_safetensors(path, bytes, &error))?;
     Ok(header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
+/// Explains why the contents of a file are not valid safetensors.
+fn not_safetensors(path: &Path, bytes: &[u8], error: &SafeTensorError) -> WeightsError {
+    if let Some(kind) = file_kind::recognize(&bytes[..bytes.len().min(START_BYTES)]) {
+        return WeightsError::not_weights(path, kind);
+    }
+    let found = bytes.len() as u64;
+    match described_length(bytes) {
+        Some(length) if found < length => {
+            WeightsError::format(path, format!("it has {found} of at least {length} bytes"))
+        }
+        Some(length) if found > length => {
+            WeightsError::format(path, format!("it has {found} bytes instead of {length}"))
+        }
+        _ => WeightsError::format(path, error),
+    }
+}
+
+/// Returns the length of a safetensors file according to the part of its header that is there.
+fn described_length(bytes: &[u8]) -> Option<u64> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let header = u64::from_le_bytes(*length).checked_add(8)?;
+    if rest.first().is_some_and(|&first| first != b'{') {
+        return None;
+    }
+    let Some(entries) = header_of(bytes) else { return (header > bytes.len() as u64).then_some(header) };
+    let ends = entries.values().filter_map(|entry| entry.get("data_offsets")?.get(1)?.as_u64());
+    header.checked_add(ends.max().unwrap_or(0))
 }
 
 /// Parses the header of a safetensors file from its first bytes: the tensors by name, and the metadata under
@@ -73,13 +105,40 @@ pub fn header_of(start: &[u8]) -> Option<serde_json::Map<String, serde_json::Val
 /// Returns an error, without changing any variable, if the file cannot be read, is not a safetensors file, or does not
 /// have exactly the names and shapes of `variables`.
 pub fn load(path: &Path, variables: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
-    load_bytes(path, &read(path)?, variables)
+    load_bytes(path, &read(path)?, variables, &[])
 }
 
-/// Like [`load`], from the bytes of a file; `path` is only used in errors.
-pub(crate) fn load_bytes(path: &Path, bytes: &[u8], variables: &BTreeMap<String, Tensor>) -> Result<(), WeightsError> {
-    let file = SafeTensors::deserialize(bytes).map_err(|source| WeightsError::format(path, source))?;
-    fill(path, &file.tensors().into_iter().collect(), variables)
+/// Like [`load`], from the bytes of a file; `path` is only used in errors. Tensors with the prefixes `ignored` are left out.
+pub(crate) fn load_bytes(
+    path: &Path,
+    bytes: &[u8],
+    variables: &BTreeMap<String, Tensor>,
+    ignored: &[&str],
+) -> Result<(), WeightsError> {
+    let file = SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(path, bytes, &error))?;
+    fill_selected(path, file.tensors().into_iter().collect(), Section::Weights, variables, ignored).map(drop)
+}
+
+/// Fills `variables` from the state dict of a section of a file. Tensors with the prefixes `ignored` are left out. Returns
+/// false if there are no averages; without weights, all variables are missing.
+///
+/// # Errors
+/// See [`fill`]. Also returns an error if more than one state dict has the names of `variables`.
+pub(crate) fn fill_selected<S: Stored>(
+    path: &Path,
+    stored: BTreeMap<String, S>,
+    section: Section,
+    variables: &BTreeMap<String, Tensor>,
+    ignored: &[&str],
+) -> Result<bool, WeightsError> {
+    let selected = select(stored, section, variables).map_err(|error| WeightsError::ambiguous(path, error.sets))?;
+    let mut selected = match (selected, section) {
+        (Some(selected), _) => selected,
+        (None, Section::Averages) => return Ok(false),
+        (None, Section::Weights) => BTreeMap::new(),
+    };
+    selected.retain(|name, _| !ignored.iter().any(|prefix| name.starts_with(prefix)));
+    fill(path, &selected, variables).map(|()| true)
 }
 
 /// Fills `variables` from stored tensors with the same names and shapes.
@@ -87,7 +146,7 @@ pub(crate) fn load_bytes(path: &Path, bytes: &[u8], variables: &BTreeMap<String,
 /// # Errors
 /// Returns an error, without changing any variable, if names, shapes or types do not match. Also returns an error if a
 /// tensor cannot be read.
-pub(crate) fn fill<S: Stored>(
+fn fill<S: Stored>(
     path: &Path,
     stored: &BTreeMap<String, S>,
     variables: &BTreeMap<String, Tensor>,

@@ -3,9 +3,11 @@
 
 mod checkpoint;
 mod error;
+mod file_kind;
 mod load;
 mod pickle;
 mod save;
+mod state_dict;
 
 use std::collections::BTreeMap;
 
@@ -13,9 +15,10 @@ use tch::{Tensor, nn};
 
 pub use checkpoint::WeightsFile;
 pub use error::{Mismatch, WeightsError};
-pub(crate) use load::{fill, load_bytes};
+pub(crate) use load::{fill_selected, load_bytes};
 pub use load::{header_of, load, metadata, read};
 pub use save::{save, serialize};
+pub(crate) use state_dict::Section;
 
 /// Prefix of the names of the inner layer's parameters.
 pub const HEAD_PREFIX: &str = "arhead.";

@@ -18,6 +18,7 @@ use tch::Kind;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::error::WeightsError;
+use super::file_kind::OtherKind;
 use super::load::Stored;
 
 /// Size limit of the pickle in bytes: a hundred times that of ARINAR-B with its optimizer. The reader needs about a
@@ -63,12 +64,6 @@ impl PickleFile {
     pub(crate) fn tensors(&self) -> BTreeMap<String, &Tensor> {
         self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect()
     }
-
-    /// Returns the tensors of the dictionary under `key` by their names in it; empty if there is no such dictionary.
-    pub(crate) fn section(&self, key: &str) -> BTreeMap<String, &Tensor> {
-        let inside = |name: &String| name.strip_prefix(key)?.strip_prefix('.').map(str::to_owned);
-        self.tensors.iter().filter_map(|(name, tensor)| Some((inside(name)?, tensor))).collect()
-    }
 }
 
 impl Stored for &Tensor {
@@ -92,11 +87,31 @@ impl Stored for &Tensor {
     }
 }
 
+/// Checks by the names in an archive that it was written by `torch.save`.
+fn check_kind<R: Read + io::Seek>(path: &Path, archive: &ZipArchive<R>) -> Result<(), WeightsError> {
+    let names: Vec<_> = archive.file_names().flatten().collect();
+    // The files are in a folder with the name of the archive.
+    let has = |file: &str| names.iter().any(|name| name.rsplit('/').next() == Some(file));
+    let kind = if has("constants.pkl") {
+        OtherKind { what: "a TorchScript program", fix: "save the state dict of its module with torch.save" }
+    } else if has("data.pkl") {
+        return Ok(());
+    } else if names.iter().any(|name| name.ends_with(".npy")) {
+        OtherKind { what: "a NumPy archive", fix: "save the weights as safetensors, or with torch.save" }
+    } else {
+        OtherKind { what: "a zip archive of other files", fix: "unpack it first, and give the weights file in it" }
+    };
+    Err(WeightsError::not_weights(path, kind))
+}
+
 fn check_archive(path: &Path) -> Result<(), WeightsError> {
     let file = File::open(path).map_err(|source| WeightsError::io(path, source))?;
     let length = file.metadata().map_err(|source| WeightsError::io(path, source))?.len();
     let wrong = |reason: String| WeightsError::pytorch(path, reason);
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| wrong(error.to_string()))?;
+    let archive = ZipArchive::new(BufReader::new(file));
+    // The directory of a zip archive is at its end.
+    let mut archive = archive.map_err(|error| wrong(format!("its end is missing: {error}")))?;
+    check_kind(path, &archive)?;
     let mut together = 0u64;
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|error| wrong(error.to_string()))?;

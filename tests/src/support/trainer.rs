@@ -173,7 +173,7 @@ batch: {global: 8}
 precision: fp32
 checkpoint: {every: 30min, keep_last: 3, keep_every_epochs: null, resume: auto}
 train: {max_steps: 20, threads: 1, device: cpu}
-log: {every: 1, format: text}
+log: {every: 1 step, format: text}
 ";
 
 /// Writes the tiny dataset. The latent of sample `poison` is infinite.

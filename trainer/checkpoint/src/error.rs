@@ -164,6 +164,8 @@ impl JobError for CheckpointError {
             | Self::RunExists { .. }
             | Self::ForeignFolder { .. }
             | Self::NoCheckpoint { .. }
+            | Self::NoneIntact { .. }
+            | Self::NoCacheFolder
             | Self::OtherModel { .. } => exit_code::CONFIGURATION,
             Self::Store(error) if error.is_configuration() => exit_code::CONFIGURATION,
             Self::Lease(error) if error.is_configuration() => exit_code::CONFIGURATION,

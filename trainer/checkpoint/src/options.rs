@@ -18,16 +18,23 @@ pub enum Resume {
     From(String),
 }
 
+/// Words that are meant as an answer, not as the name of a folder.
+const NOT_A_PLACE: [&str; 12] = ["auto", "none", "true", "false", "yes", "no", "on", "off", "y", "n", "null", "~"];
+const FORMS: &str = "write auto, none, or the path or URL of a run or checkpoint";
+
 impl FromStr for Resume {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match text {
-            "auto" => Self::Auto,
-            "none" => Self::None,
-            "" => return Err("resume is auto, none, or the path or URL of a checkpoint".to_owned()),
-            url => Self::From(url.to_owned()),
-        })
+        match text {
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            text if text.trim().is_empty() => Err(format!("the text is empty; {FORMS}")),
+            text if NOT_A_PLACE.iter().any(|word| text.eq_ignore_ascii_case(word)) => {
+                Err(format!("{text:?} is none of its values; {FORMS} (./{text} for a folder of this name)"))
+            }
+            url => Ok(Self::From(url.to_owned())),
+        }
     }
 }
 
@@ -71,4 +78,22 @@ pub struct ModelIdentity {
     pub config: Value,
     /// Dotted keys, beginning with `model.`, whose values may differ between the starts of a run.
     pub variable_keys: &'static [&'static str],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_not_taken_for_places() {
+        assert_eq!("auto".parse(), Ok(Resume::Auto));
+        assert_eq!("none".parse(), Ok(Resume::None));
+        for place in ["runs/a", "./false", "s3://bucket/none", "nonesuch", "falsehood", "0"] {
+            assert_eq!(place.parse(), Ok(Resume::From(place.to_owned())));
+        }
+        for word in ["", " ", "false", "False", "no", "NO", "null", "~", "true", "off", "None", "AUTO", "n"] {
+            let message = word.parse::<Resume>().expect_err(word);
+            assert!(message.contains("write auto, none, or the path"), "{message}");
+        }
+    }
 }

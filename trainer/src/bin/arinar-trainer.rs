@@ -28,6 +28,8 @@ struct Arguments {
     #[arg(long, required_unless_present = "export")]
     config: Option<String>,
     /// Override a value of the configuration, for example --set optim.epochs=2; may be repeated
+    ///
+    /// VALUE has the meaning that it has after KEY: in the file.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// Print the checked configuration as JSON with all defaults filled in, without training
@@ -37,7 +39,7 @@ struct Arguments {
     ///
     /// Prints one line per finding. The exit code is 0 without problems and 78 otherwise. Leaves nothing behind and does not
     /// disturb a run in progress.
-    #[arg(long, conflicts_with_all = ["export", "import", "plan"])]
+    #[arg(long, conflicts_with_all = ["export", "plan"])]
     check: bool,
     /// Print the parameters, operations, memory, traffic and ETA of a run from ten rehearsed steps, without training
     ///
@@ -49,7 +51,8 @@ struct Arguments {
     log_format: Option<LogFormat>,
     /// Start a new run with the weights (model, model_ema) of an official checkpoint-last.pth or of an export
     ///
-    /// FILE is a path or store URL. If run.dir already holds a checkpoint, training resumes from it and FILE is not read.
+    /// FILE is a path or store URL. Names may have the prefixes of DistributedDataParallel and torch.compile. If run.dir already
+    /// holds a checkpoint, training resumes from it and FILE is not read.
     #[arg(long, value_name = "FILE", conflicts_with = "export")]
     import: Option<String>,
     /// Write the weights of --run to one safetensors file under the official names, without training
@@ -80,7 +83,7 @@ const PROGRAM: &str = "arinar-trainer";
 /// The work that the ranks do together.
 enum Task {
     Train { import: Option<String> },
-    Check,
+    Check { import: Option<String> },
     Plan,
 }
 
@@ -107,7 +110,7 @@ fn main() -> ExitCode {
         return on_rank_0(rank, printed);
     }
     let task = match arguments.import {
-        _ if arguments.check => Task::Check,
+        import if arguments.check => Task::Check { import },
         _ if arguments.plan => Task::Plan,
         import => Task::Train { import },
     };
@@ -139,16 +142,16 @@ fn run(options: &Options, task: &Task, launch: Option<LaunchEnvironment>, vitals
     let preemption = match task {
         Task::Train { .. } => watch_signals(Arc::clone(&vitals)).map_err(Stop::failure)?,
         // There is nothing to save: a signal ends the process at once.
-        Task::Check | Task::Plan => Preemption::default(),
+        Task::Check { .. } | Task::Plan => Preemption::default(),
     };
     let launcher = heartbeat::start(launch, Arc::clone(&vitals)).map_err(Stop::failure)?;
     let ranks = connect(launch)?;
-    if let Task::Check = task {
+    if let Task::Check { import } = task {
         // Problems of GPUs are findings like any other.
         let device = device.unwrap_or(Device::Cpu);
         let collective = ranks.collective();
         let context = RankContext { collective, launch: place, device, threads, launcher, preemption, vitals };
-        let format = check(&context, options.read(), options.log_format)?;
+        let format = check(&context, options.read(), options.log_format, import.as_deref())?;
         if ranks.uses_host_memory(device) {
             return Ok(());
         }
@@ -165,7 +168,7 @@ fn run(options: &Options, task: &Task, launch: Option<LaunchEnvironment>, vitals
             let mut training = Startup::new(context, &config)?.training(import.as_deref())?;
             training.run().inspect_err(|stop| exit_if_broken(place.rank, stop))
         }
-        Task::Check | Task::Plan => plan(context, &config),
+        Task::Check { .. } | Task::Plan => plan(context, &config),
     }
 }
 

@@ -14,12 +14,20 @@ pub enum ConfigError {
         looked: Vec<PathBuf>,
     },
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", .path.display())]
+    #[error("cannot read the configuration {}: {source}", .path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Error of the system.
         source: std::io::Error,
+    },
+    /// The file is not a configuration.
+    #[error("{} is not a configuration: {reason}; give a YAML file in UTF-8", .path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        reason: String,
     },
     /// The YAML cannot be parsed into a configuration.
     #[error("{file}:{line}:{column}: {message}")]

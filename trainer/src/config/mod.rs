@@ -4,11 +4,16 @@
 //! Values can be overridden on the command line (`--set optim.epochs=2`).
 
 mod check;
+mod duration;
 mod error;
+mod keys;
 mod lease_mode;
 mod load;
+mod overrides;
 pub(crate) mod places;
+mod value_error;
 mod values;
+mod yaml;
 
 use arinar_collective::device::DeviceChoice;
 use arinar_model::{

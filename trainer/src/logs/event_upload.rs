@@ -21,6 +21,16 @@ const LOGS: &str = "logs";
 /// How long the end of a run waits for the last upload.
 const LAST_UPLOAD: Duration = Duration::from_secs(30);
 
+/// Returns the name of the last event file of the run at `url`, which a start on another machine may have uploaded.
+///
+/// # Errors
+/// Returns an error if the store cannot be listed.
+pub(crate) fn newest_event_file(url: &str) -> Result<Option<String>, StoreError> {
+    let stored = Store::open(url)?.list(LOGS)?;
+    let names = stored.into_iter().filter_map(|object| Some(object.name.rsplit_once('/')?.1.to_owned()));
+    Ok(names.filter(|name| is_event_file(name)).max())
+}
+
 /// A handle to the thread that uploads event files.
 pub(crate) struct EventUpload {
     shared: Arc<Shared>,
@@ -171,6 +181,8 @@ mod tests {
         std::fs::write(&event_file, "one, two").unwrap();
         assert_eq!(upload.finish(), None);
         assert_eq!(std::fs::read_to_string(&copied).unwrap(), "one, two");
+        let newest = newest_event_file(run.to_str().unwrap()).unwrap();
+        assert_eq!(newest.as_deref(), Some("events.out.tfevents.1.arinar"));
         assert_eq!(std::fs::read_dir(run.join("logs")).unwrap().count(), 1);
     }
 

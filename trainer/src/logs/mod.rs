@@ -12,7 +12,7 @@ use arinar_protocol::Seconds;
 
 use crate::time_accounting::{self, Stragglers, TimeFile};
 
-pub(crate) use event_upload::{EventUpload, UPLOAD_INTERVAL};
+pub(crate) use event_upload::{EventUpload, UPLOAD_INTERVAL, newest_event_file};
 pub(crate) use progress::{StepReport, TrainingProgress};
 use tensorboard::{EventWriter, TensorBoardError};
 
@@ -47,7 +47,7 @@ impl Logs {
     }
 
     /// Starts the logs of rank 0. `first_step` is the first step that will be logged, `config` the configuration to be shown
-    /// beside the curves.
+    /// beside the curves, and `newest` the last event file in the store of a remote run.
     ///
     /// # Errors
     /// Returns an error if the event file cannot be created.
@@ -57,8 +57,9 @@ impl Logs {
         first_step: u64,
         config: &str,
         global_batch: usize,
+        newest: Option<&str>,
     ) -> Result<Self, TensorBoardError> {
-        let mut events = EventWriter::create(log_dir, first_step)?;
+        let mut events = EventWriter::create(log_dir, first_step, newest)?;
         let indented: String = config.lines().map(|line| format!("    {line}\n")).collect();
         events.text(first_step, "config", &indented)?;
         Ok(Self::new(progress, Some(events), global_batch))

@@ -7,6 +7,9 @@ use clap::{Parser, ValueEnum};
 
 use crate::stop::Stop;
 
+/// Maximum number of images of a class, and of a batch.
+const MAX_IMAGES: usize = 100_000;
+
 /// Samples images from a training run, with the exponential moving average of its weights.
 ///
 /// Uses the newest valid checkpoint of the run. Decodes the images with the VAE in the run's dataset, or with the one given by
@@ -116,8 +119,11 @@ impl Arguments {
     /// # Errors
     /// Returns [`Stop::Configuration`] if a value is out of range.
     pub(crate) fn check(&self) -> Result<(), Stop> {
-        if self.per_class == 0 || self.batch == 0 {
-            return Err(Stop::configuration("--per-class and --batch must be at least 1".to_owned()));
+        for (option, value) in [("--per-class", self.per_class), ("--batch", self.batch)] {
+            if !(1..=MAX_IMAGES).contains(&value) {
+                let problem = format!("{option} {value} is not a whole number from 1 to {MAX_IMAGES}");
+                return Err(Stop::configuration(problem));
+            }
         }
         if self.guidance_scale < 1.0 {
             let scale = self.guidance_scale;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use arinar_store::Store;
+use arinar_store::{Store, local_folder::check_writable};
 use image::RgbImage;
 
 use super::{
@@ -31,7 +31,12 @@ impl<'a> Output<'a> {
     /// # Errors
     /// Returns [`Stop::Configuration`] for an invalid URL or a file of another program, and otherwise the error of the store.
     pub(crate) fn open(url: &str, classes: &'a [Class], per_class: usize) -> Result<Self, Stop> {
-        let output = Self { store: Store::open(url).map_err(Stop::configuration)?, classes, per_class };
+        let store = Store::open(url).map_err(Stop::configuration)?;
+        if let Some(path) = store.local_path("") {
+            check_writable(&path)
+                .map_err(|problem| Stop::configuration(format!("--out {url}: {problem}; choose another --out")))?;
+        }
+        let output = Self { store, classes, per_class };
         output.check_existing_files()?;
         Ok(output)
     }

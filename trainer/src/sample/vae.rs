@@ -31,7 +31,10 @@ pub(crate) fn load(url: Option<&str>, config: &TrainConfig, device: Device) -> R
 }
 
 fn load_from(url: &str, device: Device) -> Result<LoadedVae, Stop> {
-    let copy = LocalCopy::fetch(url).map_err(Stop::configuration)?;
+    let copy = LocalCopy::fetch(url).map_err(|error| match error.is_transient() {
+        true => Stop::failure(error),
+        false => Stop::configuration(error),
+    })?;
     load_vae(copy.path(), device).map_err(|error| match copy {
         LocalCopy::InPlace(_) => Stop::configuration(error),
         // The error names the temporary file.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::commands::byte_size::parse_bytes;
+use crate::byte_size::parse_bytes;
 
 /// Options of `arinar-data convert`.
 #[derive(Args, Clone, Debug)]

@@ -8,6 +8,7 @@ use crate::error::DataError;
 use crate::sources::SourceError;
 use arinar_store::StoreError;
 use arinar_store::lease::LeaseError;
+use arinar_store::local_folder::FolderError;
 
 /// Reason why a dataset could not be written.
 #[derive(Debug, Error)]
@@ -76,6 +77,14 @@ pub enum EncodeError {
         /// Kind of file that may be replaced there.
         what: &'static str,
     },
+    /// The folder at `--out` cannot be written to.
+    #[error("--out {out}: {source}; choose another --out")]
+    Out {
+        /// Value of `--out`.
+        out: String,
+        /// Reason why the folder cannot be used.
+        source: FolderError,
+    },
     /// The VAE's output cannot be represented in half precision.
     #[error("the VAE gives moments for {name} that are not finite in half precision; check the weights given as --vae")]
     NotFinite {
@@ -113,6 +122,7 @@ impl EncodeError {
             | Self::ChangedPictures { .. }
             | Self::ForeignShard { .. }
             | Self::ForeignFile { .. } => true,
+            Self::Out { source, .. } => !source.is_full_disk(),
             Self::Lease(error) => error.is_configuration(),
             Self::Store(error) => error.is_configuration(),
             Self::Data(error) => error.is_configuration(),

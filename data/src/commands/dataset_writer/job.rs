@@ -2,6 +2,7 @@
 
 use arinar_store::Store;
 use arinar_store::lease::Lease;
+use arinar_store::local_folder::check_writable;
 
 use super::encoder::RecordEncoder;
 use super::error::EncodeError;
@@ -36,6 +37,9 @@ impl<E: RecordEncoder> Job<E> {
     ) -> Result<Self, EncodeError> {
         let plan = ShardPlan::new(encoder.pictures(), &settings, shape);
         let store = Store::open(out)?;
+        if let Some(path) = store.local_path("") {
+            check_writable(&path).map_err(|source| EncodeError::Out { out: out.to_owned(), source })?;
+        }
         let earlier = EarlierDataset::find(&store, &plan.encode_id, settings.overwrite)?;
         if let Some(weights) = encoder.tokenizer()? {
             earlier.check_tokenizer(&store, &weights)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use arinar_collective::device::DeviceChoice;
 use clap::Args;
 
-use crate::commands::byte_size::parse_bytes;
+use crate::byte_size::parse_bytes;
 
 /// Options of `arinar-data encode`.
 #[derive(Args, Clone, Debug)]

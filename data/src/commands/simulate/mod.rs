@@ -6,7 +6,7 @@ mod quality;
 use clap::Args;
 use serde::Serialize;
 
-use crate::commands::byte_size::parse_bytes;
+use crate::byte_size::parse_bytes;
 use crate::error::DataError;
 use crate::format::manifest::Manifest;
 use crate::read::batch_layout::BatchLayout;

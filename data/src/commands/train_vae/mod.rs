@@ -5,27 +5,30 @@
 //! would have to be downloaded.
 
 mod augment;
+mod error;
 mod pictures;
 mod quality;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use arinar_model::vae::{AutoencoderKl, VaeConfig, save_vae};
 use arinar_model::weights;
+use arinar_store::local_folder::check_writable;
 use clap::Args;
 use tch::nn::OptimizerConfig;
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::commands::dataset_writer::error::EncodeError;
 use crate::reporter::Reporter;
 use augment::augment;
+pub use error::TrainVaeError;
 use pictures::PictureSplit;
 use quality::Quality;
 
 /// Metadata key of the command that trained a VAE. Only files with this key are replaced.
 const TRAINED_BY: &str = "trained_by";
+/// Maximum side of a picture in pixels.
+const MAX_IMAGE_SIZE: u32 = 4096;
 
 /// Options of `arinar-data train-vae`.
 #[derive(Args, Debug)]
@@ -82,7 +85,7 @@ pub struct TrainVaeArgs {
 /// # Errors
 /// Returns an error if an option is invalid, if the pictures cannot be read, if the loss is not finite, or if the
 /// weights cannot be written.
-pub fn run(args: &TrainVaeArgs, reporter: &Reporter) -> Result<()> {
+pub fn run(args: &TrainVaeArgs, reporter: &Reporter) -> Result<(), TrainVaeError> {
     let config = args.vae_config()?;
     args.check_out()?;
     if let Some(threads) = args.threads {
@@ -109,7 +112,9 @@ pub fn run(args: &TrainVaeArgs, reporter: &Reporter) -> Result<()> {
         let done = step + 1;
         if done % args.report_every == 0 || done == args.steps {
             let loss = loss.double_value(&[]);
-            ensure!(loss.is_finite(), "the loss became {loss} at step {done}; try a smaller --learning-rate");
+            if !loss.is_finite() {
+                return Err(TrainVaeError::NotFinite { loss, step: done });
+            }
             let training = Training { args, store: &store, vae: &vae, config: &config, pictures: &pictures, started };
             reporter.print(&training.save(done, loss)?);
         }
@@ -139,7 +144,7 @@ struct Training<'a> {
 
 impl Training<'_> {
     /// Saves the weights after `done` steps and returns a line about the training so far.
-    fn save(&self, done: u64, loss: f64) -> Result<String> {
+    fn save(&self, done: u64, loss: f64) -> Result<String, TrainVaeError> {
         let Self { args, store, vae, config, pictures, started } = *self;
         let quality = Quality::measure(vae, &pictures.held_out);
         let scale = 1.0 / quality::latent_std(vae, &pictures.training);
@@ -149,7 +154,7 @@ impl Training<'_> {
             (TRAINED_BY, args.command_line()),
             ("step", done.to_string()),
         ];
-        save_vae(&args.out, store, config, scale, &facts).with_context(|| format!("saving {}", args.out.display()))?;
+        save_vae(&args.out, store, config, scale, &facts)?;
         let elapsed = started.elapsed();
         let remaining = elapsed.mul_f64((args.steps - done) as f64 / done as f64);
         Ok(format!(
@@ -170,40 +175,57 @@ fn minutes(duration: Duration) -> String {
 }
 
 impl TrainVaeArgs {
-    fn vae_config(&self) -> Result<VaeConfig> {
+    fn vae_config(&self) -> Result<VaeConfig, TrainVaeError> {
         let config = VaeConfig {
             ch: self.channels,
             ch_mult: self.multipliers.clone(),
             num_res_blocks: self.residual_blocks,
             embed_dim: self.latent_channels,
         };
-        config.validate().map_err(anyhow::Error::msg)?;
-        ensure!(
-            self.batch > 0 && self.steps > 0 && self.report_every > 0,
-            "--batch, --steps and --report-every must be at least 1"
-        );
-        ensure!(
-            i64::from(self.image_size) % config.stride() == 0,
-            "--image-size {} is not a multiple of the stride {} that {} multipliers give",
-            self.image_size,
-            config.stride(),
-            self.multipliers.len()
-        );
-        Ok(config)
+        config.validate().map_err(TrainVaeError::Option)?;
+        match self.problem(&config) {
+            Some(problem) => Err(TrainVaeError::Option(problem)),
+            None => Ok(config),
+        }
+    }
+
+    /// Returns the first option that is out of range.
+    fn problem(&self, config: &VaeConfig) -> Option<String> {
+        let (size, stride) = (self.image_size, config.stride());
+        if !(1..=MAX_IMAGE_SIZE).contains(&size) || i64::from(size) % stride != 0 {
+            return Some(format!(
+                "--image-size {size} is not a multiple of the stride {stride} that {} multipliers give, up to \
+                 {MAX_IMAGE_SIZE}",
+                self.multipliers.len()
+            ));
+        }
+        if self.batch < 1 || self.steps < 1 || self.report_every < 1 || self.threads.is_some_and(|threads| threads < 1)
+        {
+            return Some("--batch, --steps, --report-every and --threads must be at least 1".to_owned());
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            return Some(format!("--learning-rate {} is not a finite number above 0", self.learning_rate));
+        }
+        if !(self.kl_weight >= 0.0 && self.kl_weight.is_finite()) {
+            return Some(format!("--kl-weight {} is not a finite number of at least 0", self.kl_weight));
+        }
+        None
     }
 
     /// Checks before the training that `--out` can be written.
-    fn check_out(&self) -> Result<()> {
-        let shown = self.out.display();
-        let file = match std::fs::read(&self.out) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            file => file.with_context(|| format!("--out {shown}"))?,
-        };
-        let ours = weights::metadata(&self.out, &file).is_ok_and(|facts| facts.contains_key(TRAINED_BY));
-        if ours {
-            return Ok(());
+    fn check_out(&self) -> Result<(), TrainVaeError> {
+        let out = || self.out.clone();
+        let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // The folder is not created.
+        let folder =
+            folder.metadata().map_err(|source| TrainVaeError::Unreadable { out: out(), source }).map(|_| folder)?;
+        check_writable(folder).map_err(|source| TrainVaeError::Folder { out: out(), source })?;
+        match std::fs::read(&self.out) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(TrainVaeError::Unreadable { out: out(), source }),
+            Ok(file) if weights::metadata(&self.out, &file).is_ok_and(|facts| facts.contains_key(TRAINED_BY)) => Ok(()),
+            Ok(_) => Err(TrainVaeError::Foreign { out: out() }),
         }
-        Err(EncodeError::ForeignFile { url: shown.to_string(), what: "a VAE" }.into())
     }
 
     fn learning_rate_at(&self, step: u64) -> f64 {

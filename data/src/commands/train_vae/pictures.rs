@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
+use super::error::TrainVaeError;
 use crate::pictures::decode::load_picture;
 use crate::reporter::Reporter;
 use crate::sources::{FileKind, InputFiles};
@@ -17,21 +17,27 @@ pub(super) struct PictureSplit {
 
 impl PictureSplit {
     /// Reads and crops all pictures. The choice of held-out pictures depends on `seed` alone.
-    pub(super) fn read(paths: &[PathBuf], size: u32, held_out: usize, seed: u64, reporter: &Reporter) -> Result<Self> {
+    pub(super) fn read(
+        paths: &[PathBuf],
+        size: u32,
+        held_out: usize,
+        seed: u64,
+        reporter: &Reporter,
+    ) -> Result<Self, TrainVaeError> {
         let source = InputFiles::open(paths, FileKind::PICTURES)?;
         source.notes().iter().for_each(|note| reporter.warn(note));
-        ensure!(
-            held_out > 0 && source.len() >= 2 * held_out,
-            "{} pictures are too few to hold out {held_out}; give more pictures or a smaller --held-out of at least 1",
-            source.len()
-        );
+        if held_out == 0 || source.len() < held_out.saturating_mul(2) {
+            return Err(TrainVaeError::Option(format!(
+                "{} pictures are too few to hold out {held_out}; give more pictures or a smaller --held-out of at least 1",
+                source.len()
+            )));
+        }
         let mut bytes = Vec::with_capacity(source.len() * 3 * (size * size) as usize);
         for index in 0..source.len() {
-            let picture = source
-                .read(index)
-                .map_err(anyhow::Error::from)
-                .and_then(|file| Ok(load_picture(&file, size)?))
-                .with_context(|| source.name(index).into_owned())?;
+            let name = || source.name(index).into_owned();
+            let file = source.read(index).map_err(|source| TrainVaeError::Read { name: name(), source })?;
+            let picture =
+                load_picture(&file, size).map_err(|source| TrainVaeError::Picture { name: name(), source })?;
             bytes.extend_from_slice(picture.as_raw());
         }
         let side = i64::from(size);

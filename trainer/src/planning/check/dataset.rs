@@ -76,7 +76,8 @@ impl ShuffleWindow {
     }
 }
 
-fn cache_limit(config: &TrainConfig, is_cached: bool) -> Option<u64> {
+/// Returns the limit of the cache, if shards are cached.
+pub(crate) fn cache_limit(config: &TrainConfig, is_cached: bool) -> Option<u64> {
     config.data.cache_limit.map(|limit| limit.0).filter(|_| is_cached)
 }
 
@@ -142,12 +143,13 @@ pub(crate) fn check_cache(
         Some(folder) => local_path(Path::new(folder)).ok()?,
         None => default_cache(),
     };
-    if let Err(problem) = cache::probe(&path) {
-        return Some(Finding::problem(KEY, problem));
-    }
     let needed = window.unwrap_or_default().cached_bytes;
     let purpose = window.map_or("shards", |window| window.description());
-    Some(FolderCheck { key: KEY, path, needed, purpose }.run())
+    let folder = FolderCheck { key: KEY, path: path.clone(), needed, purpose }.run();
+    Some(match cache::probe(&path) {
+        Err(problem) if !folder.is_problem() => Finding::problem(KEY, problem),
+        _ => folder,
+    })
 }
 
 #[cfg(test)]

@@ -1,14 +1,12 @@
 //! The check of a local folder that a run writes to: permission and free space. Creates no folder.
 
-use std::{
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use arinar_store::Store;
 use indicatif::DecimalBytes;
 
 use super::finding::Finding;
+use crate::folders;
 
 /// A folder to check.
 #[derive(Clone, Debug)]
@@ -26,19 +24,15 @@ pub(crate) struct FolderCheck {
 impl FolderCheck {
     /// Checks the folder or, if it does not exist, its nearest existing ancestor.
     pub(crate) fn run(&self) -> Finding {
-        let fail = |problem: String| {
-            let (path, key) = (self.path.display(), self.key);
-            Finding::problem(key, format!("{path}: {problem}; set {key} to a writable folder"))
-        };
-        let folder = match nearest_folder(&self.path) {
+        let folder = match folders::check(self.key, &self.path) {
             Ok(folder) => folder,
-            Err(problem) => return fail(problem),
+            Err(problem) => return Finding::problem(self.key, problem),
         };
-        if let Err(error) = try_writing(&folder) {
-            return fail(not_writable(&folder, &error));
-        }
         match rustix::fs::statvfs(&folder) {
-            Err(error) => fail(format!("cannot determine the free space ({error})")),
+            Err(error) => {
+                let problem = format!("cannot determine the free space ({error})");
+                Finding::problem(self.key, folders::with_fix(self.key, &self.path, &problem))
+            }
             Ok(disk) => self.judge(disk.f_bavail * disk.f_frsize, bytes_in(&self.path), folder == self.path),
         }
     }
@@ -61,36 +55,6 @@ impl FolderCheck {
         let needed = if self.needed == 0 { String::new() } else { format!(", {needed} needed for {purpose}") };
         Finding::ok(key, format!("{path}{created} is writable; {free_text} free{needed}"))
     }
-}
-
-/// Returns the folder or its nearest existing ancestor.
-///
-/// # Errors
-/// Returns a message if a file is in the way, or if an ancestor cannot be read.
-pub(crate) fn nearest_folder(path: &Path) -> Result<PathBuf, String> {
-    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
-    for folder in path.ancestors() {
-        match std::fs::metadata(folder) {
-            Ok(metadata) if metadata.is_dir() => return Ok(folder.to_path_buf()),
-            Ok(_) => return Err(format!("{} is a file", folder.display())),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-            Err(error) => return Err(format!("{}: {error}", folder.display())),
-        }
-    }
-    Err("none of its parent folders exists".to_owned())
-}
-
-/// Writes to an unnamed file, which the system deletes however this process ends.
-///
-/// # Errors
-/// Returns an error if the folder is not writable or its disk is full.
-pub(crate) fn try_writing(folder: &Path) -> io::Result<()> {
-    tempfile::tempfile_in(folder)?.write_all(b"arinar-trainer --check")
-}
-
-/// Returns the message for an error of [`try_writing`].
-pub(crate) fn not_writable(folder: &Path, error: &io::Error) -> String {
-    format!("cannot write to {} ({error})", folder.display())
 }
 
 /// Returns the size of all files in a folder and its subfolders; 0 if it does not exist.

@@ -33,7 +33,7 @@ use crate::{
 /// Checks everything that a run needs, and reports the findings on rank 0. Returns the format of the report.
 ///
 /// All ranks call it together, and are connected through host memory only. `config` is the result of reading the configuration
-/// on this rank; its values need not be valid.
+/// on this rank; its values need not be valid. `import` is the URL of weights to start a new run with.
 ///
 /// # Errors
 /// Returns [`Stop::Configuration`] on all ranks if there is a problem, after it has been reported.
@@ -41,11 +41,12 @@ pub fn check(
     context: &RankContext<'_>,
     config: Result<TrainConfig, ConfigError>,
     format: Option<LogFormat>,
+    import: Option<&str>,
 ) -> Result<LogFormat, Stop> {
     let collective = context.collective;
     let configured = config.as_ref().map_or(LogFormat::Text, |config| config.log.format);
     let format = format.unwrap_or(configured);
-    let own = serde_json::to_vec(&check_rank(context, config)).map_err(Stop::failure)?;
+    let own = serde_json::to_vec(&check_rank(context, config, import)).map_err(Stop::failure)?;
     let all = gather(collective, &own)?;
     if collective.rank() != 0 {
         return agree(collective, Ok(format));

@@ -1,11 +1,20 @@
 //! The check of the checkpoint that the run would resume from.
 
-use arinar_checkpoint::{ResumeCandidate, probe};
+use arinar_checkpoint::{CheckpointError, ResumeCandidate, probe};
+use arinar_data::read::cache::choose_window;
 use arinar_store::Store;
 use indicatif::DecimalBytes;
 
-use super::{dataset::ProbedDataset, finding::Finding};
-use crate::{config::TrainConfig, run_length::RunLength, startup::checkpoint_options};
+use super::{
+    dataset::{ProbedDataset, cache_limit},
+    finding::Finding,
+};
+use crate::{
+    batch_source::{Data, RankShare},
+    config::TrainConfig,
+    run_length::RunLength,
+    startup::checkpoint_options,
+};
 
 const SUBJECT: &str = "resume";
 
@@ -18,6 +27,11 @@ pub(crate) fn check(config: &TrainConfig, store: &Store, dataset: Option<&Probed
         Ok(Some(candidate)) => check_candidate(config, &candidate, dataset),
         Err(problem) => vec![Finding::problem(SUBJECT, problem)],
     }
+}
+
+/// Returns whether the run would resume from a checkpoint.
+pub(crate) fn has_checkpoint(config: &TrainConfig, store: &Store) -> Result<bool, CheckpointError> {
+    Ok(probe::<TrainConfig>(&checkpoint_options(config, None), store)?.is_some())
 }
 
 fn check_candidate(
@@ -46,8 +60,20 @@ fn dataset_mismatch(
     candidate: &ResumeCandidate<TrainConfig>,
     dataset: Option<&ProbedDataset>,
 ) -> Option<String> {
-    let Some(ProbedDataset::Encoded { manifest, .. }) = dataset else { return None };
     let token = &candidate.state.token;
-    let window = config.data.shuffle_window.unwrap_or(token.window);
-    token.check(manifest, config.seed, config.batch.global, window).err().map(|problem| problem.to_string())
+    match dataset? {
+        ProbedDataset::Synthetic(samples) => {
+            // The position does not depend on the number of ranks.
+            let share = RankShare { rank: 0, world: 1, batch: config.share_batch(1, 1).ok()? };
+            let source = Data::Synthetic(*samples).batches(config, share, Some(token));
+            source.err().map(|problem| problem.to_string())
+        }
+        ProbedDataset::Encoded { manifest, is_cached } => {
+            // A run keeps the window that it started with.
+            let window = config.data.shuffle_window.unwrap_or(token.window);
+            let fits = choose_window(manifest, cache_limit(config, *is_cached), Some(window));
+            let position = fits.and_then(|window| token.check(manifest, config.seed, config.batch.global, window));
+            position.err().map(|problem| problem.to_string())
+        }
+    }
 }

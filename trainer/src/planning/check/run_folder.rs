@@ -10,14 +10,10 @@ use arinar_store::{
     lease::{Lease, LeaseError},
 };
 
-use super::{
-    dataset::ProbedDataset,
-    finding::Finding,
-    folder::{FolderCheck, nearest_folder, not_writable, try_writing},
-    resume, store_probe,
-};
+use super::{dataset::ProbedDataset, finding::Finding, folder::FolderCheck, resume, store_probe};
 use crate::{
     config::TrainConfig,
+    folders,
     planning::forecast::{CheckpointForecast, checkpoint_bytes},
     run_length::RunLength,
     time_accounting::TimeFile,
@@ -111,21 +107,17 @@ impl RunFolderCheck<'_> {
 /// checked instead.
 fn check_access(store: &Store) -> Finding {
     let url = store.url();
-    if let Some(path) = store.local_path("").filter(|path| !path.is_dir()) {
-        return match check_ancestor(&path) {
-            Ok(()) => Finding::ok(SUBJECT, format!("{url} will be created")),
-            Err(problem) => Finding::problem(SUBJECT, format!("{url}: {problem}; set run.dir to another folder")),
-        };
+    if let Some(path) = store.local_path("") {
+        match folders::check(SUBJECT, &path) {
+            Err(problem) => return Finding::problem(SUBJECT, problem),
+            Ok(_) if !path.is_dir() => return Finding::ok(SUBJECT, format!("{url} will be created")),
+            Ok(_) => {}
+        }
     }
     match store_probe::probe(store) {
         Ok(()) => Finding::ok(SUBJECT, format!("{url}: list, put, get and delete work")),
         Err(problem) => Finding::problem(SUBJECT, problem),
     }
-}
-
-fn check_ancestor(path: &Path) -> Result<(), String> {
-    let folder = nearest_folder(path)?;
-    try_writing(&folder).map_err(|error| not_writable(&folder, &error))
 }
 
 /// Checks that no other job writes to the store.
