@@ -50,7 +50,6 @@ fn a_result_that_cannot_be_written_is_an_error() {
         ["inspect", url].as_slice(),
         &["inspect", url, "--json"],
         &["verify", url, "--deep"],
-        &["bench", "--data", url, "--seconds", "1"],
         &["simulate", "--data", url, "--global-batch", "2"],
         &["--help"],
         &["encode", "--help"],
