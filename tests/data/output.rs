@@ -51,9 +51,7 @@ fn a_result_that_cannot_be_written_is_an_error() {
         &["inspect", url, "--json"],
         &["verify", url, "--deep"],
         &["simulate", "--data", url, "--global-batch", "2"],
-        &["--help"],
         &["encode", "--help"],
-        &["--version"],
     ] {
         assert_result_is_required(&arinar_data(arguments));
     }

@@ -1,6 +1,6 @@
 //! Compares the decoding and the crop of pictures with Pillow, which loads the pictures for the official code. Scripts in
-//! `pillow/` make the pictures when a test runs. ops/bootstrap.sh pins the version of Pillow: like all versions at the time
-//! of the paper, it scales rows before columns. Pillow 13 scales the columns of tall pictures first.
+//! `pillow/` make the pictures when a test runs. ops/bootstrap.sh pins the version of Pillow: it scales rows before
+//! columns, whereas Pillow 13 scales the columns of tall pictures first.
 
 #![allow(clippy::unwrap_used)]
 

@@ -2,7 +2,7 @@
 //!
 //! Source: `center_crop_arr` of OpenAI's guided-diffusion (image_datasets.py): halve with a box filter while the short
 //! side is at least twice the target, scale bicubically until the short side equals the target, then crop the centre.
-//! The filters are those of Pillow, whose bicubic kernel has a = -0.5 (Catmull-Rom).
+//! The filters and their order are those of Pillow, whose bicubic kernel has a = -0.5 (Catmull-Rom).
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -38,9 +38,9 @@ pub enum CropError {
 
 /// Aspect ratio up to which the whole picture is scaled before it is cropped.
 ///
-/// Beyond it, only the part that the crop keeps is scaled: of a picture of 1x30000 pixels, the whole would take gigabytes.
-/// That part can differ by one grey level, because fast_image_resize rounds the weights of a filter to a precision that
-/// depends on all of them.
+/// Beyond it, only the part that the crop keeps is scaled: the whole of a picture of 1x30000 pixels would take
+/// gigabytes. That part can differ by one grey level, because fast_image_resize rounds the weights of a filter to a
+/// precision that depends on all of them.
 const MAX_ASPECT: u32 = 16;
 
 /// Scales and crops `picture` to `size` x `size` pixels as ADM does.
@@ -122,8 +122,9 @@ fn scaled_to_short_side((width, height): (u32, u32), size: u32) -> (u32, u32) {
     (scaled(width), scaled(height))
 }
 
-/// Resamples bicubically like Pillow's `Image.resize`: first all rows, rounded to 8 bits, then all columns. fast_image_resize uses
-/// the opposite order by default, which differs by up to 13 grey levels at hard edges.
+/// Resamples bicubically like Pillow's `Image.resize`: first all rows, rounded to 8 bits, then all columns.
+/// fast_image_resize uses the opposite order by default, which differs by up to 13 grey levels at hard edges. (Pillow
+/// uses it since version 13 if the picture is tall.)
 fn resample(picture: RgbImage, width: u32, height: u32) -> Result<RgbImage, CropError> {
     let rows = picture.height();
     resample_one_axis(resample_one_axis(picture, width, rows)?, width, height)
