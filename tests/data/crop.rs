@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 
 use arinar_data::pictures::load_picture;
+use arinar_tests::support::data::{arinar_data, exit_status, text, tiny_vae};
+use image::RgbImage;
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/crop").join(name);
@@ -44,4 +46,44 @@ fn cmyk_is_converted_to_rgb_as_by_pillow() {
 fn sixteen_bit_pictures_are_reduced_to_eight_bits() {
     let picture = load_picture(&fixture("grey16.png"), 16).unwrap();
     assert!(picture.pixels().all(|pixel| pixel.0 == [0x4d; 3]));
+}
+
+#[test]
+fn pictures_of_extreme_shapes_are_encoded_and_pictures_that_claim_too_many_pixels_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let class = folder.path().join("pictures/class");
+    std::fs::create_dir_all(&class).unwrap();
+    for (width, height) in [(1, 30_000), (30_000, 1), (2, 65_535), (65_535, 2), (1, 1)] {
+        RgbImage::new(width, height).save(class.join(format!("{width}x{height}.png"))).unwrap();
+    }
+    let vae = folder.path().join("vae.safetensors");
+    tiny_vae(&vae);
+    let images = folder.path().join("pictures");
+    let encode = |out: &str, more: &[&str]| {
+        let out = folder.path().join(out);
+        let fixed = ["encode", "--images", text(&images), "--vae", text(&vae), "--out", text(&out), "--image-size=64"];
+        exit_status(&arinar_data(&[&fixed, more].concat()))
+    };
+    let (code, _, stderr) = encode("extreme", &[]);
+    assert_eq!(code, 0, "{stderr}");
+    let header = |width: u32, height: u32| {
+        [
+            b"BM",
+            &[0; 8][..],
+            &[54, 0, 0, 0, 40, 0, 0, 0],
+            &width.to_le_bytes(),
+            &height.to_le_bytes(),
+            &[1, 0, 24, 0],
+            &[0; 24],
+        ]
+        .concat()
+    };
+    std::fs::write(class.join("bomb.bmp"), header(60_000, 60_000)).unwrap();
+    let (code, _, stderr) = encode("bomb", &[]);
+    assert_ne!(code, 0, "{stderr}");
+    let problem = "has 60000x60000 pixels, more than the limit of 178956970; scale it down";
+    assert!(stderr.contains("class/bomb.bmp") && stderr.contains(problem), "{stderr}");
+    let (code, stdout, stderr) = encode("bomb", &["--skip-bad"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("class/bomb.bmp") && stdout.contains("5 pictures"), "{stdout}");
 }

@@ -50,11 +50,8 @@ fn a_result_that_cannot_be_written_is_an_error() {
         ["inspect", url].as_slice(),
         &["inspect", url, "--json"],
         &["verify", url, "--deep"],
-        &["bench", "--data", url, "--seconds", "1"],
         &["simulate", "--data", url, "--global-batch", "2"],
-        &["--help"],
         &["encode", "--help"],
-        &["--version"],
     ] {
         assert_result_is_required(&arinar_data(arguments));
     }

@@ -38,6 +38,5 @@ fn a_result_that_cannot_be_written_is_an_error() {
 fn an_error_has_its_exit_code_even_if_it_cannot_be_reported() {
     let stage = Stage::new("{}");
     assert_invalid_everywhere(&stage.command(&["--no-such-option"]));
-    std::fs::write(stage.path("config.json"), "no configuration").unwrap();
-    assert_invalid_everywhere(&stage.command(&["--nproc", "2"]));
+    assert_invalid_everywhere(&stage.command(&["--hostfile", "/no/such/file"]));
 }

@@ -2,12 +2,14 @@
 //!
 //! Source: `center_crop_arr` of OpenAI's guided-diffusion (image_datasets.py): halve with a box filter while the short
 //! side is at least twice the target, scale bicubically until the short side equals the target, then crop the centre.
-//! The filters are those of Pillow, whose bicubic kernel has a = -0.5 (Catmull-Rom).
+//! The filters and their order are those of Pillow, whose bicubic kernel has a = -0.5 (Catmull-Rom).
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use thiserror::Error;
+
+use super::halve::halve;
 
 /// Reason why a picture cannot be cropped.
 #[derive(Debug, Error)]
@@ -36,9 +38,9 @@ pub enum CropError {
 
 /// Aspect ratio up to which the whole picture is scaled before it is cropped.
 ///
-/// Beyond it, only the part that the crop keeps is scaled: of a picture of 1x30000 pixels, the whole would take gigabytes.
-/// That part can differ by one grey level, because fast_image_resize rounds the weights of a filter to a precision that
-/// depends on all of them.
+/// Beyond it, only the part that the crop keeps is scaled: the whole of a picture of 1x30000 pixels would take
+/// gigabytes. That part can differ by one grey level, because fast_image_resize rounds the weights of a filter to a
+/// precision that depends on all of them.
 const MAX_ASPECT: u32 = 16;
 
 /// Scales and crops `picture` to `size` x `size` pixels as ADM does.
@@ -47,7 +49,7 @@ pub(crate) fn center_crop(picture: RgbImage, size: u32) -> Result<RgbImage, Crop
     if width == 0 || height == 0 || size == 0 {
         return Err(CropError::Empty { width, height, size });
     }
-    let halved = halve_while_large(picture, size)?;
+    let halved = halve_while_large(picture, size);
     let (width, height) = halved.dimensions();
     if width.max(height) / width.min(height) >= MAX_ASPECT {
         scale_kept(&halved, size)
@@ -59,7 +61,7 @@ pub(crate) fn center_crop(picture: RgbImage, size: u32) -> Result<RgbImage, Crop
 /// Scales the whole picture, and crops the centre.
 fn scale_all(picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
     let (width, height) = scaled_to_short_side(picture.dimensions(), size);
-    let scaled = resample(picture, width, height, FilterType::CatmullRom)?;
+    let scaled = resample(picture, width, height)?;
     let (left, top) = ((width - size) / 2, (height - size) / 2);
     Ok(image::imageops::crop_imm(&scaled, left, top, size, size).to_image())
 }
@@ -72,8 +74,8 @@ fn scale_kept(picture: &RgbImage, size: u32) -> Result<RgbImage, CropError> {
     let part = image::imageops::crop_imm(picture, across.first, down.first, across.count, down.count).to_image();
     let rows = ResizeOptions::new().crop(across.start, 0.0, across.length, f64::from(down.count));
     let columns = ResizeOptions::new().crop(0.0, down.start, f64::from(size), down.length);
-    let part = resample_with(&part, size, down.count, rows, FilterType::CatmullRom)?;
-    resample_with(&part, size, size, columns, FilterType::CatmullRom)
+    let part = resample_with(&part, size, down.count, rows)?;
+    resample_with(&part, size, size, columns)
 }
 
 /// The part of a side of a picture that the crop keeps.
@@ -105,12 +107,11 @@ impl Kept {
     }
 }
 
-fn halve_while_large(mut picture: RgbImage, size: u32) -> Result<RgbImage, CropError> {
+fn halve_while_large(mut picture: RgbImage, size: u32) -> RgbImage {
     while u64::from(picture.width().min(picture.height())) >= 2 * u64::from(size) {
-        let (width, height) = (picture.width() / 2, picture.height() / 2);
-        picture = resample(picture, width, height, FilterType::Box)?;
+        picture = halve(&picture);
     }
-    Ok(picture)
+    picture
 }
 
 /// Returns the dimensions at which the short side equals `size`. Like ADM, multiplies in f64 and rounds half to even,
@@ -121,33 +122,28 @@ fn scaled_to_short_side((width, height): (u32, u32), size: u32) -> (u32, u32) {
     (scaled(width), scaled(height))
 }
 
-/// Resamples like Pillow's `Image.resize`: first all rows, rounded to 8 bits, then all columns. fast_image_resize uses
-/// the opposite order by default, which differs by up to 13 grey levels at hard edges.
-fn resample(picture: RgbImage, width: u32, height: u32, filter: FilterType) -> Result<RgbImage, CropError> {
+/// Resamples bicubically like Pillow's `Image.resize`: first all rows, rounded to 8 bits, then all columns.
+/// fast_image_resize uses the opposite order by default, which differs by up to 13 grey levels at hard edges. (Pillow
+/// uses it since version 13 if the picture is tall.)
+fn resample(picture: RgbImage, width: u32, height: u32) -> Result<RgbImage, CropError> {
     let rows = picture.height();
-    resample_one_axis(resample_one_axis(picture, width, rows, filter)?, width, height, filter)
+    resample_one_axis(resample_one_axis(picture, width, rows)?, width, height)
 }
 
 /// Resamples either the width or the height. Returns the picture unchanged if it already has the target size.
-fn resample_one_axis(picture: RgbImage, width: u32, height: u32, filter: FilterType) -> Result<RgbImage, CropError> {
+fn resample_one_axis(picture: RgbImage, width: u32, height: u32) -> Result<RgbImage, CropError> {
     if picture.dimensions() == (width, height) {
         return Ok(picture);
     }
-    resample_with(&picture, width, height, ResizeOptions::new(), filter)
+    resample_with(&picture, width, height, ResizeOptions::new())
 }
 
-fn resample_with(
-    picture: &RgbImage,
-    width: u32,
-    height: u32,
-    options: ResizeOptions,
-    filter: FilterType,
-) -> Result<RgbImage, CropError> {
+fn resample_with(picture: &RgbImage, width: u32, height: u32, options: ResizeOptions) -> Result<RgbImage, CropError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| CropError::Resample { width, height, source };
     let from = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)
         .map_err(|source| failed(Box::new(source)))?;
     let mut to = Image::new(width, height, PixelType::U8x3);
-    let options = options.resize_alg(ResizeAlg::Convolution(filter));
+    let options = options.resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
     Resizer::new().resize(&from, &mut to, &options).map_err(|source| failed(Box::new(source)))?;
     RgbImage::from_raw(width, height, to.into_vec())
         .ok_or_else(|| failed("the resampler returned a buffer of another size".into()))
@@ -196,7 +192,7 @@ mod tests {
         for (short, long) in shapes {
             for (width, height) in [(short, long), (long, short)] {
                 for size in [1, 2, 7, 16, 30] {
-                    let halved = halve_while_large(noise(width, height), size).expect("halve");
+                    let halved = halve_while_large(noise(width, height), size);
                     let part = scale_kept(&halved, size).expect("scale the part");
                     let all = scale_all(halved, size).expect("scale all");
                     let worst = part.iter().zip(all.iter()).map(|(part, all)| part.abs_diff(*all)).max();

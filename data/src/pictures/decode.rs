@@ -154,6 +154,30 @@ mod tests {
         assert!(error.to_string().starts_with("cannot be decoded: "), "{error}");
     }
 
+    /// Returns a JPEG file whose header claims `width` x `height` pixels.
+    fn claiming_jpeg(width: u16, height: u16) -> Vec<u8> {
+        let mut compress = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+        compress.set_size(8, 8);
+        let mut compress = compress.start_compress(Vec::new()).expect("start");
+        compress.write_scanlines(&[7; 8 * 8 * 3]).expect("write");
+        let mut bytes = compress.finish().expect("finish");
+        let is_frame = |two: &[u8]| two[0] == 0xff && (0xc0..=0xc2).contains(&two[1]);
+        let frame = bytes.windows(2).position(is_frame).expect("a frame header");
+        bytes[frame + 5..frame + 7].copy_from_slice(&height.to_be_bytes());
+        bytes[frame + 7..frame + 9].copy_from_slice(&width.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_jpeg_header_that_claims_too_many_pixels_is_an_error() {
+        load_picture(&claiming_jpeg(8, 8), 8).expect("the true size");
+        for (width, height) in [(65_500, 65_500), (13_378, 13_378)] {
+            let error = load_picture(&claiming_jpeg(width, height), 256).expect_err("too large");
+            let text = format!("has {width}x{height} pixels, more than the limit of 178956970; scale it down");
+            assert_eq!(error.to_string(), text);
+        }
+    }
+
     #[test]
     fn damaged_bytes_are_an_error() {
         let good = png(RgbaImage::new(16, 16).into());

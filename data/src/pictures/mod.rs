@@ -2,6 +2,7 @@
 
 pub(crate) mod crop;
 pub(crate) mod decode;
+mod halve;
 mod jpeg;
 mod size_limit;
 

@@ -9,7 +9,9 @@ Prints a line "NAME.FORMAT WIDTH HEIGHT" or "NAME.FORMAT refused: REASON" for ea
 import io
 import pathlib
 import random
+import struct
 import sys
+import zlib
 
 from PIL import Image
 
@@ -25,12 +27,6 @@ def transparent(mode="RGBA"):
     return picture
 
 
-def deep(mode):
-    """Random values of 16 bits."""
-    rng = random.Random(1)
-    return Image.frombytes(mode, SIZE, rng.randbytes(2 * SIZE[0] * SIZE[1]))
-
-
 def saved(picture, format, **options):
     file = io.BytesIO()
     picture.save(file, format, **options)
@@ -39,9 +35,6 @@ def saved(picture, format, **options):
 
 def png_of(color_type, depth, rows, *chunks):
     """A PNG file of a color type and a depth that Pillow does not write."""
-    import struct
-    import zlib
-
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

@@ -59,7 +59,8 @@ fn stdio(sink: Sink) -> Stdio {
 pub fn assert_result_is_required(command: &Command) {
     let whole = run(command, Sink::Read, Sink::Read).succeeded();
     assert!(!whole.stdout.is_empty());
-    for (stdout, stderr) in unwritable() {
+    let stdout_sinks = [Sink::Full, Sink::ClosedPipe, Sink::Closed].map(|sink| (sink, Sink::Read));
+    for (stdout, stderr) in stdout_sinks.into_iter().chain([(Sink::Read, Sink::Full), (Sink::Full, Sink::Closed)]) {
         let output = run(command, stdout, stderr);
         let name = format!("{command:?} with {stdout:?} and {stderr:?}: {}", output.stderr);
         let expected = if matches!(stdout, Sink::Read | Sink::Closed) { 0 } else { 1 };
