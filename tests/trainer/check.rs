@@ -336,8 +336,7 @@ fn the_launcher_passes_the_flag_to_the_trainer() {
         let output = launched(arguments);
         assert_eq!((output.code, output.stdout.as_str()), (Some(78), ""), "{}", output.stderr);
         assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
-        let part =
-            if arguments.len() > 2 { "optim.epochs" } else { "arinar-trainer: unexpected argument '--chek' found" };
+        let part = if arguments.len() > 2 { "optim.ema" } else { "arinar-trainer: unexpected argument '--chek' found" };
         assert!(output.stderr.contains(part), "{}", output.stderr);
     }
     assert!(launched(&["--", "--plan"]).succeeded().stdout.contains("plan of run tiny: 2 rank(s)"));

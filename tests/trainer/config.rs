@@ -35,7 +35,7 @@ fn overrides_are_checked_as_strictly_as_files() {
         ("optim=2", ["--set optim=2", "is not a mapping of keys to values"]),
         ("batch.global=many", ["--set batch.global=many", "batch.global: many is not a whole number from 1"]),
         ("batch.global", ["key=value", "--set batch.global"]),
-        ("checkpoint.every=soon", ["30min", "100 steps"]),
+        ("checkpoint.every=soon", ["45min", "100 steps"]),
         ("optim.ema=1.5", ["optim.ema: 1.5", "at least 0 and below 1"]),
         ("model.outer.heads=5", ["model.outer", "heads"]),
     ] {

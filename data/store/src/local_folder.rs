@@ -56,6 +56,8 @@ impl FolderError {
 pub fn nearest_folder(path: &Path) -> Result<PathBuf, FolderError> {
     let failed = |path: &Path, source| FolderError::Path { path: path.to_owned(), source };
     let path = std::path::absolute(path).map_err(|source| failed(path, source))?;
+    // With a slash at its end, the path of a file would be reported as missing.
+    let path: PathBuf = path.components().collect();
     for folder in path.ancestors() {
         match std::fs::metadata(folder) {
             Ok(metadata) if metadata.is_dir() => return Ok(folder.to_owned()),
@@ -110,10 +112,10 @@ mod tests {
         symlink("loop", path("loop")).expect("a link");
         symlink(root.path(), path("good")).expect("a link");
         let message = |name: &str| check_writable(&path(name)).expect_err(name).to_string();
-        for name in ["file", "file/below", "file/far/below", "good/file/below"] {
+        for name in ["file", "file/", "file/below", "file/far/below", "good/file/below"] {
             assert!(message(name).ends_with("file is a file, not a folder"), "{}", message(name));
         }
-        for name in ["dangling", "dangling/below", "good/dangling"] {
+        for name in ["dangling", "dangling/", "dangling/below", "good/dangling"] {
             assert!(
                 message(name).ends_with("dangling is a link to nowhere, which does not exist"),
                 "{}",

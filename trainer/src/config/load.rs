@@ -65,7 +65,7 @@ pub fn parse(text: &str, file: &str, overrides: &[String]) -> Result<TrainConfig
 }
 
 fn parse_unchecked(text: &str, file: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
-    let written = yaml::parse(text).map_err(|YamlError { line, column, message }| ConfigError::Syntax {
+    let written = yaml::parse(text).map_err(|YamlError { line, column, message, .. }| ConfigError::Syntax {
         file: file.to_owned(),
         line,
         column,

@@ -66,7 +66,10 @@ fn one_value(text: &str) -> Result<String, String> {
     }
     if text.starts_with(['"', '\'', '[', '{']) {
         // In the whole document, the end would be searched in the values that follow.
-        yaml::parse::<IgnoredAny>(text).map_err(|error| error.message)?;
+        let alone = yaml::parse::<IgnoredAny>(text);
+        if let Some(error) = alone.err().filter(|error| error.is_syntax) {
+            return Err(error.message);
+        }
     }
     let ends_with_colon = is_plain && text.ends_with(':') && !text.contains([' ', '\t']);
     Ok(if ends_with_colon { Value::from(text).to_string() } else { text.to_owned() })

@@ -19,6 +19,8 @@ pub(super) struct YamlError {
     pub column: u64,
     /// The problem and the fix, in one line.
     pub message: String,
+    /// The text is not valid YAML.
+    pub is_syntax: bool,
 }
 
 /// Parses one YAML document.
@@ -43,7 +45,9 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
         let (line, column) = location.map_or((1, 1), |at| (at.line(), at.column()));
         let length = location.map_or(0, |at| at.span().len() as usize);
         let place = Place { text, path: &path, line, column, length };
-        YamlError { line, column, message: place.describe(innermost(&error)) }
+        let error = innermost(&error);
+        let is_syntax = matches!(error, Error::ExternalMessage { .. });
+        YamlError { line, column, message: place.describe(error), is_syntax }
     })
 }
 
