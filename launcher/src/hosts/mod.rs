@@ -5,5 +5,7 @@ mod hostfile;
 mod probe;
 
 pub(crate) use addresses::own_addresses;
-pub(crate) use hostfile::{Host, allocate, read_hostfile, total_slots};
+pub(crate) use hostfile::{
+    Host, InMemoryFile, allocate, lines, names_user, read_hostfile, total_slots, write_hostfile,
+};
 pub(crate) use probe::{Unreachable, probe};

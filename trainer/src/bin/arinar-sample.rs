@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use arinar_collective::machine::allocator;
+use arinar_collective::machine::{allocator, open_files};
 use arinar_protocol::exit_code;
 use arinar_trainer::{
     sample::{self, Arguments},
@@ -11,6 +11,7 @@ use arinar_trainer::{
 use clap::Parser;
 
 fn main() -> ExitCode {
+    open_files::raise_limit();
     allocator::keep_freed_memory();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
