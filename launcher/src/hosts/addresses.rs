@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket},
 };
 
-use super::hostfile::Host;
+use super::host::Host;
 
 /// An address that is reached through the default route (TEST-NET-1 of RFC 5737).
 const REMOTE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));

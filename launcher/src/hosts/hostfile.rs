@@ -10,20 +10,11 @@ use std::{
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::addresses::is_local;
+use super::{addresses::is_local, host::Host};
 use crate::{programs::Programs, stop::Stop};
 
 /// Maximum number of slots of a host.
 const MAX_SLOTS: usize = 1 << 16;
-
-/// A host and its number of slots.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Host {
-    /// Name of the host as it is written in the host file, with `user@` if the file names a user.
-    pub(crate) name: String,
-    /// Number of ranks to run on it.
-    pub(crate) slots: usize,
-}
 
 /// Reads a host file in Open MPI's format. mpirun parses it, so that every version accepts and refuses what it does when it is
 /// started by hand.
@@ -93,8 +84,8 @@ fn refusal(printed: &str, text: &[u8]) -> String {
     let message = message.join(" ");
     let number = message.split_once("line number ").and_then(|(_, rest)| rest.split(' ').next()?.parse::<usize>().ok());
     let text = String::from_utf8_lossy(text);
-    let line = number.and_then(|number| text.lines().nth(number.checked_sub(1)?));
-    let quoted = line.map(|line| format!(" ({:?})", line.trim_end_matches('\n'))).unwrap_or_default();
+    let line = number.and_then(|number| text.split('\n').nth(number.checked_sub(1)?));
+    let quoted = line.map(|line| format!(" ({line:?})")).unwrap_or_default();
     let message = if message.is_empty() { "no reason is given" } else { &message };
     format!("mpirun refuses it: {message}{quoted}; write `name slots=N` per line")
 }
@@ -155,24 +146,6 @@ pub(crate) fn write_hostfile(hosts: &[Host]) -> Result<InMemoryFile, Stop> {
         .map_err(|error| Stop::failure(format!("cannot create a host file for mpirun: {error}")))
 }
 
-/// Returns the sum of the slots of all hosts.
-pub(crate) fn total_slots(hosts: &[Host]) -> usize {
-    hosts.iter().map(|host| host.slots).sum()
-}
-
-/// Assigns ranks to hosts in order. Returns the hosts that are used, with the number of slots used on each.
-pub(crate) fn allocate(hosts: &[Host], mut ranks: usize) -> Vec<Host> {
-    let mut used = Vec::new();
-    for host in hosts {
-        let slots = host.slots.min(ranks);
-        if slots > 0 {
-            used.push(Host { name: host.name.clone(), slots });
-            ranks -= slots;
-        }
-    }
-    used
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -208,9 +181,6 @@ mod tests {
         ];
         let hosts = read(text).unwrap();
         assert_eq!(hosts, wanted);
-        assert_eq!(total_slots(&hosts), 18);
-        assert_eq!(allocate(&hosts, 5), [host("a", 4), host("b.c", 1)]);
-        assert_eq!(allocate(&hosts, 99), hosts);
         assert_eq!(read("a username=me slots=2\n").unwrap(), [host("me@a", 2)]);
         // Open MPI reads all names of this host as one, first in the list.
         assert_eq!(read("a\nlocalhost\n127.0.0.1\n").unwrap(), [host("localhost", 2), host("a", 1)]);

@@ -82,7 +82,7 @@ mod tests {
         std::fs::create_dir_all(path("runs/a")).unwrap();
         std::os::unix::fs::symlink(path("runs"), path("link")).unwrap();
         let own = Store::open(&path("runs/a")).unwrap();
-        for same in ["runs/a/step-00000001", "runs/a/", "link/a", "link/a/step-00000002", "runs/../runs/./a"] {
+        for same in ["runs/a/step-00000001", "runs/a/", "link/a", "link/a/step-00000002", "runs/./a"] {
             assert!(Place::parse(&path(same)).unwrap().is_in(&own), "{same}");
         }
         for other in ["runs", "runs/b/step-00000001", "link/ab"] {
