@@ -29,19 +29,20 @@ pub struct Arguments {
     pub(crate) overrides: Vec<String>,
     /// Start this many ranks; `auto` means one per GPU (or core, or slot of the host file), reduced until the number
     /// divides batch.global
-    #[arg(long, value_name = "N|auto", default_value = "auto")]
+    #[arg(long, value_name = "N|auto", default_value = "auto", allow_hyphen_values = true)]
     pub(crate) nproc: RankCount,
-    /// Run on the hosts of this Open MPI host file, which has one `name slots=N` per line and # for comments
+    /// Run on the hosts of this Open MPI host file, which has one `name slots=N` per line; mpirun parses it. A name without a
+    /// number stands for one slot
     #[arg(long, value_name = "FILE")]
     pub(crate) hostfile: Option<PathBuf>,
     /// Give up after this many restarts, even if they gain steps [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) max_restarts: Option<u32>,
     /// Keep training with at least N ranks after losing hosts; steps take longer but compute the same results [default: all]
-    #[arg(long, value_name = "N", requires = "hostfile")]
+    #[arg(long, value_name = "N", requires = "hostfile", allow_hyphen_values = true)]
     pub(crate) min_ranks: Option<usize>,
     /// Allow this much time for a checkpoint, from the signal that ends the job to SIGKILL
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time, allow_hyphen_values = true)]
     pub(crate) grace: Duration,
     /// Serve /status (JSON) and /metrics (Prometheus) on this port, and on 127.0.0.1 unless an address is given
     #[arg(long, value_name = "[ADDRESS:]PORT")]
@@ -62,17 +63,17 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,
     /// Declare a hang when no rank has made progress for this multiple of the median step time
-    #[arg(long, value_name = "TIMES", default_value_t = 20.0, value_parser = factor)]
+    #[arg(long, value_name = "TIMES", default_value_t = 20.0, value_parser = factor, allow_hyphen_values = true)]
     pub(crate) hang_factor: f64,
     /// Wait at least this long before declaring a hang, and at least 1.5 times ARINAR_STORE_PATIENCE while a rank waits for
     /// data
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time, allow_hyphen_values = true)]
     pub(crate) hang_floor: Duration,
     /// Allow this long without progress while ranks start, wait for a checkpoint or finish, and for a lost host to come back
-    #[arg(long, value_name = "TIME", default_value = "30m", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "30m", value_parser = limit, allow_hyphen_values = true)]
     pub(crate) start_up_limit: Duration,
     /// Declare a hang when a rank sends no heartbeat for this long, and make a rank exit when the launcher sends none
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = silence)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = limit, allow_hyphen_values = true)]
     pub(crate) silence_limit: Duration,
     /// Pass these arguments to the trainer unchanged
     #[arg(last = true, value_name = "TRAINER ARGUMENTS")]
@@ -80,7 +81,10 @@ pub struct Arguments {
 }
 
 const LONGEST_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
-const SHORTEST_SILENCE: Duration = Duration::from_secs(1);
+/// Ranks start and send heartbeats within a limit of this length.
+const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
+/// Units longer than weeks. `M` means months, although it is usually written for minutes.
+const LONG_UNITS: [&str; 7] = ["M", "month", "months", "y", "yr", "year", "years"];
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -136,15 +140,19 @@ pub(crate) enum LogFormat {
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let expected = |problem: &str| format!("{problem}; expected a time with units such as 90s, 5m or 1h30m");
+    let mut units = text.split(|letter: char| !letter.is_alphabetic());
+    if let Some(unit) = units.find(|unit| LONG_UNITS.contains(unit)) {
+        return Err(expected(&format!("the unit {unit:?} is too long (minutes are written m)")));
+    }
+    let time = humantime::parse_duration(text).map_err(|error| expected(&error.to_string()))?;
     // Sums with this time must not overflow.
     if time <= LONGEST_TIME { Ok(time) } else { Err("the time must not exceed a year".to_owned()) }
 }
 
-fn silence(text: &str) -> Result<Duration, String> {
-    // Several heartbeats must fit.
+fn limit(text: &str) -> Result<Duration, String> {
     let time = time(text)?;
-    if time >= SHORTEST_SILENCE { Ok(time) } else { Err("the time must be at least 1s".to_owned()) }
+    if time >= SHORTEST_LIMIT { Ok(time) } else { Err("the time must be at least 1s".to_owned()) }
 }
 
 fn factor(text: &str) -> Result<f64, String> {
@@ -227,6 +235,31 @@ mod tests {
             "--config x --nproc many",
             "--config x --grace 5",
             "--config x --grace 18446744073709551615s",
+            "--config x --grace 5M",
+            "--config x --grace 1month",
+            "--config x --grace 0.5y",
+            "--config x --grace -5s",
+            "--config x --grace inf",
+            "--config x --grace NaN",
+            "--config x --grace 1e3s",
+            "--config x --grace s",
+            "--config x --grace 5s5",
+            "--config x --grace \u{665}s",
+            "--config x --grace 400d",
+            "--config x --hang-floor 5",
+            "--config x --hang-floor -1m",
+            "--config x --start-up-limit 0s",
+            "--config x --start-up-limit 30M",
+            "--config x --hang-factor inf",
+            "--config x --hang-factor NaN",
+            "--config x --hang-factor -1",
+            "--config x --max-restarts -1",
+            "--config x --max-restarts 99999999999",
+            "--config x --nproc -1",
+            "--config x --nproc 2.0",
+            "--config x --nproc 65537",
+            "--config x --nproc 99999999999999999999",
+            "--config x --nproc ",
             "--config x --silence-limit 100ms",
             "--config x --status-port localhost:9400",
             "--config x --hang-factor 0",
@@ -236,6 +269,15 @@ mod tests {
         ] {
             let (error, code) = read(&format!("arinar-launcher {line}")).unwrap_err();
             assert_eq!((error.lines().count(), code), (1, 78), "{line}: {error}");
+        }
+        for (flags, part) in
+            [("--grace 5M", "minutes are written m"), ("--nproc -1", "expected a number from 1 to 65536")]
+        {
+            let (error, _) = read(&format!("arinar-launcher --config x {flags}")).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+        for (text, seconds) in [("5m", 300), ("1h30m", 5400), ("2min 3sec", 123), ("0s", 0), ("3days", 259_200)] {
+            assert_eq!(time(text), Ok(Duration::from_secs(seconds)));
         }
         assert_eq!(read("arinar-launcher --help").unwrap_err().1, 0);
     }

@@ -2,7 +2,7 @@
 
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 
-use arinar_protocol::exit_code;
+use arinar_protocol::{Farewell, exit_code};
 use rustix::process::Signal;
 
 use crate::ranks::Ranks;
@@ -83,11 +83,21 @@ impl ExitEvidence<'_> {
         }
     }
 
-    /// Returns the reason in the farewell of the lowest rank that failed and reported one.
+    /// Returns true if the reason is an error that a rank reported and that occurs again if nothing is changed, unlike the death
+    /// of a rank, a hang, or an outage.
+    pub(crate) fn is_deterministic(&self) -> bool {
+        self.hang.is_none() && self.reported().is_some_and(|(_, farewell, _)| !farewell.transient)
+    }
+
     fn reported_reason(&self) -> Option<String> {
+        self.reported().map(|(rank, _, reason)| format!("rank {rank}: {reason}"))
+    }
+
+    /// Returns the farewell of the lowest rank that failed and reported a reason, and the reason.
+    fn reported(&self) -> Option<(usize, &Farewell, &str)> {
         self.ranks.iter().enumerate().find_map(|(index, rank)| {
             let farewell = rank.farewell.as_ref().filter(|farewell| farewell.code != exit_code::DONE)?;
-            Some(format!("rank {index}: {}", farewell.reason.as_ref()?))
+            Some((index, farewell, farewell.reason.as_deref()?))
         })
     }
 
@@ -155,7 +165,7 @@ fn describe_signal(signal: i32) -> String {
 mod tests {
     use std::time::Instant;
 
-    use arinar_protocol::{Farewell, Hello};
+    use arinar_protocol::Hello;
 
     use super::*;
     use crate::rank_message::RankMessage;
@@ -168,7 +178,7 @@ mod tests {
             ranks.update(rank, RankMessage::Hello(hello), now);
         }
         for (rank, (code, reason)) in farewells.iter().enumerate() {
-            let farewell = Farewell { code: *code, reason: reason.map(str::to_owned) };
+            let farewell = Farewell::new(*code, reason.map(str::to_owned));
             ranks.update(rank, RankMessage::Farewell(farewell), now);
         }
         ranks
@@ -219,6 +229,20 @@ mod tests {
         let unnamed = evidence(&absent, 138 << 8, &[]);
         assert_eq!(unnamed.code(), 75);
         assert_eq!(unnamed.reason(), "rank 0 received SIGUSR1 before it had started; start again to resume");
+    }
+
+    #[test]
+    fn only_a_reported_error_is_deterministic() {
+        let failed = ranks(&[(1, Some("the disk is full"))]);
+        assert!(evidence(&failed, 1 << 8, &[]).is_deterministic());
+        let hung = ExitEvidence { hang: Some("it hung"), ..evidence(&failed, 9, &[]) };
+        assert!(!hung.is_deterministic());
+        let killed = ranks(&[]);
+        assert!(!ExitEvidence { lost: Some(1), ..evidence(&killed, 137 << 8, &[]) }.is_deterministic());
+        let mut outage = ranks(&[]);
+        let farewell = Farewell { transient: true, ..Farewell::new(1, Some("the store is down".to_owned())) };
+        outage.update(0, RankMessage::Farewell(farewell), Instant::now());
+        assert!(!evidence(&outage, 1 << 8, &[]).is_deterministic());
     }
 
     #[test]

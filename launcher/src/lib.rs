@@ -37,6 +37,7 @@ mod job_config;
 mod metrics;
 mod mpi_cleanup;
 mod mpirun_command;
+mod open_files;
 mod output;
 mod policy;
 mod processes;

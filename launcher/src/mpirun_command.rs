@@ -36,6 +36,8 @@ pub(crate) struct MpirunCommand<'a> {
     pub(crate) programs: &'a Programs,
     /// Hosts and the number of slots to use on each; empty if the job runs on this host alone.
     pub(crate) hosts: &'a [Host],
+    /// Path of a host file with these hosts; `None` to name them on the command line, where mpirun accepts no users.
+    pub(crate) hostfile: Option<&'a str>,
     /// World size.
     pub(crate) ranks: usize,
     /// Number of cores of this host. Ranks in excess of it must yield while they wait.
@@ -58,7 +60,12 @@ impl MpirunCommand<'_> {
         if self.root {
             push(&["--allow-run-as-root"]);
         }
-        push(&["-n", &self.ranks.to_string(), "--host", &self.host_list(), "--map-by", "slot"]);
+        push(&["-n", &self.ranks.to_string()]);
+        match self.hostfile {
+            Some(path) => push(&["--hostfile", path]),
+            None => push(&["--host", &self.host_list()]),
+        }
+        push(&["--map-by", "slot"]);
         // Trainers divide the cores of a host among themselves.
         push(&["--bind-to", "none"]);
         if self.watched {
@@ -151,6 +158,7 @@ mod tests {
         MpirunCommand {
             programs,
             hosts,
+            hostfile: None,
             ranks: 4,
             cores: 4,
             root: false,
@@ -185,6 +193,8 @@ mod tests {
         assert!(shown.contains("--host a:2,b:2 "), "{shown}");
         assert!(shown.contains("-x ARINAR_LAUNCHER -x AWS_REGION -x NCCL_DEBUG -x https_proxy /opt"), "{shown}");
         assert!(shown.contains("--mca oob_tcp_keepalive_time 10 "), "{shown}");
+        let from_file = MpirunCommand { hostfile: Some("/dev/fd/5"), ..job(&programs(), &hosts, &[]) }.shell_line([]);
+        assert!(from_file.contains("-n 4 --hostfile /dev/fd/5 --map-by slot"), "{from_file}");
         let given = ["--mca", "oob_tcp_keepalive_time", "3"].map(str::to_owned);
         let shown = MpirunCommand { mpirun_arguments: &given, ..job(&programs(), &hosts, &[]) }.shell_line([]);
         assert!(shown.contains(" --mca oob_tcp_keepalive_time 3 ") && !shown.contains("_time 10"), "{shown}");

@@ -24,6 +24,8 @@ pub(crate) struct Outcome {
     pub(crate) reached: u64,
     /// True if a signal to the launcher requested the end.
     pub(crate) requested: bool,
+    /// True if the reason is an error that occurs again if nothing is changed.
+    pub(crate) deterministic: bool,
 }
 
 /// A decision about the job.
@@ -50,12 +52,14 @@ pub(crate) struct RestartPolicy {
     backoff: Duration,
     /// Highest step that any start reached.
     highest: u64,
+    /// Step and reason of the last deterministic failure that no later start has got past.
+    failure: Option<(u64, String)>,
 }
 
 impl RestartPolicy {
     /// Creates the policy of a new run.
     pub(crate) fn new(max_restarts: Option<u32>) -> Self {
-        Self { max_restarts, restarts: 0, fruitless: 0, backoff: INITIAL_BACKOFF, highest: 0 }
+        Self { max_restarts, restarts: 0, fruitless: 0, backoff: INITIAL_BACKOFF, highest: 0, failure: None }
     }
 
     /// Returns the number of restarts so far.
@@ -87,6 +91,11 @@ impl RestartPolicy {
             );
             return stop(exit_code::FAILED, line);
         }
+        if self.has_failed_before(outcome) {
+            let Outcome { reached, reason, .. } = outcome;
+            let line = format!("the job ended twice at step {reached} with the same error, giving up; {reason}");
+            return stop(exit_code::FAILED, line);
+        }
         if self.max_restarts.is_some_and(|most| self.restarts >= most) {
             let line = format!("--max-restarts {} is used up; the last reason: {}", self.restarts, outcome.reason);
             return stop(exit_code::FAILED, line);
@@ -97,6 +106,17 @@ impl RestartPolicy {
         self.backoff *= 2;
         Decision::Restart { backoff }
     }
+
+    /// Returns true if the job has failed at the same step with the same deterministic error before. A restart computes the same
+    /// numbers from the same checkpoint, so that it would end there again.
+    fn has_failed_before(&mut self, outcome: &Outcome) -> bool {
+        self.failure = self.failure.take().filter(|(step, _)| outcome.reached <= *step);
+        if !outcome.deterministic {
+            return false;
+        }
+        let failure = Some((outcome.reached, outcome.reason.clone()));
+        std::mem::replace(&mut self.failure, failure.clone()) == failure
+    }
 }
 
 #[cfg(test)]
@@ -104,7 +124,12 @@ mod tests {
     use super::*;
 
     fn crash(resumed: u64, reached: u64) -> Outcome {
-        Outcome { code: 1, reason: "a rank died".to_owned(), resumed, reached, requested: false }
+        let reason = "a rank died".to_owned();
+        Outcome { code: 1, reason, resumed, reached, requested: false, deterministic: false }
+    }
+
+    fn failure(resumed: u64, reached: u64, reason: &str) -> Outcome {
+        Outcome { reason: reason.to_owned(), deterministic: true, ..crash(resumed, reached) }
     }
 
     fn backoff(decision: Decision) -> Option<f64> {
@@ -133,6 +158,26 @@ mod tests {
         let Decision::Stop(stop) = policy.decide(&crash(5, 5), 0.5) else { panic!("it restarts") };
         assert!(stop.code == 1 && stop.line.contains("3 restarts"), "{stop}");
         assert!(stop.line.ends_with("a rank died"));
+    }
+
+    #[test]
+    fn the_same_failure_twice_at_one_step_ends_the_run() {
+        let is_final = |outcomes: &[Outcome]| {
+            let mut policy = RestartPolicy::new(None);
+            outcomes.iter().map(|outcome| backoff(policy.decide(outcome, 0.5)).is_none()).collect::<Vec<_>>()
+        };
+        let nan = || failure(4, 5, "the loss is NaN");
+        assert_eq!(is_final(&[nan(), nan()]), [false, true]);
+        assert_eq!(is_final(&[nan(), crash(4, 4), nan()]), [false, false, true], "a killed rank in between");
+        assert_eq!(is_final(&[nan(), failure(4, 5, "the disk is full")]), [false, false]);
+        assert_eq!(is_final(&[nan(), failure(4, 6, "the loss is NaN")]), [false, false]);
+        // The step was passed, so that the error was not deterministic after all.
+        assert_eq!(is_final(&[nan(), crash(4, 9), nan()]), [false, false, false]);
+        let mut policy = RestartPolicy::new(None);
+        policy.decide(&nan(), 0.5);
+        let Decision::Stop(stop) = policy.decide(&nan(), 0.5) else { panic!("it restarts") };
+        let line = "the job ended twice at step 5 with the same error, giving up; the loss is NaN";
+        assert_eq!(stop, Stop::failure(line));
     }
 
     #[test]

@@ -4,6 +4,9 @@ use std::str::FromStr;
 
 use crate::stop::Stop;
 
+/// Maximum number of ranks.
+const MAX_RANKS: usize = 1 << 16;
+
 /// Value of `--nproc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RankCount {
@@ -19,7 +22,7 @@ impl FromStr for RankCount {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
             _ if text == "auto" => Ok(Self::Auto),
-            Ok(count) if (1..=1 << 16).contains(&count) => Ok(Self::Exactly(count)),
+            Ok(count) if (1..=MAX_RANKS).contains(&count) => Ok(Self::Exactly(count)),
             _ => Err("expected a number from 1 to 65536, or auto".to_owned()),
         }
     }
@@ -37,7 +40,7 @@ impl RankCount {
             Self::Exactly(ranks) if divides(&ranks) => Ok(ranks),
             Self::Exactly(ranks) => {
                 let below = (1..ranks).rev().find(divides);
-                let above = (ranks + 1..=global_batch).find(divides);
+                let above = (ranks + 1..=global_batch.min(MAX_RANKS)).find(divides);
                 let near: Vec<String> = below.into_iter().chain(above).map(|ranks| ranks.to_string()).collect();
                 Err(Stop::configuration(format!(
                     "batch.global {global_batch} is not divisible by --nproc {ranks}; use {}",
@@ -67,5 +70,8 @@ mod tests {
         assert_eq!(error, Stop::configuration("batch.global 32 is not divisible by --nproc 3; use 2 or 4"));
         let error = RankCount::Exactly(64).choose(4, 32).unwrap_err();
         assert_eq!(error.line, "batch.global 32 is not divisible by --nproc 64; use 32");
+        // The next divisor of a prime is out of range.
+        let error = RankCount::Exactly(2).choose(4, (1 << 61) - 1).unwrap_err();
+        assert!(error.line.ends_with("--nproc 2; use 1"), "{error}");
     }
 }

@@ -210,7 +210,7 @@ mod tests {
         // Neither the loss of further ranks nor a close after a farewell is an event.
         assert_eq!(ranks.update(0, RankMessage::Closed, later(6)), None);
         let mut ranks = Ranks::new(1, start);
-        let farewell = Farewell { code: 0, reason: None };
+        let farewell = Farewell::new(0, None);
         assert_eq!(ranks.update(0, RankMessage::Farewell(farewell), later(1)), Some(RankEvent::Exiting(0)));
         assert_eq!(ranks.update(0, RankMessage::Closed, later(1)), None);
         assert!(ranks.views(later(1))[0].ended && ranks.all_ended());

@@ -103,7 +103,9 @@ fn errors_are_reported_in_one_line() {
     assert_one_line(stage.run(&["--nproc", "2", "--status-port", &port]), 78, "--status-port 127.0.0.1:");
     std::fs::write(stage.path("hosts"), "a slots=x\n").unwrap();
     let hosts = stage.path("hosts").display().to_string();
-    assert_one_line(stage.run(&["--hostfile", &hosts]), 78, "line 1: slots=x");
+    assert_one_line(stage.run(&["--hostfile", &hosts]), 78, "mpirun refuses it: Open RTE detected a bad parameter");
+    assert_one_line(stage.run(&["--hostfile", "/tmp"]), 78, "--hostfile /tmp: Is a directory");
+    assert_one_line(stage.run(&["--hostfile", "/nowhere"]), 78, "--hostfile /nowhere: No such file");
     std::fs::write(stage.path("config.json"), "no JSON").unwrap();
     let output = stage.run(&[]);
     assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);

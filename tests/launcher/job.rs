@@ -153,9 +153,32 @@ fn a_killed_rank_is_reported_and_the_job_is_restarted() {
 
 #[test]
 fn three_restarts_without_progress_end_the_run_with_the_last_reason() {
-    let stage = stage_with_faults(r#"{"attempt": 0, "rank": 1, "step": 3, "act": "exit 1 the disk is full"}"#);
+    let stage = stage_with_faults(r#"{"attempt": 0, "rank": 1, "step": 3, "act": "kill"}"#);
     let output = stage.run(&two_ranks(&[])).exited_with(1).reports("3 restarts in a row have gained no step");
-    assert!(output.stderr.trim_end().ends_with("the last reason: rank 1: the disk is full"), "{}", output.stderr);
+    assert!(output.stderr.contains("the last reason: rank 1 (stand-in, pid "), "{}", output.stderr);
+    // A failure that differs from start to start.
+    let acts = (1..=4)
+        .map(|attempt| format!(r#"{{"attempt": {attempt}, "rank": 1, "step": 3, "act": "exit 1 failure {attempt}"}}"#));
+    let stage = stage_with_faults(&acts.collect::<Vec<_>>().join(", "));
+    let output = stage.run(&two_ranks(&[])).exited_with(1).reports("3 restarts in a row have gained no step");
+    assert!(output.stderr.trim_end().ends_with("the last reason: rank 1: failure 4"), "{}", output.stderr);
+}
+
+#[test]
+fn the_same_error_twice_at_one_step_ends_the_run() {
+    let error = r#"{"attempt": ATTEMPT, "rank": 1, "step": 12, "act": "exit 1 the disk is full"}"#;
+    let stage = stage_with_faults(&error.replace("ATTEMPT", "0"));
+    let output = stage.run(&two_ranks(&[])).exited_with(1).reports("restart 1 from the newest checkpoint");
+    let last = "the job ended twice at step 11 with the same error, giving up; rank 1: the disk is full";
+    assert!(output.stderr.trim_end().ends_with(last), "{}", output.stderr);
+    // A rank that was killed in between does not hide it.
+    let kill = r#"{"attempt": 2, "rank": 0, "step": 11, "act": "kill"}"#;
+    let faults = [&error.replace("ATTEMPT", "1"), kill, &error.replace("ATTEMPT", "3")].join(", ");
+    let output = stage_with_faults(&faults).run(&two_ranks(&[])).exited_with(1).reports("restart 2 ");
+    assert!(output.stderr.trim_end().ends_with(last), "{}", output.stderr);
+    // An error that does not come back does not end the run.
+    let stage = stage_with_faults(&error.replace("ATTEMPT", "1"));
+    stage.run(&two_ranks(&[])).exited_with(0).reports("restarts: 1 by crash");
 }
 
 #[test]

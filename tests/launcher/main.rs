@@ -2,6 +2,7 @@
 
 mod chaos;
 mod command;
+mod hosts;
 mod job;
 mod kills;
 mod nodes;

@@ -70,6 +70,29 @@ fn killed_and_stopped_ranks_do_not_change_the_result() {
 }
 
 #[test]
+fn a_run_that_begins_elsewhere_is_restarted_from_its_own_checkpoint() {
+    let lab = Lab::new();
+    let path = |key: &str, name: &str| format!("{key}={}", lab.path(name).display());
+    let first = [path("run.dir", "first"), path("run.log_dir", "first-logs")];
+    lab.train(2, &["train.max_steps=20", &first[0], &first[1]]).succeeded();
+    let place = path("checkpoint.resume", "first/step-00000020");
+    let mut command = launch(&lab);
+    command.args(["--set", &place]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let running = Running { child: Some(command.spawn().unwrap()), log: lab.path("logs/ranks/launcher.log") };
+    next_checkpoint(&lab, &[]);
+    signal(running.rank(1), Signal::KILL);
+    running.wait().exited_with(0).reports("restarts: 1 by crash").reports("(to 600 of 600)");
+    let log = std::fs::read_to_string(lab.path("logs/ranks/rank-0.log")).unwrap();
+    let (before, after) = log.split_once("attempt 2: ").unwrap();
+    assert!(before.contains(&format!("resuming from {}", lab.path("first/step-00000020").display())), "{before}");
+    assert!(after.contains(&format!("resuming from {}/step-", lab.path("run").display())), "{after}");
+    assert!(after.contains("the run has already started, so checkpoint.resume "), "{after}");
+    let calm = [path("run.dir", "calm"), path("run.log_dir", "calm-logs")];
+    lab.train(2, &[LENGTH[0], LENGTH[1], &place, &calm[0], &calm[1]]).succeeded();
+    assert_eq!(lab.tensors("run/step-00000600"), lab.tensors("calm/step-00000600"));
+}
+
+#[test]
 fn a_signal_saves_a_checkpoint_from_which_the_run_resumes() {
     let lab = Lab::new();
     let running = start(&lab);

@@ -290,6 +290,7 @@ fn state(config: &TrainConfig, step: u64) -> CheckpointState<TrainConfig> {
         world: 1,
         config: config.clone(),
         dataset: DatasetInfo { id: String::new(), samples: 1, class_names: Vec::new(), vae: serde_json::Value::Null },
+        skipped_steps: 0,
         seconds: Seconds::default(),
     }
 }

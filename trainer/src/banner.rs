@@ -79,6 +79,10 @@ impl Banner<'_> {
         let mut lines: Vec<String> =
             warnings.map(|warning| format!("warning: {warning}; an older one is used")).collect();
         let spooled = if found.location == Location::Spool { " (its copy in the spool)" } else { "" };
+        let unread = found.unread.iter();
+        lines.extend(
+            unread.map(|place| format!("the run has already started, so checkpoint.resume {place} is not read")),
+        );
         lines.push(format!("resuming from {}/{}{spooled}", found.run, step_folder_name(found.step)));
         lines
     }

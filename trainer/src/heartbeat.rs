@@ -32,6 +32,7 @@ static CONNECTION: OnceLock<Connection> = OnceLock::new();
 
 struct Connection {
     stream: Mutex<TcpStream>,
+    vitals: Arc<Vitals>,
     /// True once the farewell is sent. Afterwards, a closed connection is expected.
     ended: AtomicBool,
 }
@@ -53,13 +54,13 @@ pub fn start(launch: Option<LaunchEnvironment>, vitals: Arc<Vitals>) -> Result<O
     let message = |error: io::Error| format!("the connection to the launcher cannot be used: {error}");
     let mut replies = stream.try_clone().map_err(message)?;
     let connection =
-        CONNECTION.get_or_init(|| Connection { stream: Mutex::new(stream), ended: AtomicBool::new(false) });
+        CONNECTION.get_or_init(|| Connection { stream: Mutex::new(stream), vitals, ended: AtomicBool::new(false) });
     let (rank, world) = launch.map_or((0, 1), |launch| (launch.rank, launch.world_size));
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let hello = Hello { token: launcher.token.clone(), rank, world, host, pid: std::process::id() };
     connection.send(&Message::Hello(hello)).map_err(message)?;
     let beat = move || {
-        let reason = connection.beat(&mut replies, &vitals, silence);
+        let reason = connection.beat(&mut replies, silence);
         if !connection.ended.load(Ordering::SeqCst) {
             // Standard error may be closed.
             let _ = writeln!(io::stderr(), "arinar-trainer: rank {rank} ends: {reason}");
@@ -71,15 +72,16 @@ pub fn start(launch: Option<LaunchEnvironment>, vitals: Arc<Vitals>) -> Result<O
     Ok(Some(launcher))
 }
 
-/// Reports to the launcher, if there is one, how this process ends. Afterwards, the process no longer depends on the
-/// connection.
-pub fn farewell(code: u8, reason: Option<String>) {
+/// Reports to the launcher, if there is one, how this process ends, and at which step. Afterwards, the process no longer depends
+/// on the connection.
+pub fn farewell(farewell: Farewell) {
     let Some(connection) = CONNECTION.get() else { return };
     let mut stream = connection.stream.lock().unwrap_or_else(PoisonError::into_inner);
     // While the stream is locked, so that no beat follows it.
     if !connection.ended.swap(true, Ordering::SeqCst) {
+        let last = Message::Beat(connection.vitals.beat()).line() + &Message::Farewell(farewell).line();
         // If it does not arrive, the launcher detects that the rank has died.
-        let _ = stream.write_all(Message::Farewell(Farewell::new(code, reason)).line().as_bytes());
+        let _ = stream.write_all(last.as_bytes());
     }
 }
 
@@ -136,10 +138,10 @@ impl Connection {
     }
 
     /// Sends a beat at regular intervals until the launcher is gone. Returns the evidence for that.
-    fn beat(&self, replies: &mut TcpStream, vitals: &Vitals, silence: Duration) -> String {
+    fn beat(&self, replies: &mut TcpStream, silence: Duration) -> String {
         let mut last_reply = Instant::now();
         loop {
-            if let Err(error) = self.send(&Message::Beat(vitals.beat())) {
+            if let Err(error) = self.send(&Message::Beat(self.vitals.beat())) {
                 return format!("messages cannot be sent to the launcher ({error})");
             }
             match receive_for(replies, BEAT_EVERY) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arinar_data::Reporter;
 use arinar_model::text::one_line;
-use arinar_protocol::{Beat, exit_code};
+use arinar_protocol::{Beat, Farewell, exit_code};
 
 use crate::{
     heartbeat,
@@ -25,7 +25,7 @@ pub fn install(rank: usize, vitals: Arc<Vitals>) {
         let location = panic.location().map(ToString::to_string);
         let reason = reason(rank, &vitals.beat(), message, location.as_deref());
         Reporter::console().note(&format!("arinar-trainer: error: {reason}"));
-        heartbeat::farewell(exit_code::FAILED, Some(reason));
+        heartbeat::farewell(Farewell::new(exit_code::FAILED, Some(reason)));
         exit_now(exit_code::FAILED);
     }));
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use arinar_collective::JobError;
 use arinar_data::Reporter;
 use arinar_model::text::one_line;
+use arinar_protocol::Farewell;
 
 use crate::{heartbeat, stop::Stop};
 
@@ -18,7 +19,7 @@ pub fn report(program: &str, rank: usize, stop: &Stop) -> ExitCode {
         };
         Reporter::console().note(&format!("{program}: {prefix}{reason}"));
     }
-    heartbeat::farewell(stop.exit_code(), reason);
+    heartbeat::farewell(Farewell { transient: stop.is_transient(), ..Farewell::new(stop.exit_code(), reason) });
     ExitCode::from(stop.exit_code())
 }
 

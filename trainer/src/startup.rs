@@ -84,6 +84,8 @@ struct Components<'a> {
     length: RunLength,
     /// Steps trained.
     step: u64,
+    /// Consecutive steps that were skipped up to it.
+    skipped: u64,
 }
 
 /// Builds the training of one rank. All ranks make the same calls together.
@@ -140,7 +142,7 @@ impl<'a> Startup<'a> {
         let imported = self.import(imported, found.is_some(), &state)?;
         let token = resumed.as_ref().map(|state| &state.token);
         let source = agree(collective, data.batches(config, self.share, token))?;
-        let step = resumed.as_ref().map_or(0, |state| state.step);
+        let (step, skipped) = resumed.as_ref().map_or((0, 0), |state| (state.step, state.skipped_steps));
         let banner = Banner {
             config,
             device: self.context.device,
@@ -155,12 +157,14 @@ impl<'a> Startup<'a> {
             imported: imported.as_deref(),
         };
         let logs = agree(collective, self.start_logs(&banner, checkpoints.is_remote()))?;
-        let logs = self.resume_time_accounting(logs, resumed.as_ref());
+        // The time of another run, which this one begins from, is not counted.
+        let own = resumed.as_ref().filter(|_| found.as_ref().is_some_and(|found| found.is_own));
+        let logs = self.resume_time_accounting(logs, own);
         self.context.vitals.set_run(step, length.total_steps, config.batch.global as u64);
         checkpoints.start_writer()?;
         allocator::keep_freed_memory();
         let dataset = data.info();
-        self.assemble(Components { model, state, source, dataset, checkpoints, logs, length, step })
+        self.assemble(Components { model, state, source, dataset, checkpoints, logs, length, step, skipped })
     }
 
     /// Builds a rehearsal on `data`, which must be synthetic.
@@ -174,7 +178,7 @@ impl<'a> Startup<'a> {
         let (model, state) = ModelState::new(collective, config, self.context.device)?;
         let checkpoints = CheckpointManager::disabled(collective);
         let (dataset, logs) = (data.info(), Logs::silent());
-        self.assemble(Components { model, state, source, dataset, checkpoints, logs, length, step: 0 })
+        self.assemble(Components { model, state, source, dataset, checkpoints, logs, length, step: 0, skipped: 0 })
     }
 
     fn open_checkpoints(&self, length: &RunLength) -> Result<CheckpointManager<'a>, Stop> {
@@ -237,30 +241,28 @@ impl<'a> Startup<'a> {
     }
 
     /// Continues the time accounting of earlier starts of the run on rank 0.
-    fn resume_time_accounting(&self, mut logs: Logs, resumed: Option<&CheckpointState<TrainConfig>>) -> Logs {
+    fn resume_time_accounting(&self, mut logs: Logs, own: Option<&CheckpointState<TrainConfig>>) -> Logs {
         if self.share.rank == 0 {
             let file = TimeFile::new(Path::new(&self.config.run.log_dir), &self.config.run.dir);
-            self.context.vitals.time.carry_over(self.earlier_seconds(&file, resumed));
+            self.context.vitals.time.carry_over(self.earlier_seconds(&file, own));
             logs.set_time_file(file);
         }
         logs
     }
 
-    fn earlier_seconds(&self, file: &TimeFile, resumed: Option<&CheckpointState<TrainConfig>>) -> Seconds {
-        match (resumed, &self.config.checkpoint.resume) {
-            // The time of another run is not counted.
-            (_, Resume::From(_)) => Seconds::default(),
-            (Some(state), _) => file.earlier(state.seconds),
-            // Without a checkpoint, only the launcher knows that there was an earlier start.
-            (None, _) if self.context.launcher.as_ref().is_some_and(|launcher| launcher.attempt > 1) => {
+    fn earlier_seconds(&self, file: &TimeFile, own: Option<&CheckpointState<TrainConfig>>) -> Seconds {
+        match own {
+            Some(state) => file.earlier(state.seconds),
+            // Without a checkpoint of its own, only the launcher knows that there was an earlier start.
+            None if self.context.launcher.as_ref().is_some_and(|launcher| launcher.attempt > 1) => {
                 file.earlier(Seconds::default())
             }
-            (None, _) => Seconds::default(),
+            None => Seconds::default(),
         }
     }
 
     fn assemble(self, components: Components<'a>) -> Result<Training<'a>, Stop> {
-        let Components { model, state, source, dataset, checkpoints, logs, length, step } = components;
+        let Components { model, state, source, dataset, checkpoints, logs, length, step, skipped } = components;
         let config = self.config;
         let checkpoint_template = CheckpointState {
             format_version: FORMAT_VERSION,
@@ -269,6 +271,7 @@ impl<'a> Startup<'a> {
             optimizer_steps: 0,
             epoch: 0.0,
             token: source.position(),
+            skipped_steps: 0,
             world: self.share.world,
             config: config.clone(),
             dataset,
@@ -293,7 +296,7 @@ impl<'a> Startup<'a> {
             length,
             step,
             checkpoint_template,
-            skipped: 0,
+            skipped,
             worked: 0.0,
         })
     }

@@ -56,6 +56,34 @@ impl Stop {
     pub fn failure(error: impl Into<BoxError>) -> Self {
         Self::Failure(error.into())
     }
+
+    /// Returns true if the same failure may not occur again at the same step: the network or a store is down, another job is
+    /// in the way, or another rank has died.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Failure(error) => is_transient(error.as_ref()),
+            Self::Broken(_) => true,
+            _ => false,
+        }
+    }
+}
+
+fn is_transient(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<CheckpointError>() {
+        return match error {
+            CheckpointError::Store(error) | CheckpointError::RunUrl(error) => error.is_transient(),
+            CheckpointError::Lease(_)
+            | CheckpointError::NoRoom { .. }
+            | CheckpointError::NotUploaded { .. }
+            | CheckpointError::Collective(_) => true,
+            _ => false,
+        };
+    }
+    match error.downcast_ref::<DataError>() {
+        Some(DataError::Store(error)) => error.is_transient(),
+        Some(error) => matches!(error, DataError::CacheFull { .. }),
+        None => error.is::<CollectiveError>() || error.downcast_ref().is_some_and(StoreError::is_transient),
+    }
 }
 
 impl Stop {
@@ -123,5 +151,35 @@ fn by_exit_code(error: impl JobError + Error + Send + Sync + 'static) -> Stop {
     match error.exit_code() {
         exit_code::CONFIGURATION => Stop::configuration(error),
         _ => Stop::failure(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_transient_and_damage_is_not() {
+        let down = || StoreError::Unavailable { url: "s3://bucket".to_owned(), reason: "timeout".to_owned() };
+        let full = || StoreError::Full { url: "/data".to_owned(), source: std::io::ErrorKind::StorageFull.into() };
+        for stop in [
+            Stop::from(DataError::from(down())),
+            Stop::from(CheckpointError::from(down())),
+            Stop::failure(down()),
+            Stop::from(CollectiveError::Start),
+            Stop::from(CheckpointError::NotUploaded { what: "two files".to_owned() }),
+        ] {
+            assert!(stop.is_transient(), "{stop}");
+        }
+        let damaged = CheckpointError::Damaged { url: "a".to_owned(), what: "it is cut".to_owned() };
+        for stop in [
+            Stop::from(DataError::from(full())),
+            Stop::from(CheckpointError::from(full())),
+            Stop::from(damaged),
+            Stop::failure("step 5: the loss is NaN"),
+            Stop::configuration("optim.ema: 2 is not within [0, 1)"),
+        ] {
+            assert!(!stop.is_transient(), "{stop}");
+        }
     }
 }

@@ -35,7 +35,7 @@ pub struct Training<'a> {
     pub(crate) step: u64,
     /// The state of checkpoints, except for what changes from step to step.
     pub(crate) checkpoint_template: CheckpointState<TrainConfig>,
-    /// Consecutive steps that were skipped because the loss or gradient was not finite.
+    /// Consecutive steps that were skipped because the loss or gradient was not finite, including those of earlier starts.
     pub(crate) skipped: u64,
     /// Seconds this rank had worked at the last all-reduce.
     pub(crate) worked: f64,
@@ -120,7 +120,8 @@ impl Training<'_> {
         let (step, loss, step_time) = (self.step, consensus.loss, began.elapsed());
         let epoch = self.length.epoch(step, global_batch);
         self.context.vitals.record_step(step, loss, step_time.as_secs_f64());
-        let report = StepReport { step, epoch, loss, learning_rate, grad_norm, step_time };
+        let skipped_steps = step.saturating_sub(u64::try_from(self.state.optimizer.steps()).unwrap_or(0));
+        let report = StepReport { step, epoch, loss, learning_rate, grad_norm, skipped_steps, step_time };
         Ok(StepOutcome { report, consensus })
     }
 
@@ -142,7 +143,7 @@ impl Training<'_> {
         let tail = self.state.parameters.tail();
         let consensus = StepConsensus::from_tail(&tail, world_size, self.micro_batches());
         if consensus.failed {
-            agree(collective, local.failure.take().map_or(Ok(()), Err))?;
+            self.end_failed(local.failure.take())?;
         }
         Ok(consensus)
     }
@@ -209,18 +210,42 @@ impl Training<'_> {
             self.step + 1,
             samples.join("; ")
         );
-        if self.config.train.non_finite == NonFinite::Skip && self.skipped <= self.config.train.max_skips {
-            self.state.parameters.zero_gradients();
-            self.logs.warn(&format!("{what}; this step is skipped"));
-            return Ok(());
+        let max_skips = self.config.train.max_skips;
+        let advice = match self.config.train.non_finite {
+            NonFinite::Skip if self.skipped <= max_skips => {
+                self.state.parameters.zero_gradients();
+                self.logs.skipped_step(self.step + 1, &format!("{what}; this step is skipped"));
+                return Ok(());
+            }
+            NonFinite::Skip => format!(
+                "the {max_skips} steps before it (train.max_skips) were skipped, too: lower optim.lr_per_256, or look at \
+                 these samples"
+            ),
+            NonFinite::Stop => {
+                "the weights are as they were before it: lower optim.lr_per_256, look at these samples, or set \
+                                train.non_finite=skip"
+                    .to_owned()
+            }
+        };
+        self.end_failed(Some(Stop::failure(format!("{what}; {advice}"))))
+    }
+
+    /// Ends all ranks together, because some of them have failed. A checkpoint whose files are still being written is completed
+    /// first. All ranks call it together, each with its own failure, if it has one.
+    fn end_failed(&mut self, failure: Option<Stop>) -> Result<(), Stop> {
+        let vitals = std::sync::Arc::clone(&self.context.vitals);
+        let _phase = vitals.during(Phase::Checkpoint);
+        // A run that resumes from this checkpoint must find the curves up to it.
+        self.logs.flush();
+        let logs = &self.logs;
+        match self.checkpoints.complete(&mut |message| logs.message(message)) {
+            Ok(None) => {}
+            Ok(Some(missing)) => logs.warn(&missing.what),
+            // The run ends with the first error.
+            Err(error) => logs.warn(&error.to_string()),
         }
-        agree(
-            collective,
-            Err(Stop::failure(format!(
-                "{what}; the weights are as they were before it: lower optim.lr_per_256, look at these samples, or set \
-                 train.non_finite=skip"
-            ))),
-        )
+        self.record_save_status();
+        agree(self.context.collective, failure.map_or(Ok(()), Err))
     }
 
     /// Continues saving with what all ranks have agreed on, and starts a checkpoint if one is due.
@@ -252,6 +277,7 @@ impl Training<'_> {
             optimizer_steps: self.state.optimizer.steps(),
             epoch: self.length.epoch(self.step, self.config.batch.global),
             token: self.worker.source.position(),
+            skipped_steps: self.skipped,
             seconds: self.context.vitals.time.read().run(),
             ..self.checkpoint_template.clone()
         };

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use arinar_collective::{WorkGroup, launched_rank};
+use arinar_collective::{WorkGroup, launched_rank, machine::open_files};
 use arinar_data::commands::EncodeError;
 use arinar_data::commands::bench::{open_shards, read_records};
 use arinar_data::commands::convert::{self, ConvertArgs};
@@ -132,6 +132,7 @@ fn check(option: &'static str, place: &str) -> Result<(), OptionError> {
 }
 
 fn main() -> ExitCode {
+    open_files::raise_limit();
     let reporter = reporter();
     let command = match Command::try_parse() {
         Ok(command) => command,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -15,12 +16,13 @@ use crate::error::DataError;
 pub struct MappedShard {
     bytes: Mmap,
     layout: ShardLayout,
-    /// Holds the lock that protects a cached file from eviction.
-    file: File,
+    /// Device and inode of the file.
+    identity: (u64, u64),
 }
 
 impl MappedShard {
-    /// Maps an open shard file and compares it with the manifest.
+    /// Maps an open shard file and compares it with the manifest. The file is closed, so that the number of shards in memory does
+    /// not count towards the limit on open files. The kernel keeps a lock on the file (flock) while it is mapped.
     ///
     /// # Errors
     /// Returns an error if the file is damaged or unreadable.
@@ -30,8 +32,10 @@ impl MappedShard {
         // to the file or truncates it could change the mapped bytes. Every read verifies the record's CRC32C, and no
         // Rust value other than plain bytes is created from the map.
         let bytes = unsafe { Mmap::map(&file) }.map_err(|source| OpenError::file(path, source))?;
+        let identity = file.metadata().map(|facts| (facts.dev(), facts.ino()));
+        let identity = identity.map_err(|source| OpenError::file(path, source))?;
         let layout = check_shard(&bytes, facts, shape).map_err(OpenError::Damaged)?;
-        Ok(Self { bytes, layout, file })
+        Ok(Self { bytes, layout, identity })
     }
 
     /// Reads a record and verifies its CRC32C.
@@ -42,9 +46,9 @@ impl MappedShard {
         self.layout.record(&self.bytes, record, view)
     }
 
-    /// Returns the open file.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    /// Returns whether the file at `path` is the mapped one.
+    pub(crate) fn is_file(&self, path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|facts| (facts.dev(), facts.ino()) == self.identity)
     }
 }
 

@@ -1,6 +1,7 @@
 //! An encoded dataset opened for reading: its manifest, and its shards, which are mapped into memory on first use.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -168,12 +169,24 @@ impl Dataset {
         if let Some(shard) = slot.as_ref() {
             return Ok(shard.clone());
         }
-        let shard = Arc::new(match &self.cache {
-            Some(cache) => cache.open(&self.store, &self.manifest, index, &|| self.close_shards(|_| true))?,
-            None => self.open_in_place(index)?,
-        });
+        let opened = match self.open_shard(index) {
+            // The system allows no more memory maps (vm.max_map_count), or the address space is limited.
+            Err(DataError::File { source, .. }) if source.kind() == io::ErrorKind::OutOfMemory => {
+                self.close_shards(|_| true);
+                self.open_shard(index)
+            }
+            opened => opened,
+        };
+        let shard = Arc::new(opened?);
         *slot = Some(shard.clone());
         Ok(shard)
+    }
+
+    fn open_shard(&self, index: usize) -> Result<MappedShard, DataError> {
+        match &self.cache {
+            Some(cache) => cache.open(&self.store, &self.manifest, index, &|| self.close_shards(|_| true)),
+            None => self.open_in_place(index),
+        }
     }
 
     /// Downloads a shard to the cache, if there is one, without opening it. Returns false if there is no room at

@@ -82,16 +82,21 @@ pub struct Farewell {
     pub code: u8,
     /// The reason in one line, if it is up to this rank to report it.
     pub reason: Option<String>,
+    /// True if the same failure may not occur again at the same step: an outage of a store or of the network, or another job
+    /// in the way.
+    #[serde(default)]
+    pub transient: bool,
 }
 
 impl Farewell {
-    /// Creates a farewell, and truncates a reason that would make the line too long.
+    /// Creates the farewell of a rank whose failure, if it is one, is not transient. Truncates a reason that would make the
+    /// line too long.
     pub fn new(code: u8, mut reason: Option<String>) -> Self {
         if let Some(reason) = reason.as_mut().filter(|reason| reason.len() > LONGEST_REASON) {
             reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
             reason.push_str(" ...");
         }
-        Self { code, reason }
+        Self { code, reason, transient: false }
     }
 }
 

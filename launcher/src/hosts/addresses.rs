@@ -5,13 +5,14 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket},
 };
 
-use super::hostfile::Host;
+use super::host::Host;
 
 /// An address that is reached through the default route (TEST-NET-1 of RFC 5737).
 const REMOTE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
-/// Returns true if `name` is a name or an address of this host.
+/// Returns true if `name`, which may begin with `user@`, is a name or an address of this host.
 pub(crate) fn is_local(name: &str) -> bool {
+    let name = without_user(name);
     let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
     // Dots in an address do not separate a domain.
@@ -48,8 +49,12 @@ fn source_address(remote: IpAddr) -> Option<IpAddr> {
     (!address.is_unspecified()).then_some(address)
 }
 
+fn without_user(name: &str) -> &str {
+    name.rsplit('@').next().unwrap_or(name)
+}
+
 fn resolve(name: &str) -> Option<IpAddr> {
-    (name, 0).to_socket_addrs().ok()?.map(|address| address.ip()).next()
+    (without_user(name), 0).to_socket_addrs().ok()?.map(|address| address.ip()).next()
 }
 
 #[cfg(test)]
@@ -61,6 +66,7 @@ mod tests {
     fn this_host_is_recognized_by_its_names() {
         let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
         assert!(is_local("localhost") && is_local("127.0.0.1") && is_local(&own));
+        assert!(is_local("me@localhost") && !is_local("me@192.0.2.7"));
         assert!(!is_local("192.0.2.7"));
         assert_eq!(own_addresses(&[], 4), ["127.0.0.1:4".parse().unwrap()]);
     }

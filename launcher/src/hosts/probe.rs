@@ -4,7 +4,7 @@ use std::{process::Stdio, time::Duration};
 
 use tokio::process::Command;
 
-use super::{addresses::is_local, hostfile::Host};
+use super::{addresses::is_local, host::Host};
 use crate::{processes, programs, stop::Stop};
 
 /// A host that does not answer within this time is considered lost.

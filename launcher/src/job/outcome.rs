@@ -33,5 +33,6 @@ pub(super) fn outcome(evidence: &ExitEvidence<'_>, request: ShutdownRequest) -> 
             reason = format!("the job ended before its first step; {advice}");
         }
     }
-    Outcome { code, reason, resumed, reached, requested: request.requested }
+    let deterministic = evidence.is_deterministic();
+    Outcome { code, reason, resumed, reached, requested: request.requested, deterministic }
 }

@@ -83,7 +83,7 @@ fn from(rank: usize, message: RankMessage) -> IncomingMessage {
 }
 
 fn farewell(code: u8) -> RankMessage {
-    RankMessage::Farewell(Farewell { code, reason: Some("so it is".to_owned()) })
+    RankMessage::Farewell(Farewell::new(code, Some("so it is".to_owned())))
 }
 
 /// Returns the heartbeat of a rank that resumed at `first_step` and has reached `step`.

@@ -20,15 +20,27 @@ pub(super) fn summary(settings: &Settings) -> String {
     format!("{}: {ranks} on {from}{reason}", settings.config.name)
 }
 
+/// Path of the host file in the output of `--dry-run`.
+const HOST_FILE: &str = "arinar-hosts";
+
+fn quoted(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("'{line}'")).collect::<Vec<_>>().join(" ")
+}
+
 /// Returns the output of `--dry-run`. It is valid as a shell script.
 pub(super) fn dry_run(settings: &Settings) -> String {
     let placement = settings.full_placement();
-    let mut lines = vec![
-        format!("# {}", summary(settings)),
-        settings.command(&placement).shell_line(variable_names()),
+    // The launcher itself passes a file without a name.
+    let hostfile = hosts::names_user(&placement.hosts).then_some(HOST_FILE);
+    let mut lines = vec![format!("# {}", summary(settings))];
+    if hostfile.is_some() {
+        lines.push(format!("printf '%s\\n' {} > {HOST_FILE}", quoted(&hosts::lines(&placement.hosts))));
+    }
+    lines.extend([
+        settings.command(&placement, hostfile).shell_line(variable_names()),
         "# Environment:".to_owned(),
         format!("#   {}: addresses and token of the launcher, new for each start", environment::LAUNCHER),
-    ];
+    ]);
     if !settings.hosts.is_empty() {
         let names = forwarded_variables(variable_names());
         let names = if names.is_empty() { "none is set".to_owned() } else { names.join(" ") };

@@ -14,7 +14,7 @@ use crate::{
     history::RunHistory,
     http,
     job_config::TRAINER_ERROR,
-    mpi_cleanup,
+    mpi_cleanup, open_files,
     output::{Level, Output, OutputThreads, Stream, write_directly},
     policy::RestartPolicy,
     processes,
@@ -62,6 +62,7 @@ pub async fn supervise(arguments: Arguments) -> u8 {
 }
 
 async fn run(arguments: Arguments, output: &mut Output, threads: &mut OutputThreads) -> Result<(), Stop> {
+    open_files::raise_limit();
     // Signals come first: one that arrives during the preparations ends the job once it has started.
     let signals = ShutdownSignals::install().map_err(failure("cannot install signal handlers"))?;
     let settings = Settings::resolve(arguments)?;
@@ -107,7 +108,12 @@ fn failure(action: &'static str) -> impl Fn(io::Error) -> Stop {
 /// only if that fails.
 fn become_mpirun(settings: &Settings) -> Stop {
     let placement = settings.full_placement();
-    let arguments = settings.command(&placement).arguments(variable_names());
+    let hostfile = match settings.hostfile(&placement) {
+        Ok(file) => file,
+        Err(stop) => return stop,
+    };
+    let hostfile = hostfile.as_ref().map(|file| file.path.as_str());
+    let arguments = settings.command(&placement, hostfile).arguments(variable_names());
     let mpirun = &settings.programs.mpirun;
     let error = std::process::Command::new(mpirun).args(arguments).exec();
     Stop::configuration(format!("cannot run {}: {error}", mpirun.display()))

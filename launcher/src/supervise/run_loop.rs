@@ -141,7 +141,9 @@ impl RunLoop {
             status.run.clone_from(&self.settings.config.name);
             (status.attempt, status.full_ranks) = (self.attempt, self.settings.full_world);
         }
-        let command = self.settings.command(placement);
+        // mpirun reads the file while it starts.
+        let hostfile = self.settings.hostfile(placement)?;
+        let command = self.settings.command(placement, hostfile.as_ref().map(|file| file.path.as_str()));
         let header = format!("attempt {}: {}", self.attempt, command.shell_line(variable_names()));
         self.output.header(placement.ranks, &header).await;
         let arguments = command.arguments(variable_names());
@@ -218,7 +220,8 @@ fn store_patience() -> Duration {
 
 /// Returns the outcome of a start that failed before mpirun ran.
 fn failed_start(stop: Stop) -> Outcome {
-    Outcome { code: stop.code, reason: stop.line, resumed: 0, reached: 0, requested: false }
+    let Stop { code, line: reason } = stop;
+    Outcome { code, reason, resumed: 0, reached: 0, requested: false, deterministic: false }
 }
 
 fn stopped_while_waiting(signal: ShutdownSignal) -> Stop {

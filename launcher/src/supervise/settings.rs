@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::placement::{Placement, RankLimits};
 use crate::{
     arguments::Arguments,
-    hosts::{self, Host, Unreachable},
+    hosts::{self, Host, InMemoryFile, Unreachable},
     job_config::JobConfig,
     mpirun_command::MpirunCommand,
     programs::Programs,
@@ -29,14 +29,15 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Reads the host file, locates the programs, queries the configuration and chooses the number of ranks.
+    /// Locates the programs, reads the host file, queries the configuration and chooses the number of ranks.
     ///
     /// # Errors
     /// One of these fails, or options contradict the number of slots or ranks.
     pub(super) fn resolve(mut arguments: Arguments) -> Result<Self, Stop> {
         arguments.resolve_places().map_err(|error| Stop::configuration(error.to_string()))?;
-        let hosts = arguments.hostfile.as_deref().map(hosts::read_hostfile).transpose()?.unwrap_or_default();
         let programs = Programs::find(arguments.trainer.as_deref(), arguments.mpirun.as_deref())?;
+        let hosts = arguments.hostfile.as_deref().map(|path| hosts::read_hostfile(path, &programs));
+        let hosts = hosts.transpose()?.unwrap_or_default();
         let config = JobConfig::query(&programs.trainer, &arguments)?;
         let slots = Slots::detect(config.cpu);
         let free = if hosts.is_empty() { slots.count() } else { hosts::total_slots(&hosts) };
@@ -66,11 +67,20 @@ impl Settings {
         if any_v6 { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() }
     }
 
-    /// Returns the mpirun command for a placement.
-    pub(super) fn command<'a>(&'a self, placement: &'a Placement) -> MpirunCommand<'a> {
+    /// Returns the host file for the mpirun command of a placement, if it needs one.
+    ///
+    /// # Errors
+    /// The system cannot create it.
+    pub(super) fn hostfile(&self, placement: &Placement) -> Result<Option<InMemoryFile>, Stop> {
+        hosts::names_user(&placement.hosts).then(|| hosts::write_hostfile(&placement.hosts)).transpose()
+    }
+
+    /// Returns the mpirun command for a placement. `hostfile` is the path of its host file, if it needs one.
+    pub(super) fn command<'a>(&'a self, placement: &'a Placement, hostfile: Option<&'a str>) -> MpirunCommand<'a> {
         MpirunCommand {
             programs: &self.programs,
             hosts: &placement.hosts,
+            hostfile,
             ranks: placement.ranks,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             root: rustix::process::geteuid().is_root(),

@@ -60,6 +60,10 @@ fn an_inspection_is_not_watched() {
     for (flags, inspects) in [("", false), ("-- --check", true), ("-- --import x", false)] {
         let settings = settings(flags, &[("a", 1)]);
         let placement = settings.full_placement();
-        assert_eq!((settings.is_inspection(), settings.command(&placement).watched), (inspects, !inspects), "{flags}");
+        assert_eq!(
+            (settings.is_inspection(), settings.command(&placement, None).watched),
+            (inspects, !inspects),
+            "{flags}"
+        );
     }
 }

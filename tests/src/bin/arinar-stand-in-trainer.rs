@@ -239,6 +239,8 @@ impl Trainer {
 
     /// Sends the farewell. Nothing else can be sent while the caller holds the returned guard.
     fn send_farewell(&self, code: u8, reason: Option<String>) -> MutexGuard<'_, TcpStream> {
+        // The launcher learns the last step even if it was faster than the heartbeat.
+        send_heartbeat(&self.beat, &self.stream, self.start, self.rank);
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = stream.write_all(Message::Farewell(Farewell::new(code, reason)).line().as_bytes());
         stream

@@ -178,12 +178,17 @@ log: {every: 1 step, format: text}
 
 /// Writes the tiny dataset. The latent of sample `poison` is infinite.
 pub fn write_dataset(folder: &Path, poison: Option<u64>) {
+    write_shards(folder, SAMPLES, 2, poison);
+}
+
+/// Writes a dataset of `samples` samples in shards of the same size. The latent of sample `poison` is infinite.
+pub fn write_shards(folder: &Path, samples: u64, number_of_shards: u64, poison: Option<u64>) {
     let store = Store::open(folder.to_str().unwrap()).unwrap();
     let shape = [2 * CHANNELS, GRID, GRID];
     let mut shards = Vec::new();
-    for shard in 0..2 {
+    for shard in 0..number_of_shards {
         let mut writer = ShardWriter::new(shape);
-        let count = SAMPLES / 2;
+        let count = samples / number_of_shards;
         for sample in shard * count..(shard + 1) * count {
             let moments = moments(sample, poison == Some(sample));
             writer.push((sample % 3) as i64, 100 + sample as i64, &moments, &mirrored(&moments));
@@ -198,10 +203,10 @@ pub fn write_dataset(folder: &Path, poison: Option<u64>) {
         dataset_id: format!("{:016x}", poison.map_or(0, |sample| sample + 1)),
         encode_id: "test".to_owned(),
         seed: 0,
-        num_samples: SAMPLES,
-        num_sources: SAMPLES,
+        num_samples: samples,
+        num_sources: samples,
         classes: ["one", "two", "three"].map(str::to_owned).to_vec(),
-        class_counts: vec![SAMPLES / 3; 3],
+        class_counts: (0..3).map(|class| (samples + 2 - class) / 3).collect(),
         image: ImageFacts { size: 16 },
         vae: VaeFacts {
             config: VaeConfig::kl16(),

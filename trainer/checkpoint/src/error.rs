@@ -37,7 +37,7 @@ pub enum CheckpointError {
     /// The run has checkpoints and all of them are damaged.
     #[error(
         "none of the checkpoints in {url} is intact ({problems}); move them away to start a new run, or \
-         set checkpoint.resume to an intact one"
+         set run.dir to a new folder and checkpoint.resume to an intact checkpoint"
     )]
     NoneIntact {
         /// URL of the run.
@@ -54,6 +54,17 @@ pub enum CheckpointError {
         /// URL of the run.
         url: String,
         /// Folder of its newest checkpoint.
+        newest: String,
+    },
+    /// `resume` is a checkpoint of the run itself that is not its newest.
+    #[error(
+        "checkpoint.resume {place} is older than the checkpoint {newest} in the same folder, which training from it would \
+         replace; set run.dir to a new folder to return to {place}, or checkpoint.resume=auto to continue from {newest}"
+    )]
+    LaterCheckpoints {
+        /// The place given.
+        place: String,
+        /// Folder of the run's newest checkpoint.
         newest: String,
     },
     /// A folder has the name of a step that the run will save, and belongs to another program.
@@ -162,6 +173,7 @@ impl JobError for CheckpointError {
         match self {
             Self::RunUrl(_)
             | Self::RunExists { .. }
+            | Self::LaterCheckpoints { .. }
             | Self::ForeignFolder { .. }
             | Self::NoCheckpoint { .. }
             | Self::NoneIntact { .. }

@@ -186,6 +186,17 @@ impl<'a> CheckpointManager<'a> {
         writer.start(self.collective, state, tensors, interrupted)
     }
 
+    /// Waits until all checkpoints are saved, for a run that ends because of an error. Does not wait for uploads; returns what is
+    /// not uploaded.
+    ///
+    /// # Errors
+    /// Returns an error on all ranks if a checkpoint could not be written.
+    pub fn complete(&mut self, on_message: &mut dyn FnMut(&str)) -> Result<Option<MissingUploads>, CheckpointError> {
+        let Some(writer) = &mut self.writer else { return Ok(None) };
+        writer.commit(self.collective)?;
+        writer.complete(self.collective, on_message)
+    }
+
     /// Waits until all checkpoints are saved, and uploaded if the run is in a remote store. Waits for uploads for at most
     /// `timeout`, and until `interrupted` returns true on some rank. Returns what is not uploaded.
     ///

@@ -14,7 +14,8 @@ pub enum Resume {
     Auto,
     /// Start from step 0; an error if the run already has checkpoints.
     None,
-    /// The checkpoint, or the newest valid checkpoint of the run, at this URL.
+    /// The checkpoint, or the newest valid checkpoint of the run, at this URL. A run that has checkpoints of its own continues
+    /// from the newest of them instead.
     From(String),
 }
 

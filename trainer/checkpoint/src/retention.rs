@@ -10,6 +10,14 @@ pub struct Retention {
 }
 
 impl Retention {
+    /// Returns the steps to delete after the checkpoint of `saved` has become valid, in ascending order. `committed` are the
+    /// steps of all valid checkpoints. Those after `saved` belong to an earlier start that resumed elsewhere, or are damaged:
+    /// they are neither deleted nor counted, so that they never supersede what the run saves now.
+    pub fn superseded_by(&self, saved: u64, committed: &[u64]) -> Vec<u64> {
+        let known: Vec<u64> = committed.iter().copied().filter(|step| *step <= saved).collect();
+        self.superseded(&known)
+    }
+
     /// Returns the steps to delete, in ascending order, given the steps of all valid checkpoints.
     pub fn superseded(&self, committed: &[u64]) -> Vec<u64> {
         let mut steps = committed.to_vec();
@@ -45,6 +53,20 @@ mod tests {
     fn one_checkpoint_of_every_interval_is_kept() {
         let retention = Retention { keep_last: 1, keep_every_steps: Some(100) };
         assert_eq!(retention.superseded(&[90, 105, 150, 190, 230, 260, 270]), [90, 150, 190, 260]);
+    }
+
+    #[test]
+    fn later_checkpoints_do_not_supersede_the_saved_one() {
+        let retention = Retention { keep_last: 2, keep_every_steps: None };
+        assert_eq!(retention.superseded_by(110, &[90, 100, 110, 149, 150]), [90]);
+        assert_eq!(retention.superseded_by(110, &[149, 150, 151, 110]), [0_u64; 0]);
+        let every = Retention { keep_last: 1, keep_every_steps: Some(100) };
+        assert_eq!(every.superseded_by(120, &[100, 110, 120, 210]), [110]);
+        // Saved at every step between stale checkpoints, the newest is always kept.
+        for saved in 1..200 {
+            let committed: Vec<u64> = (1..=saved).chain([149, 150]).collect();
+            assert!(!every.superseded_by(saved, &committed).contains(&saved), "{saved}");
+        }
     }
 
     #[test]

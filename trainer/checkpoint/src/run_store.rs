@@ -17,7 +17,7 @@ use crate::{
     read::{
         download::download,
         found::{FoundCheckpoint, Location},
-        resolve::{Candidate, OwnCheckpoints, resolve},
+        resolve::{Candidate, OwnCheckpoints, OwnRun, Resolved, resolve},
         restore,
     },
     remote::{
@@ -167,12 +167,12 @@ impl<'a> RunStore<'a> {
             (Location::Downloaded, Some(spool)) => download(&candidate.store, candidate.step, spool),
             _ => manifest::verify(&candidate.store, candidate.step).map(drop),
         };
-        let resolved = resolve(&self.options.run_url, &self.options.resume, self, foreign, check)?;
-        Ok(resolved.map(|resolved| FoundCheckpoint {
-            run: resolved.run,
-            step: resolved.candidate.step,
-            location: resolved.candidate.location,
-            warnings: resolved.warnings,
+        let own = OwnRun { url: &self.options.run_url, store: &self.store, checkpoints: self };
+        let chosen = resolve(&own, &self.options.resume, foreign, check)?;
+        Ok(chosen.map(|chosen| {
+            let Resolved { run, candidate, warnings, .. } = chosen.resolved;
+            let (step, location) = (candidate.step, candidate.location);
+            FoundCheckpoint { run, step, location, warnings, is_own: chosen.is_own, unread: chosen.unread }
         }))
     }
 
@@ -280,11 +280,11 @@ impl OwnCheckpoints for RunStore<'_> {
 /// Removes checkpoints from the inventory that are newer than the one to resume from, and the spool's copy of a checkpoint
 /// that had to be downloaded because the copy is damaged. Returns messages for the user.
 fn drop_newer(inventory: &mut SpoolInventory, found: Option<&FoundCheckpoint>, run: &str) -> Vec<String> {
-    let own = found.filter(|found| found.run.trim_end_matches('/') == run.trim_end_matches('/'));
-    let step = own.map_or(0, |found| found.step);
-    if found.is_some_and(|found| found.location == Location::Downloaded) {
-        inventory.newest = inventory.newest.take().filter(|newest| newest.step != step);
-    }
+    // A run begins from another one only if it has no checkpoints itself.
+    let step = found.filter(|found| found.is_own).map_or(0, |found| found.step);
+    let is_copy_damaged = found.is_some_and(|found| found.location == Location::Downloaded);
+    inventory.newest =
+        inventory.newest.take().filter(|newest| newest.step < step || newest.step == step && !is_copy_damaged);
     let (kept, newer): (Vec<_>, Vec<_>) =
         std::mem::take(&mut inventory.not_uploaded).into_iter().partition(|manifest| manifest.step <= step);
     inventory.not_uploaded = kept;
@@ -308,7 +308,8 @@ mod tests {
     }
 
     fn found(step: u64, location: Location) -> FoundCheckpoint {
-        FoundCheckpoint { run: "s3://bucket/run/".to_owned(), step, location, warnings: Vec::new() }
+        let run = "s3://bucket/run/".to_owned();
+        FoundCheckpoint { run, step, location, warnings: Vec::new(), is_own: true, unread: None }
     }
 
     #[test]
@@ -330,8 +331,8 @@ mod tests {
         let mut downloaded = inventory.clone();
         drop_newer(&mut downloaded, Some(&found(20, Location::Downloaded)), "s3://bucket/run");
         assert!(downloaded.not_uploaded.is_empty() && downloaded.newest.is_none());
-        let mut other = inventory;
-        drop_newer(&mut other, Some(&found(99, Location::Downloaded)), "s3://bucket/another");
-        assert!(other.not_uploaded.is_empty() && other.newest.is_some());
+        let mut older = inventory;
+        drop_newer(&mut older, Some(&found(10, Location::Downloaded)), "s3://bucket/run");
+        assert!(older.not_uploaded.is_empty() && older.newest.is_none(), "the spool's newest is damaged");
     }
 }

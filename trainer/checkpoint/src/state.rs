@@ -26,6 +26,9 @@ pub struct CheckpointState<C> {
     pub config: C,
     /// Facts about the dataset that sampling needs.
     pub dataset: DatasetInfo,
+    /// Consecutive steps that were skipped up to this one, because their losses or gradients were not finite.
+    #[serde(default)]
+    pub skipped_steps: u64,
     /// Time spent by rank 0 up to this checkpoint.
     #[serde(default)]
     pub seconds: Seconds,

@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use arinar_collective::machine::allocator;
+use arinar_collective::machine::{allocator, open_files};
 use arinar_data::answer_without_command;
 use arinar_protocol::exit_code;
 use arinar_trainer::{
@@ -14,6 +14,7 @@ use arinar_trainer::{
 use clap::Parser;
 
 fn main() -> ExitCode {
+    open_files::raise_limit();
     allocator::keep_freed_memory();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

@@ -6,10 +6,10 @@ use std::{io::Write, process::ExitCode, sync::Arc};
 
 use arinar_collective::{
     LaunchEnvironment, connect,
-    machine::{affinity, allocator},
+    machine::{affinity, allocator, open_files},
 };
 use arinar_data::{Reporter, answer_without_command};
-use arinar_protocol::{Phase, exit_code};
+use arinar_protocol::{Farewell, Phase, exit_code};
 use arinar_trainer::{
     Export, LogFormat, Options, Preemption, RankContext, Startup, Stop, Vitals, Weights, agree_on_config, check,
     check_collectives, heartbeat, panic_hook, plan, process_exit::exit_now, shutdown,
@@ -90,6 +90,7 @@ enum Task {
 fn main() -> ExitCode {
     let vitals = Arc::new(Vitals::start());
     allocator::release_freed_memory();
+    open_files::raise_limit();
     let launch = LaunchEnvironment::from_environment();
     let rank = launch.map_or(0, |launch| launch.rank);
     let arguments = match Arguments::try_parse() {
@@ -116,7 +117,7 @@ fn main() -> ExitCode {
     };
     match run(&options, &task, launch, vitals) {
         Ok(()) => {
-            heartbeat::farewell(exit_code::DONE, None);
+            heartbeat::farewell(Farewell::new(exit_code::DONE, None));
             ExitCode::from(exit_code::DONE)
         }
         Err(stop) => shutdown::report(PROGRAM, rank, &stop),
@@ -128,6 +129,9 @@ fn run(options: &Options, task: &Task, launch: Option<LaunchEnvironment>, vitals
     let is_launched = launch.is_some();
     let place = launch.unwrap_or_else(LaunchEnvironment::single);
     panic_hook::install(place.rank, Arc::clone(&vitals));
+    if !matches!(task, Task::Check) {
+        open_files::check_limit().map_err(Stop::configuration)?;
+    }
     let config = options.load();
     // Problems of the configuration and of GPUs are reported by all ranks together, once they are connected.
     let device = match &config {
@@ -188,7 +192,7 @@ fn watch_signals(vitals: Arc<Vitals>) -> std::io::Result<Preemption> {
         let reason = Stop::NotBegun.to_string();
         // Standard error may be closed.
         let _ = writeln!(std::io::stderr(), "{PROGRAM}: {reason}");
-        heartbeat::farewell(exit_code::PREEMPTED, Some(reason));
+        heartbeat::farewell(Farewell::new(exit_code::PREEMPTED, Some(reason)));
         exit_now(exit_code::PREEMPTED);
     };
     Preemption::watch(is_starting, abandon)

@@ -149,7 +149,8 @@ pub struct CheckpointConfig {
     pub keep_last: usize,
     /// Interval in epochs of the checkpoints to keep permanently; null for none.
     pub keep_every_epochs: Option<f64>,
-    /// Checkpoint to resume from: `auto`, `none`, or the URL of a run or of a checkpoint.
+    /// Checkpoint to resume from: `auto`, `none`, or the URL of a run or of a checkpoint with which a new run begins. Once
+    /// `run.dir` or its spool holds a checkpoint, training continues from the newest one there, as with `auto`.
     #[serde(with = "values::text")]
     pub resume: Resume,
     /// Local folder for checkpoints that wait for upload to a remote `run.dir`, with a subfolder per run; null for a folder

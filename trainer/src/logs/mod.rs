@@ -97,6 +97,7 @@ impl Logs {
             ("lost_work_total", spent.run.lost_work),
             ("epoch", report.epoch),
             ("memory", memory::resident() as f64),
+            ("skipped_steps", report.skipped_steps as f64),
         ];
         self.stragglers.record(spent.busy);
         if let Some(slowest) = self.stragglers.slowest() {
@@ -128,6 +129,14 @@ impl Logs {
     /// Logs a problem that does not end the run.
     pub(crate) fn warn(&self, text: &str) {
         self.progress.message(&format!("warning: {text}"));
+    }
+
+    /// Logs that a step is skipped: as a warning, and beside the curves.
+    pub(crate) fn skipped_step(&mut self, step: u64, text: &str) {
+        self.warn(text);
+        if let Some(Err(error)) = self.events.as_mut().map(|events| events.text(step, "skipped_step", text)) {
+            self.disable_events(&error);
+        }
     }
 
     /// Flushes the event file.

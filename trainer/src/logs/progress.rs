@@ -24,6 +24,8 @@ pub(crate) struct StepReport {
     pub learning_rate: f64,
     /// Gradient norm before clipping.
     pub grad_norm: f64,
+    /// Steps of the whole run that were skipped because the loss or gradient was not finite.
+    pub skipped_steps: u64,
     /// Wall-clock time of the step.
     pub step_time: Duration,
 }

@@ -28,7 +28,6 @@ pub(crate) struct ShardCache {
 impl ShardCache {
     pub(crate) fn new(folder: PathBuf, limit: Option<u64>, manifest: &Manifest, reporter: Reporter) -> Self {
         let next_uses = Mutex::new(vec![u64::MAX; manifest.shards.len()]);
-        allow_many_open_files();
         Self { folder, dataset_id: manifest.dataset_id.clone(), limit, next_uses, claimed: OnceLock::new(), reporter }
     }
 
@@ -79,7 +78,7 @@ impl ShardCache {
     /// Takes a copy with a damaged record out of use, unless another process has replaced it.
     pub(crate) fn reject(&self, facts: &ShardFacts, shard: &MappedShard) -> Result<(), DataError> {
         let path = self.path(facts);
-        if folder::same_file(shard.file(), &path) { self.set_aside(&path) } else { Ok(()) }
+        if shard.is_file(&path) { self.set_aside(&path) } else { Ok(()) }
     }
 
     /// Renames a damaged copy, so that it can be examined until its space is needed.
@@ -95,12 +94,4 @@ impl ShardCache {
     pub(super) fn path(&self, facts: &ShardFacts) -> PathBuf {
         self.folder.join(&self.dataset_id).join(&facts.name)
     }
-}
-
-/// Raises the limit on open files, usually 1,024: a process keeps every shard of its windows open. If the system
-/// refuses, opening a file will report the error.
-fn allow_many_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let now = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }

@@ -13,6 +13,10 @@ pub struct FoundCheckpoint {
     pub location: Location,
     /// Problems of newer checkpoints, for the user.
     pub warnings: Vec<String>,
+    /// True if it is a checkpoint of the run itself, false if the run begins from another one.
+    pub is_own: bool,
+    /// The place that `resume` names and that is not read, because the run itself has gone further.
+    pub unread: Option<String>,
 }
 
 /// The local folder that holds the files of a checkpoint.

@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 use tch::{Kind, Tensor};
 
 use super::{
-    resolve::{newest_valid, steps_at},
+    place::Place,
+    resolve::{newest_valid, steps_of},
     state_file::{damaged, read_state},
 };
 use crate::{
@@ -45,9 +46,9 @@ pub fn load_ema<C: DeserializeOwned>(url: &str) -> Result<LoadedRun<C>, Checkpoi
 /// # Errors
 /// The same as those of [`load_ema`].
 pub fn load_weights<C: DeserializeOwned>(url: &str, kind: &str) -> Result<LoadedRun<C>, CheckpointError> {
-    let (run, steps) = steps_at(url)?;
-    let store = Store::open(&run)?;
-    let resolved = newest_valid(url, steps.into_iter().rev(), |&step| load_step(&store, step, kind))?;
+    let place = Place::parse(url)?;
+    let steps = steps_of(&place)?;
+    let resolved = newest_valid(url, steps.into_iter().rev(), |&step| load_step(&place.store, step, kind))?;
     match resolved {
         Some(resolved) => Ok(LoadedRun { warnings: resolved.warnings, ..resolved.value }),
         None => Err(CheckpointError::NoCheckpoint { url: url.to_owned() }),

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     found::Location,
-    resolve::{Candidate, OwnCheckpoints, resolve},
+    resolve::{Candidate, OwnCheckpoints, OwnRun, Resolved, resolve},
     state_file::{damaged, read_state},
 };
 use crate::{
@@ -31,6 +31,8 @@ pub struct ResumeCandidate<C> {
     pub bytes: u64,
     /// Problems of newer checkpoints.
     pub warnings: Vec<String>,
+    /// The place that `resume` names and that is not read, because the run itself has gone further.
+    pub unread: Option<String>,
 }
 
 /// Returns the checkpoint that a run with these options would resume from, or `None` if it would start from step 0. `store`
@@ -43,14 +45,14 @@ pub fn probe<C: DeserializeOwned>(
     options: &CheckpointOptions,
     store: &Store,
 ) -> Result<Option<ResumeCandidate<C>>, CheckpointError> {
-    let own = RunAndSpool::open(options, store)?;
+    let checkpoints = RunAndSpool::open(options, store)?;
+    let own = OwnRun { url: store.url(), store, checkpoints: &checkpoints };
     let foreign = |run: &Store, step| vec![Candidate { step, location: Location::Run, store: run.clone() }];
     let check = |candidate: &Candidate| inspect(&candidate.store, candidate.step, &options.model);
-    let resolved = resolve(store.url(), &options.resume, &own, foreign, check)?;
-    let found = resolved.map(|found| {
-        let (state, bytes) = found.value;
-        let url = found.candidate.store.url_of(&step_folder_name(found.candidate.step));
-        ResumeCandidate { url, state, bytes, warnings: found.warnings }
+    let found = resolve(&own, &options.resume, foreign, check)?.map(|chosen| {
+        let Resolved { candidate, value: (state, bytes), warnings, .. } = chosen.resolved;
+        let url = candidate.store.url_of(&step_folder_name(candidate.step));
+        ResumeCandidate { url, state, bytes, warnings, unread: chosen.unread }
     });
     step_folder::check_later_steps(store, found.as_ref().map_or(0, |found| found.state.step))?;
     Ok(found)
@@ -73,6 +75,8 @@ impl RunAndSpool {
             if path.is_dir() {
                 let spool = Store::open(&path.display().to_string())?;
                 own.in_spool = committed_steps(&spool)?;
+                // The run was continued on another machine: its checkpoints in the store take precedence.
+                own.in_spool.retain(|step| own.in_run.last().is_none_or(|newest| step >= newest));
                 own.spool = Some(spool);
             }
         }

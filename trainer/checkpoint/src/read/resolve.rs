@@ -2,10 +2,10 @@
 
 use arinar_store::{Store, StoreError};
 
-use super::found::Location;
+use super::{found::Location, place::Place, state_file::read_resume};
 use crate::{
     error::CheckpointError,
-    format::manifest::{MANIFEST, committed_steps, step_folder_name, step_of},
+    format::manifest::{self, MANIFEST, committed_steps, step_folder_name},
     options::Resume,
 };
 
@@ -38,37 +38,114 @@ pub(crate) struct Resolved<K, T> {
     pub warnings: Vec<String>,
 }
 
-/// Returns the checkpoint that `resume` asks for, or `None` if the run starts from step 0. `run` is the URL of the run, `own`
-/// knows its checkpoints, and `foreign` returns where a checkpoint of another run can be read. `check` decides whether a
-/// candidate is valid.
+/// The checkpoint to resume from.
+pub(crate) struct Chosen<T> {
+    pub resolved: Resolved<Candidate, T>,
+    /// True if it is a checkpoint of the run itself.
+    pub is_own: bool,
+    /// The place that `resume` names and that is not read, because the run itself has gone further.
+    pub unread: Option<String>,
+}
+
+/// The run that is about to start.
+pub(crate) struct OwnRun<'a> {
+    /// URL of the run, as given by the user.
+    pub url: &'a str,
+    /// The folder of the run.
+    pub store: &'a Store,
+    pub checkpoints: &'a dyn OwnCheckpoints,
+}
+
+/// Returns the checkpoint that `resume` asks for, or `None` if the run starts from step 0. `foreign` returns where a checkpoint
+/// of another run can be read. `check` decides whether a candidate is valid.
+///
+/// A place that `resume` names is where the run begins. Once the run has checkpoints of its own, it continues from the newest of
+/// them, so that a job that is started again with the same command line resumes.
 ///
 /// # Errors
 /// Returns an error if the run must not be overwritten, if there is no checkpoint where there must be one, if none is valid,
 /// or if a store fails.
 pub(crate) fn resolve<T>(
-    run: &str,
+    own: &OwnRun<'_>,
     resume: &Resume,
-    own: &dyn OwnCheckpoints,
     foreign: impl Fn(&Store, u64) -> Vec<Candidate>,
     check: impl FnMut(&Candidate) -> Result<T, CheckpointError>,
-) -> Result<Option<Resolved<Candidate, T>>, CheckpointError> {
-    let own_candidates = |steps: Vec<u64>| steps.into_iter().rev().flat_map(|step| own.candidates(step));
-    match resume {
-        Resume::Auto => newest_valid(run, own_candidates(own.steps()?), check),
-        Resume::None => match own.steps()?.last() {
-            None => Ok(None),
-            Some(&newest) => Err(CheckpointError::RunExists { url: run.to_owned(), newest: step_folder_name(newest) }),
-        },
-        Resume::From(url) => {
-            let (found_run, steps) = steps_at(url)?;
-            let resolved = if found_run == run.trim_end_matches('/') {
-                newest_valid(&found_run, own_candidates(steps), check)?
-            } else {
-                let store = Store::open(&found_run)?;
-                newest_valid(&found_run, steps.into_iter().rev().flat_map(|step| foreign(&store, step)), check)?
-            };
-            resolved.map(Some).ok_or_else(|| CheckpointError::NoCheckpoint { url: url.clone() })
+) -> Result<Option<Chosen<T>>, CheckpointError> {
+    let steps = own.checkpoints.steps()?;
+    let chosen = |resolved, is_own| Chosen { resolved, is_own, unread: None };
+    let url = match resume {
+        Resume::Auto => return Ok(own.newest_valid(steps, check)?.map(|resolved| chosen(resolved, true))),
+        Resume::None => return own.require_none(&steps).map(|()| None),
+        Resume::From(url) => url,
+    };
+    let none = || CheckpointError::NoCheckpoint { url: url.clone() };
+    let place = Place::parse(url)?;
+    if place.is_in(own.store) {
+        let steps = own.steps_from(&place, url, steps)?;
+        let resolved = own.newest_valid(steps, check)?.ok_or_else(none)?;
+        let is_later = place.step.is_some_and(|step| step < resolved.candidate.step);
+        return Ok(Some(Chosen { unread: is_later.then(|| url.clone()), ..chosen(resolved, true) }));
+    }
+    if !steps.is_empty() {
+        let resolved = own.newest_valid(steps, check)?;
+        return Ok(resolved.map(|resolved| Chosen { unread: Some(url.clone()), ..chosen(resolved, true) }));
+    }
+    let newest_first = steps_of(&place)?.into_iter().rev().flat_map(|step| foreign(&place.store, step));
+    let resolved = newest_valid(&place.run, newest_first, check)?.ok_or_else(none)?;
+    Ok(Some(chosen(resolved, false)))
+}
+
+impl OwnRun<'_> {
+    fn newest_valid<T>(
+        &self,
+        steps: Vec<u64>,
+        check: impl FnMut(&Candidate) -> Result<T, CheckpointError>,
+    ) -> Result<Option<Resolved<Candidate, T>>, CheckpointError> {
+        newest_valid(self.url, steps.into_iter().rev().flat_map(|step| self.checkpoints.candidates(step)), check)
+    }
+
+    fn require_none(&self, steps: &[u64]) -> Result<(), CheckpointError> {
+        let exists =
+            |&newest| CheckpointError::RunExists { url: self.url.to_owned(), newest: step_folder_name(newest) };
+        steps.last().map(exists).map_or(Ok(()), Err)
+    }
+
+    /// Returns those of the run's steps that a run that begins at `place` may continue from: all for the whole run; for a
+    /// checkpoint, itself and later ones that were saved by a start with the same place.
+    ///
+    /// # Errors
+    /// Returns [`CheckpointError::NoCheckpoint`] if the checkpoint does not exist, and [`CheckpointError::LaterCheckpoints`] if
+    /// there are later ones that another start has saved: training would replace them.
+    fn steps_from(&self, place: &Place, url: &str, mut steps: Vec<u64>) -> Result<Vec<u64>, CheckpointError> {
+        let Some(first) = place.step else { return Ok(steps) };
+        if !steps.contains(&first) {
+            return Err(CheckpointError::NoCheckpoint { url: url.to_owned() });
         }
+        steps.retain(|step| *step >= first);
+        for step in steps.iter().copied().filter(|step| *step > first) {
+            if !self.began_at(place, step)? {
+                let newest = step_folder_name(steps.last().copied().unwrap_or(step));
+                return Err(CheckpointError::LaterCheckpoints { place: url.to_owned(), newest });
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Returns whether the checkpoint of `step` was saved by a start whose `resume` was the same place. A damaged checkpoint
+    /// counts as such, because it is skipped anyway.
+    fn began_at(&self, place: &Place, step: u64) -> Result<bool, CheckpointError> {
+        for candidate in self.checkpoints.candidates(step) {
+            match manifest::read(&candidate.store, step).and_then(|entry| read_resume(&candidate.store, &entry)) {
+                Ok(Some(text)) => {
+                    let began = Place::parse(&text).ok();
+                    return Ok(began.is_some_and(|began| began.step == place.step && began.is_in(self.store)));
+                }
+                Ok(None) => return Ok(false),
+                Err(problem) if is_damage(&problem) => {}
+                Err(problem) => return Err(problem),
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -95,16 +172,17 @@ pub(crate) fn newest_valid<K, T>(
     Err(CheckpointError::NoneIntact { url: run.to_owned(), problems: warnings.join("; ") })
 }
 
-/// Returns the run that a URL refers to and the steps of its checkpoints in ascending order; if the URL refers to a single
-/// checkpoint, only its step.
-pub(crate) fn steps_at(url: &str) -> Result<(String, Vec<u64>), CheckpointError> {
-    let url = url.trim_end_matches('/');
-    let (run, name) = url.rsplit_once('/').unwrap_or((".", url));
-    let Some(step) = step_of(name) else { return Ok((url.to_owned(), committed_steps(&Store::open(url)?)?)) };
-    if Store::open(run)?.exists(&format!("{name}/{MANIFEST}"))? {
-        return Ok((run.to_owned(), vec![step]));
+/// Returns the steps of the checkpoints at a place, in ascending order.
+///
+/// # Errors
+/// Returns [`CheckpointError::NoCheckpoint`] if the place is a checkpoint that does not exist, or an error of the store.
+pub(crate) fn steps_of(place: &Place) -> Result<Vec<u64>, CheckpointError> {
+    let Some(step) = place.step else { return Ok(committed_steps(&place.store)?) };
+    let folder = step_folder_name(step);
+    if place.store.exists(&format!("{folder}/{MANIFEST}"))? {
+        return Ok(vec![step]);
     }
-    Err(CheckpointError::NoCheckpoint { url: url.to_owned() })
+    Err(CheckpointError::NoCheckpoint { url: place.store.url_of(&folder) })
 }
 
 /// Returns true if an older checkpoint may be valid although this one is not. If a store cannot be reached, nothing is known

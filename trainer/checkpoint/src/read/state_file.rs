@@ -29,10 +29,7 @@ pub(crate) fn read_state<C: DeserializeOwned>(
 ) -> Result<CheckpointState<C>, CheckpointError> {
     let step = manifest.step;
     let fail = |what: String| damaged(store, step, STATE, what);
-    let entry = manifest.files.iter().find(|entry| entry.name == STATE);
-    let entry = entry.ok_or_else(|| fail("the manifest does not name it".to_owned()))?;
-    let contents = manifest::read_file(store, step, entry)?;
-    let value: Value = serde_json::from_slice(&contents).map_err(|error| fail(error.to_string()))?;
+    let value = read_value(store, manifest)?;
     if let Some(model) = model
         && let Some((key, theirs, ours)) = first_difference("model", &value["config"]["model"], &model.config, model)
     {
@@ -40,6 +37,23 @@ pub(crate) fn read_state<C: DeserializeOwned>(
         return Err(CheckpointError::OtherModel { url, key, theirs, ours });
     }
     serde_json::from_value(value).map_err(|error| fail(error.to_string()))
+}
+
+/// Returns `checkpoint.resume` in the configuration of the run that saved a checkpoint.
+///
+/// # Errors
+/// Returns [`CheckpointError::Damaged`] if the state is damaged, or an error of the store.
+pub(crate) fn read_resume(store: &Store, manifest: &Manifest) -> Result<Option<String>, CheckpointError> {
+    let state = read_value(store, manifest)?;
+    Ok(state.pointer("/config/checkpoint/resume").and_then(Value::as_str).map(str::to_owned))
+}
+
+fn read_value(store: &Store, manifest: &Manifest) -> Result<Value, CheckpointError> {
+    let fail = |what: String| damaged(store, manifest.step, STATE, what);
+    let entry = manifest.files.iter().find(|entry| entry.name == STATE);
+    let entry = entry.ok_or_else(|| fail("the manifest does not name it".to_owned()))?;
+    let contents = manifest::read_file(store, manifest.step, entry)?;
+    serde_json::from_slice(&contents).map_err(|error| fail(error.to_string()))
 }
 
 /// Returns the first key whose values differ and must not, with both values.

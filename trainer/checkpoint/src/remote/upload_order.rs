@@ -48,7 +48,7 @@ impl UploadOrder {
     pub(crate) fn add(&mut self, step: u64) -> Vec<u64> {
         self.waiting.insert(step);
         let known: Vec<u64> = self.stored.iter().copied().chain(self.not_uploaded()).collect();
-        let mut dropped = self.retention.superseded(&known);
+        let mut dropped = self.retention.superseded_by(step, &known);
         dropped.retain(|step| self.waiting.remove(step));
         if self.uploading.is_none() {
             self.uploading = self.waiting.pop_first();
@@ -58,9 +58,12 @@ impl UploadOrder {
 
     /// Records that the upload of the current checkpoint is complete, and moves on to the next one.
     pub(crate) fn complete(&mut self) {
-        self.stored.extend(self.uploading.take());
-        for step in self.retention.superseded(&self.stored.iter().copied().collect::<Vec<_>>()) {
-            self.stored.remove(&step);
+        if let Some(uploaded) = self.uploading.take() {
+            self.stored.insert(uploaded);
+            let stored: Vec<u64> = self.stored.iter().copied().collect();
+            for step in self.retention.superseded_by(uploaded, &stored) {
+                self.stored.remove(&step);
+            }
         }
         self.uploading = self.waiting.pop_first();
     }

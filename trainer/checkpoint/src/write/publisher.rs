@@ -143,7 +143,7 @@ fn publish(store: &Store, checkpoint: WrittenCheckpoint) -> Result<(), Checkpoin
     Ok(())
 }
 
-/// Deletes superseded checkpoints, and unfinished ones before `step` that killed runs have left.
+/// Deletes checkpoints that that of `step` supersedes, and unfinished ones before it that killed runs have left.
 ///
 /// # Errors
 /// Returns an error if the store cannot be read or written.
@@ -151,7 +151,7 @@ pub(crate) fn prune(store: &Store, step: u64, retention: Retention) -> Result<()
     let listed = manifest::list_steps(store)?;
     let committed: Vec<u64> = listed.iter().filter(|entry| entry.committed).map(|entry| entry.step).collect();
     let unfinished = listed.iter().filter(|entry| !entry.committed && entry.step < step).map(|entry| entry.step);
-    for old in retention.superseded(&committed).into_iter().chain(unfinished) {
+    for old in retention.superseded_by(step, &committed).into_iter().chain(unfinished) {
         step_folder::delete(store, old)?;
     }
     Ok(())

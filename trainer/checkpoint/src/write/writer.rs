@@ -323,6 +323,23 @@ impl Writer {
         self.uploads.as_ref().map(UploadQueue::status)
     }
 
+    /// Waits until all saved checkpoints are published. All ranks call it together. Returns what is not uploaded.
+    ///
+    /// # Errors
+    /// Returns an error on all ranks if a checkpoint could not be written.
+    pub(crate) fn complete(
+        &mut self,
+        collective: &dyn Collective,
+        on_message: &mut dyn FnMut(&str),
+    ) -> Result<Option<MissingUploads>, CheckpointError> {
+        let published = self.publisher.as_ref().map(Publisher::wait).unwrap_or_default();
+        self.on_published(published);
+        self.poll().iter().for_each(|message| on_message(message));
+        agree(collective, self.failure.take().map_or(Ok(()), Err))?;
+        let uploads = self.uploads.as_ref().filter(|uploads| !uploads.is_empty());
+        Ok(uploads.map(|uploads| missing_uploads(uploads, "at the end of the run", false)))
+    }
+
     /// Waits until all saved checkpoints are published and uploaded. Waits for uploads for at most `timeout`, and until
     /// `interrupted` returns true on some rank. All ranks call it together. Returns what is not uploaded.
     ///
@@ -358,7 +375,11 @@ impl Writer {
                 return Ok(None);
             };
             if expired || interrupted {
-                return Ok(Some(missing_uploads(uploads, timeout, interrupted)));
+                let when = match interrupted {
+                    true => "when a signal arrived".to_owned(),
+                    false => format!("after {} (checkpoint.upload_timeout)", humantime::format_duration(timeout)),
+                };
+                return Ok(Some(missing_uploads(uploads, &when, interrupted)));
             }
             if last_message.is_none_or(|last: Instant| last.elapsed() >= MESSAGE_INTERVAL) {
                 last_message = Some(Instant::now());
@@ -371,11 +392,7 @@ impl Writer {
     }
 }
 
-fn missing_uploads(uploads: &UploadQueue, timeout: Duration, interrupted: bool) -> MissingUploads {
-    let when = match interrupted {
-        true => "when a signal arrived".to_owned(),
-        false => format!("after {} (checkpoint.upload_timeout)", humantime::format_duration(timeout)),
-    };
+fn missing_uploads(uploads: &UploadQueue, when: &str, interrupted: bool) -> MissingUploads {
     let (url, backlog) = (uploads.url(), uploads.describe_backlog());
     let what = format!("not everything is in {url} {when}: {backlog}; start again on this machine to upload the rest");
     MissingUploads { what, interrupted }

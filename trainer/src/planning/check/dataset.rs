@@ -42,7 +42,7 @@ impl ProbedDataset {
         }
     }
 
-    /// Returns the shards that are open at the same time, or `None` if the limit of the cache is too small for any window,
+    /// Returns the shards that are needed at the same time, or `None` if the limit of the cache is too small for any window,
     /// which [`probe`] has reported.
     pub(crate) fn window(&self, config: &TrainConfig) -> Option<ShuffleWindow> {
         let Self::Encoded { manifest, is_cached } = self else { return Some(ShuffleWindow::default()) };
@@ -52,11 +52,9 @@ impl ProbedDataset {
     }
 }
 
-/// The shards that are open at the same time: those of the window being read, and of the next one.
+/// The shards that are needed at the same time: those of the window being read, and of the next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ShuffleWindow {
-    /// Number of open shards.
-    pub open_shards: u64,
     /// Bytes of them in the cache.
     pub cached_bytes: u64,
     /// They are all shards of the dataset.
@@ -66,8 +64,7 @@ pub(crate) struct ShuffleWindow {
 impl ShuffleWindow {
     /// Computes it for a window of `window` among `shards` shards; 0 means all.
     fn new(shards: u64, window: u64, cached_bytes: u64) -> Self {
-        let open_shards = if window == 0 { shards } else { shards.min(window.saturating_mul(2)) };
-        Self { open_shards, cached_bytes, is_whole_dataset: open_shards == shards }
+        Self { cached_bytes, is_whole_dataset: window == 0 || window.saturating_mul(2) >= shards }
     }
 
     /// Describes the shards.
@@ -158,15 +155,14 @@ mod tests {
 
     #[test]
     fn no_window_or_half_the_shards_is_the_whole_dataset() {
-        for (window, open_shards, description) in [
-            (0, 9, "the whole dataset"),
-            (1, 2, "the shards of two windows"),
-            (4, 8, "the shards of two windows"),
-            (5, 9, "the whole dataset"),
-            (u64::MAX, 9, "the whole dataset"),
+        for (window, description) in [
+            (0, "the whole dataset"),
+            (1, "the shards of two windows"),
+            (4, "the shards of two windows"),
+            (5, "the whole dataset"),
+            (u64::MAX, "the whole dataset"),
         ] {
-            let found = ShuffleWindow::new(9, window, 1);
-            assert_eq!((found.open_shards, found.description()), (open_shards, description), "{window}");
+            assert_eq!(ShuffleWindow::new(9, window, 1).description(), description, "{window}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The checks of the resources of a machine: cores, open files, and shared memory.
 
+use arinar_collective::machine::open_files;
 use indicatif::DecimalBytes;
-use rustix::process::{Resource, getrlimit};
 
 use super::finding::Finding;
 
@@ -11,8 +11,6 @@ const SHARED_MEMORY: &str = "/dev/shm";
 const SHARED_PER_RANK: u64 = 8 << 20;
 /// Additional shared memory per rank for NCCL's buffers if ranks compute on GPUs.
 const SHARED_PER_GPU: u64 = 32 << 20;
-/// Number of files that a process opens in addition to shards: libraries, sockets, event files, checkpoints.
-const OTHER_FILES: u64 = 256;
 
 /// Checks that there is a core for each thread of the ranks on this machine.
 pub(crate) fn check_cores(ranks: usize, threads: usize) -> Finding {
@@ -27,17 +25,13 @@ pub(crate) fn check_cores(ranks: usize, threads: usize) -> Finding {
     Finding::ok(SUBJECT, text)
 }
 
-/// Checks that a process may open this number of shards at the same time.
-pub(crate) fn check_open_files(shards: u64) -> Finding {
+/// Checks that a process may open as many files as it needs.
+pub(crate) fn check_open_files() -> Finding {
     const SUBJECT: &str = "open files";
-    let needed = shards + OTHER_FILES;
-    match getrlimit(Resource::Nofile).maximum {
-        Some(limit) if limit < needed => Finding::problem(
-            SUBJECT,
-            format!("{needed} needed, but the limit is {limit}; raise it (ulimit -Hn), or lower data.shuffle_window"),
-        ),
-        Some(limit) => Finding::ok(SUBJECT, format!("{needed} needed, the limit is {limit}")),
-        None => Finding::ok(SUBJECT, "no limit"),
+    match open_files::check_limit() {
+        Ok(Some(limit)) => Finding::ok(SUBJECT, format!("{} needed, the limit is {limit}", open_files::NEEDED)),
+        Ok(None) => Finding::ok(SUBJECT, "no limit"),
+        Err(problem) => Finding::problem(SUBJECT, problem),
     }
 }
 
@@ -71,10 +65,5 @@ mod tests {
         assert_eq!(judge_shared_memory(64 << 20, 4, false).verdict, Verdict::Ok);
         assert_eq!(judge_shared_memory(64 << 20, 16, false).verdict, Verdict::Problem);
         assert_eq!(check_shared_memory(1, true), None);
-    }
-
-    #[test]
-    fn a_few_shards_are_below_the_limit_of_open_files() {
-        assert_eq!(check_open_files(10).verdict, Verdict::Ok);
     }
 }

@@ -38,8 +38,8 @@ impl NodeCheck<'_> {
         if let Some(dataset) = dataset {
             let window = dataset.window(config);
             findings.extend(dataset::check_cache(config, dataset, window));
-            findings.extend(window.map(|window| machine::check_open_files(window.open_shards)));
         }
+        findings.push(machine::check_open_files());
         let threads = config.train.threads.unwrap_or(self.context.threads);
         findings.push(machine::check_cores(launch.local_world_size, threads));
         findings.extend(config.eval.as_ref().map(|_| Finding::note("eval", NO_EVALUATION)));

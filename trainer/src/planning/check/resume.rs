@@ -42,6 +42,9 @@ fn check_candidate(
     let warnings = candidate.warnings.iter();
     let mut findings: Vec<Finding> =
         warnings.map(|warning| Finding::note(SUBJECT, format!("{warning}; an older one is used"))).collect();
+    findings.extend(candidate.unread.iter().map(|place| {
+        Finding::note(SUBJECT, format!("the run has already started, so checkpoint.resume {place} is not read"))
+    }));
     let (url, step, size) = (&candidate.url, candidate.state.step, DecimalBytes(candidate.bytes));
     let (ranks, epoch) = (candidate.state.world, candidate.state.epoch);
     findings.push(match dataset_mismatch(config, candidate, dataset) {
