@@ -46,12 +46,15 @@ pub(super) fn decode_jpeg(bytes: &[u8]) -> Result<RgbImage, JpegError> {
     }
 }
 
+/// Converts the pixels of a file to RGB.
+type ToRgb = fn(Vec<u8>) -> Vec<u8>;
+
 fn decode(source: Source<'_>) -> Result<RgbImage, JpegError> {
     let ended = source.ended;
     let damaged = |error: io::Error| JpegError::Damaged(error.to_string());
     let file = Decompress::builder().from_reader(source).map_err(damaged)?;
     check_size(file.width() as u64, file.height() as u64)?;
-    let (mut lines, to_rgb): (_, fn(Vec<u8>) -> Vec<u8>) = match file.image().map_err(damaged)? {
+    let (mut lines, to_rgb): (_, ToRgb) = match file.image().map_err(damaged)? {
         Format::RGB(lines) => (lines, |pixels| pixels),
         Format::Gray(lines) => (lines, |pixels| pixels.into_iter().flat_map(|level| [level; 3]).collect()),
         Format::CMYK(lines) => (lines, |pixels| pixels.chunks_exact(4).flat_map(inverted_cmyk_to_rgb).collect()),
