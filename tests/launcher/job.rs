@@ -342,7 +342,7 @@ fn a_rank_that_fails_during_shutdown_fails_the_run_if_a_step_is_lost() {
 
 #[test]
 fn an_mpirun_that_cannot_start_is_retried_only_if_it_started_before() {
-    let stage = stage_with_faults(r#"{"attempt": 0, "rank": 0, "step": 3, "act": "exit 1 so it is"}"#);
+    let stage = stage_with_faults(r#"{"attempt": 0, "rank": 0, "step": 3, "act": "kill"}"#);
     let run = |text: &str| stage.run(&two_ranks(&["--mpirun", &create_script(&stage, "mpirun", text)])).exited_with(1);
     run("rm -- \"$0\"; exec mpirun \"$@\"").reports("cannot be started").reports("no restart");
     let once = run("[ \"$1\" = --version ] || rm -- \"$0\"; exec mpirun \"$@\"");
@@ -400,7 +400,7 @@ fn a_job_that_does_not_end_is_killed() {
 
 #[test]
 fn a_signal_between_two_starts_ends_the_launcher() {
-    let stage = stage_with_faults(r#"{"attempt": 0, "rank": 0, "step": 3, "act": "exit 1 so it is"}"#);
+    let stage = stage_with_faults(r#"{"attempt": 0, "rank": 0, "step": 3, "act": "kill"}"#);
     let running = stage.start(&two_ranks(&[]));
     running.wait_for_log("restart 3 from the newest checkpoint");
     signal(running.pid(), Signal::TERM);

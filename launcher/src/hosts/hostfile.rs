@@ -69,7 +69,7 @@ fn ask_mpirun(text: &[u8], path: &Path, programs: &Programs) -> Result<Vec<(Stri
     Ok(nodes)
 }
 
-/// Parses a line of the map, such as ` Data for node: a  Num slots: 2  Max slots: 0  Num procs: 1`.
+/// Parses a line of the map, such as `Data for node: a`, a tab, and `Num slots: 2`.
 fn parse_node(line: &str) -> Option<(String, u64)> {
     let (node, rest) = line.trim().strip_prefix("Data for node: ")?.split_once("Num slots: ")?;
     let slots: String = rest.chars().take_while(char::is_ascii_digit).collect();
@@ -81,7 +81,7 @@ fn refusal(printed: &str, text: &[u8]) -> String {
     let is_rule = |line: &str| !line.is_empty() && line.chars().all(|letter| letter == '-');
     let lines = printed.lines().map(str::trim).skip_while(|line| !is_rule(line)).skip(1);
     let message: Vec<&str> = lines.take_while(|line| !is_rule(line)).filter(|line| !line.is_empty()).collect();
-    let message = message.join(" ");
+    let message = message.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
     let number = message.split_once("line number ").and_then(|(_, rest)| rest.split(' ').next()?.parse::<usize>().ok());
     let text = String::from_utf8_lossy(text);
     let line = number.and_then(|number| text.split('\n').nth(number.checked_sub(1)?));
