@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn every_place_is_checked() {
-        let set: [(&str, fn(&mut TrainConfig, String)); 6] = [
+        type Set = fn(&mut TrainConfig, String);
+        let set: [(&str, Set); 6] = [
             ("run.dir", |config, place| config.run.dir = place),
             ("run.log_dir", |config, place| config.run.log_dir = place),
             ("data.url", |config, place| config.data.url = place),
