@@ -112,6 +112,8 @@ fn a_run_in_a_store_without_conditional_puts_is_refused_with_the_fix() {
     }
     let cloud = Cloud::new();
     cloud.server.set_faults(Faults { conditions: Conditions::NotImplemented, ..Faults::default() });
+    let check = ProcessOutput::of(cloud.command(2, &["run.lease=none"]).arg("--check").output().unwrap()).succeeded();
+    assert!(check.stdout.contains("note     lease"), "{}", check.stdout);
     let output = cloud.train(2, &["train.max_steps=2", "run.lease=none"]).succeeded();
     assert!(output.stdout.contains("warning: run.lease is none"), "{}", output.stdout);
     assert_eq!(cloud.stored(), ["step-00000002"]);

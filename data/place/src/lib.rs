@@ -26,6 +26,7 @@
 
 mod error;
 mod local;
+mod local_place;
 mod object;
 mod place;
 mod redact;
@@ -33,7 +34,7 @@ mod remote;
 mod scheme;
 
 pub use error::{OptionError, PlaceError, of_option};
-pub use local::{expand, local_path};
+pub use local_place::{expand, local_path};
 pub use object::split_file;
 pub use place::Place;
 pub use redact::redacted;

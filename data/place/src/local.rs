@@ -5,37 +5,6 @@ use std::path::{Component, Path, PathBuf};
 use url::Url;
 
 use crate::error::PlaceError;
-use crate::place::Place;
-use crate::scheme;
-
-/// Returns the absolute path that an option names whose value must be local, for example a folder of pictures. A path
-/// that is not valid Unicode is taken literally.
-///
-/// # Errors
-/// Returns an error for a remote place, and for a text that is not a usable place.
-pub fn local_path(path: &Path) -> Result<PathBuf, PlaceError> {
-    match path.to_str() {
-        Some(text) => match Place::parse(text)? {
-            Place::Local(path) => Ok(path),
-            Place::Remote(_) => Err(PlaceError::new(
-                text,
-                "is in a remote store, and only a local path can be used here; copy the files to a local disk, and give \
-                 their path",
-            )),
-        },
-        None => absolute(path),
-    }
-}
-
-/// Returns the path that a text names, like [`local_path`], but leaves a relative path relative.
-///
-/// # Errors
-/// Returns the same errors as [`local_path`].
-pub fn expand(text: &str) -> Result<PathBuf, PlaceError> {
-    let absolute = local_path(Path::new(text))?;
-    let is_relative = Path::new(text).is_relative() && !text.starts_with('~') && scheme::split(text).is_none();
-    Ok(if is_relative { PathBuf::from(text) } else { absolute })
-}
 
 /// Parses a text that is neither a URL nor resembles one. `home` is the home folder.
 pub(crate) fn parse(text: &str, home: Option<&Path>) -> Result<PathBuf, PlaceError> {
@@ -99,7 +68,7 @@ pub(crate) fn parse_file_url(text: &str) -> Result<PathBuf, PlaceError> {
 
 /// Returns an absolute path without `.`, `..` and slashes at its end. As in the kernel, `..` leaves the folder that a
 /// link leads to.
-fn absolute(path: &Path) -> Result<PathBuf, PlaceError> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, PlaceError> {
     let fail = |error: std::io::Error| {
         let text = path.to_string_lossy();
         PlaceError::new(&text, format!("cannot be made an absolute path ({error}); write an absolute path"))

@@ -129,7 +129,7 @@ fn run(options: &Options, task: &Task, launch: Option<LaunchEnvironment>, vitals
     let is_launched = launch.is_some();
     let place = launch.unwrap_or_else(LaunchEnvironment::single);
     panic_hook::install(place.rank, Arc::clone(&vitals));
-    if !matches!(task, Task::Check) {
+    if !matches!(task, Task::Check { .. }) {
         open_files::check_limit().map_err(Stop::configuration)?;
     }
     let config = options.load();

@@ -23,11 +23,13 @@ pub(crate) fn probe(store: &Store) -> Result<(), StoreError> {
     store.list("")?;
     let mut object = ProbeObject { store, name: object_name() };
     let contents = object.name.clone().into_bytes();
-    if !store.put_new(&object.name, contents.clone())? {
+    // Not a conditional put, which the check of the lease tries.
+    if store.exists(&object.name)? {
         // The object belongs to another process, so it is not deleted.
         let url = store.url_of(&std::mem::take(&mut object.name));
         return Err(StoreError::Other { url, source: "it exists already; delete it and check again".into() });
     }
+    store.put(&object.name, contents.clone())?;
     let found = store.get(&object.name)?;
     if found != contents {
         let (url, bytes) = (store.url_of(&object.name), found.len() as u64);
