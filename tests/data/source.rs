@@ -98,7 +98,9 @@ fn tar_files_of_one_class_are_the_same_dataset_as_the_folder() {
     gnu_tar(&nested, folder.path(), &["birds.tar", "apes.tar"]);
     let unpacked = folder.path().join("unpacked");
     std::fs::create_dir(&unpacked).unwrap();
-    [&birds, &apes].map(|tar| std::fs::copy(tar, unpacked.join(tar.file_name().unwrap())).unwrap());
+    for tar in [&birds, &apes] {
+        std::fs::copy(tar, unpacked.join(tar.file_name().unwrap())).unwrap();
+    }
     let expected = open(&[&tree]).unwrap();
     assert_eq!(labelled_names(&expected)[1..3], [("apes/1.png".to_owned(), 0), ("birds/0.png".to_owned(), 1)]);
     for inputs in [vec![&*birds, &*apes], vec![&*apes, &*birds], vec![&*nested], vec![&*unpacked]] {

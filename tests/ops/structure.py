@@ -17,8 +17,8 @@ TESTS = re.compile(r"#\[cfg\(test\)\]\s*(?:#\[[^\n]*\]\s*)*mod tests\b")
 USE = re.compile(r"(?P<public>pub(?:\([^)]*\))?\s+)?use\s+(?P<tree>[^;]+);")
 CHILD = re.compile(r"\bmod\s+(\w+)\s*;")
 PATH = re.compile(r"\b((?:crate|super|self)(?:::\w+)+)")
-# Names in documents that are placeholders, or files that the programs write.
-EXAMPLES = {"NAME/tests.rs", "GROUP/NAME.rs", "step-00012000/"}
+# Names in documents that are placeholders, files that the programs write, or files of the official code.
+EXAMPLES = {"NAME/tests.rs", "GROUP/NAME.rs", "step-00012000/", "main_cache.py", "util/convert_h5.py"}
 # A path in backquotes that looks like a file or folder of this repository.
 NAMED = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:rs|sh|py|yaml|toml|md|svg|sbatch)|(?:[\w.-]+/)+)`")
 
