@@ -101,10 +101,10 @@ mod tests {
     fn a_home_folder_and_file_urls_are_resolved() {
         let home = std::env::home_dir().unwrap().display().to_string();
         let mut found =
-            config(&["run.dir=~/run", "run.log_dir=file:///a%20b", "data.cache_dir=~", "data.url=file:///d"]);
+            config(&["run.dir=~/run", "run.log_dir=file:///a%20b", "data.cache_dir=~/cache", "data.url=file:///d"]);
         found.resolve_places();
         assert_eq!((found.run.dir, found.run.log_dir), (format!("{home}/run"), "/a b".to_owned()));
-        assert_eq!((found.data.cache_dir, found.data.url), (Some(home), "file:///d".to_owned()));
+        assert_eq!((found.data.cache_dir, found.data.url), (Some(format!("{home}/cache")), "file:///d".to_owned()));
         let mut found = config(&["run.dir=runs/a", "run.log_dir=logs"]);
         found.resolve_places();
         assert_eq!((found.run.dir, found.run.log_dir), ("runs/a".to_owned(), "logs".to_owned()));
