@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::duration::parse_duration;
 
-/// An interval: a duration such as `30min`, or a number of steps such as `100 steps`.
+/// An interval: a duration such as `30min`, or a number of steps such as `100 steps` or `100`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Every {
     /// An interval of wall-clock time.
@@ -27,9 +27,11 @@ impl FromStr for Every {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const FORMS: &str = "write a duration like 30s, 45min or 2h, or a number of steps like \"100 steps\"";
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let number = text.strip_suffix("steps").or_else(|| text.strip_suffix("step"));
-        if let Some(number) = number.map(|number| number.strip_suffix(' ').unwrap_or(number)) {
-            let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        let number = number.map(|number| number.strip_suffix(' ').unwrap_or(number));
+        if let Some(number) = number.or_else(|| is_number(text).then_some(text)) {
+            let digits = is_number(number);
             return match number.parse() {
                 Ok(0) => Err(format!("{text:?} is never; {FORMS}")),
                 Ok(steps) if digits => Ok(Self::Steps(steps)),

@@ -19,7 +19,7 @@ fn intervals_are_durations_or_steps() {
         assert_eq!(text.parse(), Ok(Every::Time(time)), "{text}");
     }
     for (text, steps) in
-        [("100 steps", 100), ("100steps", 100), ("1 step", 1), ("18446744073709551615 steps", u64::MAX)]
+        [("100 steps", 100), ("100steps", 100), ("100", 100), ("1 step", 1), ("18446744073709551615 steps", u64::MAX)]
     {
         assert_eq!(text.parse(), Ok(Every::Steps(steps)), "{text}");
     }
@@ -36,7 +36,7 @@ fn other_intervals_are_refused_with_the_accepted_forms() {
         ("1H", "the unit \"H\""),
         ("10us", "the unit \"us\""),
         ("10epochs", "the unit \"epochs\""),
-        ("30", "not directly followed by a unit"),
+        ("0", "never"),
         ("1h30", "not directly followed by a unit"),
         ("1 h", "not directly followed by a unit"),
         ("1.5h", "not directly followed by a unit"),
