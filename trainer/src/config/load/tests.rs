@@ -56,7 +56,11 @@ fn values_of_another_type_are_named_with_key_place_and_accepted_values() {
         ("resume: auto", "resume:", "checkpoint.resume has no value; it takes auto, none, or the path"),
         ("resume: auto", "resume: [a]", "checkpoint.resume: a list is not auto, none, or the path"),
         ("every: 30min", "every: 30M", "checkpoint.every: \"30M\" has the unit \"M\""),
-        ("every: 30min", "every: 1h30", "checkpoint.every: \"1h30\" has a number that is not directly followed by a unit"),
+        (
+            "every: 30min",
+            "every: 1h30",
+            "checkpoint.every: \"1h30\" has a number that is not directly followed by a unit",
+        ),
         ("every: 30min", "every: [30min]", "checkpoint.every: a list is not a duration like 30s"),
         ("batch: {global: 256}", "batch: 256", "batch: 256 is not a mapping of keys to values"),
         ("batch: {global: 256}", "batch: [256]", "batch: a list is not a mapping of keys to values"),
