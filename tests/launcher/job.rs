@@ -342,7 +342,7 @@ fn a_rank_that_fails_during_shutdown_fails_the_run_if_a_step_is_lost() {
 
 #[test]
 fn an_mpirun_that_cannot_start_is_retried_only_if_it_started_before() {
-    let stage = stage_with_faults(r#"{"attempt": 0, "rank": 0, "step": 3, "act": "kill"}"#);
+    let stage = stage_with_faults(r#"{"attempt": 0, "rank": 0, "step": 3, "act": "exit 1 so it is"}"#);
     let run = |text: &str| stage.run(&two_ranks(&["--mpirun", &create_script(&stage, "mpirun", text)])).exited_with(1);
     run("rm -- \"$0\"; exec mpirun \"$@\"").reports("cannot be started").reports("no restart");
     let once = run("[ \"$1\" = --version ] || rm -- \"$0\"; exec mpirun \"$@\"");
