@@ -77,7 +77,7 @@ fn a_run_that_begins_elsewhere_continues_from_its_own_checkpoints() {
     let words = train("train.max_steps=8");
     let words = as_words(&words);
     let output = lab.train(0, &words);
-    assert!(output.code == Some(1) && output.error().contains("none of the checkpoints"), "{}", output.stderr);
+    assert!(output.code == Some(78) && output.error().contains("none of the checkpoints"), "{}", output.stderr);
     let checked = check(&lab, &words);
     assert!(checked.code == Some(78) && checked.stdout.contains("none of the checkpoints"), "{}", checked.stdout);
 }

@@ -19,7 +19,14 @@ impl TrainConfig {
         {
             problems.extend(self.model.validate().map_err(ConfigError::from).err());
         }
-        problems.extend(self.place_problems());
+        let is_known = |known: &ConfigError, other: &ConfigError| match (known, other) {
+            (ConfigError::Value { key, .. }, ConfigError::Value { key: other, .. }) => key == other,
+            _ => false,
+        };
+        // An empty text is reported once.
+        let mut places = self.place_problems();
+        places.retain(|place| !problems.iter().any(|known| is_known(known, place)));
+        problems.extend(places);
         problems
     }
 

@@ -32,6 +32,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("run.name", Text("a text")),
     ("run.dir", Text("a path or store URL")),
     ("run.log_dir", FOLDER),
+    ("run.lease", Other("auto or none")),
     ("model.image_size", Count(1, MANY)),
     ("model.classes", Count(1, MANY)),
     ("model.vae.stride", Count(1, MANY)),

@@ -82,10 +82,13 @@ mod tests {
                 set(&mut config, place.to_owned());
                 config.problems().iter().map(ToString::to_string).collect::<Vec<_>>()
             };
-            for place in ["s3:/bucket/x", "S3://b", "", "~nobody/x", "$HOME/x", "hf://x"] {
+            for place in ["s3:/bucket/x", "S3://b", "~nobody/x", "$HOME/x", "hf://x"] {
                 let found = problems(place);
                 assert!(found.len() == 1 && found[0].starts_with(&format!("{key}: {place:?} ")), "{found:?}");
             }
+            let found = problems("");
+            assert!(found.len() == 1 && found[0].starts_with(&format!("{key}: ")), "{found:?}");
+            assert!(found[0].contains("empty"), "{found:?}");
             for place in ["runs/a", "/runs/a", "./s3:/x", "file:///runs/a", "~/runs"] {
                 assert!(problems(place).is_empty(), "{key} {place}");
             }

@@ -44,7 +44,7 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
         let location = error.location();
         let (line, column) = location.map_or((1, 1), |at| (at.line(), at.column()));
         let length = location.map_or(0, |at| at.span().len() as usize);
-        let place = Place { text, path: &path, line, column, length };
+        let place = ErrorPosition { text, path: &path, line, column, length };
         let error = innermost(&error);
         let is_syntax = matches!(error, Error::ExternalMessage { .. });
         YamlError { line, column, message: place.describe(error), is_syntax }
@@ -60,7 +60,7 @@ fn innermost(error: &Error) -> &Error {
 }
 
 /// The place of an error.
-struct Place<'a> {
+struct ErrorPosition<'a> {
     /// The whole text.
     text: &'a str,
     /// Dotted path of the value, as far as it is known.
@@ -71,7 +71,7 @@ struct Place<'a> {
     length: usize,
 }
 
-impl Place<'_> {
+impl ErrorPosition<'_> {
     fn describe(&self, error: &Error) -> String {
         match error {
             Error::SerdeUnknownField { field, expected, .. } => {
@@ -173,7 +173,7 @@ impl Place<'_> {
 
 /// Describes an error of YAML's syntax, given the message of the parser.
 fn describe_syntax(message: &str) -> String {
-    const KNOWN: [(&str, &str); 12] = [
+    const KNOWN: [(&str, &str); 13] = [
         ("tab", "YAML is indented with spaces; replace the tab"),
         (
             "mapping values are not allowed",
@@ -181,6 +181,11 @@ fn describe_syntax(message: &str) -> String {
         ),
         ("simple key expected", "this line is not KEY: VALUE; write a colon and a space after the key"),
         ("did not find expected key", "the indentation does not match that of the keys above"),
+        (
+            "while parsing a flow",
+            "a comma is missing before this place, or a bracket that opens above it is not closed; put a value that \
+             contains brackets or commas in quotes",
+        ),
         ("unclosed quote", "the quote that opens here is not closed"),
         ("unclosed bracket", "the bracket that opens here is not closed"),
         ("misplaced bracket", "this bracket closes nothing; put a value that begins with a bracket in quotes"),

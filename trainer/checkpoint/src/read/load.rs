@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use tch::{Kind, Tensor};
 
 use super::{
-    place::Place,
     resolve::{newest_valid, steps_of},
+    resume_place::ResumePlace,
     state_file::{damaged, read_state},
 };
 use crate::{
@@ -46,7 +46,7 @@ pub fn load_ema<C: DeserializeOwned>(url: &str) -> Result<LoadedRun<C>, Checkpoi
 /// # Errors
 /// The same as those of [`load_ema`].
 pub fn load_weights<C: DeserializeOwned>(url: &str, kind: &str) -> Result<LoadedRun<C>, CheckpointError> {
-    let place = Place::parse(url)?;
+    let place = ResumePlace::parse(url)?;
     let steps = steps_of(&place)?;
     let resolved = newest_valid(url, steps.into_iter().rev(), |&step| load_step(&place.store, step, kind))?;
     match resolved {

@@ -2,7 +2,7 @@
 
 use arinar_store::{Store, StoreError};
 
-use super::{found::Location, place::Place, state_file::read_resume};
+use super::{found::Location, resume_place::ResumePlace, state_file::read_resume};
 use crate::{
     error::CheckpointError,
     format::manifest::{self, MANIFEST, committed_steps, step_folder_name},
@@ -79,7 +79,7 @@ pub(crate) fn resolve<T>(
         Resume::From(url) => url,
     };
     let none = || CheckpointError::NoCheckpoint { url: url.clone() };
-    let place = Place::parse(url)?;
+    let place = ResumePlace::parse(url)?;
     if place.is_in(own.store) {
         let steps = own.steps_from(&place, url, steps)?;
         let resolved = own.newest_valid(steps, check)?.ok_or_else(none)?;
@@ -116,7 +116,7 @@ impl OwnRun<'_> {
     /// # Errors
     /// Returns [`CheckpointError::NoCheckpoint`] if the checkpoint does not exist, and [`CheckpointError::LaterCheckpoints`] if
     /// there are later ones that another start has saved: training would replace them.
-    fn steps_from(&self, place: &Place, url: &str, mut steps: Vec<u64>) -> Result<Vec<u64>, CheckpointError> {
+    fn steps_from(&self, place: &ResumePlace, url: &str, mut steps: Vec<u64>) -> Result<Vec<u64>, CheckpointError> {
         let Some(first) = place.step else { return Ok(steps) };
         if !steps.contains(&first) {
             return Err(CheckpointError::NoCheckpoint { url: url.to_owned() });
@@ -133,11 +133,11 @@ impl OwnRun<'_> {
 
     /// Returns whether the checkpoint of `step` was saved by a start whose `resume` was the same place. A damaged checkpoint
     /// counts as such, because it is skipped anyway.
-    fn began_at(&self, place: &Place, step: u64) -> Result<bool, CheckpointError> {
+    fn began_at(&self, place: &ResumePlace, step: u64) -> Result<bool, CheckpointError> {
         for candidate in self.checkpoints.candidates(step) {
             match manifest::read(&candidate.store, step).and_then(|entry| read_resume(&candidate.store, &entry)) {
                 Ok(Some(text)) => {
-                    let began = Place::parse(&text).ok();
+                    let began = ResumePlace::parse(&text).ok();
                     return Ok(began.is_some_and(|began| began.step == place.step && began.is_in(self.store)));
                 }
                 Ok(None) => return Ok(false),
@@ -176,7 +176,7 @@ pub(crate) fn newest_valid<K, T>(
 ///
 /// # Errors
 /// Returns [`CheckpointError::NoCheckpoint`] if the place is a checkpoint that does not exist, or an error of the store.
-pub(crate) fn steps_of(place: &Place) -> Result<Vec<u64>, CheckpointError> {
+pub(crate) fn steps_of(place: &ResumePlace) -> Result<Vec<u64>, CheckpointError> {
     let Some(step) = place.step else { return Ok(committed_steps(&place.store)?) };
     let folder = step_folder_name(step);
     if place.store.exists(&format!("{folder}/{MANIFEST}"))? {

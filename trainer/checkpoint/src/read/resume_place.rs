@@ -8,7 +8,7 @@ use crate::{error::CheckpointError, format::manifest::step_of};
 
 /// A run, or one of its checkpoints.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct ResumePlace {
     /// URL of the run, as given by the user.
     pub run: String,
     /// The folder of the run.
@@ -17,7 +17,7 @@ pub(crate) struct Place {
     pub step: Option<u64>,
 }
 
-impl Place {
+impl ResumePlace {
     /// Parses a URL. Nothing is read.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> (String, Option<u64>) {
-        let place = Place::parse(url).unwrap();
+        let place = ResumePlace::parse(url).unwrap();
         (place.run, place.step)
     }
 
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(parse("step-00000100"), (".".to_owned(), Some(100)));
         assert_eq!(parse("/step-00000100"), ("/".to_owned(), Some(100)));
         assert_eq!(parse("runs/step-1"), ("runs/step-1".to_owned(), None));
-        assert!(matches!(Place::parse("ftp://host/run").unwrap_err(), CheckpointError::RunUrl(_)));
+        assert!(matches!(ResumePlace::parse("ftp://host/run").unwrap_err(), CheckpointError::RunUrl(_)));
     }
 
     #[test]
@@ -83,13 +83,13 @@ mod tests {
         std::os::unix::fs::symlink(path("runs"), path("link")).unwrap();
         let own = Store::open(&path("runs/a")).unwrap();
         for same in ["runs/a/step-00000001", "runs/a/", "link/a", "link/a/step-00000002", "runs/./a"] {
-            assert!(Place::parse(&path(same)).unwrap().is_in(&own), "{same}");
+            assert!(ResumePlace::parse(&path(same)).unwrap().is_in(&own), "{same}");
         }
         for other in ["runs", "runs/b/step-00000001", "link/ab"] {
-            assert!(!Place::parse(&path(other)).unwrap().is_in(&own), "{other}");
+            assert!(!ResumePlace::parse(&path(other)).unwrap().is_in(&own), "{other}");
         }
         // Neither exists yet.
         let missing = Store::open(&path("link/new")).unwrap();
-        assert!(Place::parse(&path("runs/new/step-00000001")).unwrap().is_in(&missing));
+        assert!(ResumePlace::parse(&path("runs/new/step-00000001")).unwrap().is_in(&missing));
     }
 }
