@@ -93,7 +93,7 @@ fn a_hard_link_stands_for_the_contents_at_its_place() {
     let texts: Vec<String> = contents(&files).into_iter().map(|(_, text)| text).collect();
     assert_eq!(texts[..3], ["new", "old", "new"]);
     assert_eq!(texts[3], "is a hard link to a/9.png, which the tar file does not hold before it");
-    assert!(files.notes().concat().contains("1 members were replaced by later ones of the same name, such as a/0.png"));
+    assert!(files.notes().concat().contains("members are replaced by later ones of the same name: a/0.png"));
 }
 
 #[test]

@@ -55,7 +55,8 @@ fn whatever_is_wrong_with_a_picture_is_named_and_can_be_skipped() {
     let (code, _, stderr) = encode(&tree, &vae, &path("out"), &[]);
     assert_eq!(code, 1, "{stderr}");
     assert!(
-        stderr.contains("7 of 16 pictures cannot be used") && stderr.contains("1 files that are not pictures"),
+        stderr.contains("7 of 16 pictures cannot be used")
+            && stderr.contains("files that are not pictures are skipped: apes/pipe-without-suffix"),
         "{stderr}"
     );
     let (code, stdout, stderr) = encode(&tree, &vae, &path("out"), &["--skip-bad"]);

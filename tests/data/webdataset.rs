@@ -36,7 +36,7 @@ fn class_numbers_are_labels() {
         let numbers: Vec<String> = (0..=10).map(|number: u32| number.to_string()).collect();
         assert_eq!(files.classes(), numbers);
         assert!((0..7).all(|index| red(&files, index) == 20 * index as u8));
-        assert_eq!(files.notes(), ["no pictures of the 4 classes 1, 2, 6, 7"]);
+        assert_eq!(files.notes(), ["there are no pictures of these classes: 1, 2, 6, 7"]);
     }
 }
 

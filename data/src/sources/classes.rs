@@ -100,16 +100,15 @@ fn refuse_empty_classes(found: &[Found], listing: &Listing, place: Place<'_>) ->
     })
 }
 
-/// Describes the files of other kinds in a class: "it has 12 .avif files".
+/// Describes the files of other kinds in a class: ".avif files: 12".
 fn contents_text(class: &[u8], others: &[Member]) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for member in others.iter().filter(|member| first_folder(&member.path) == Some(class)) {
-        let suffix =
-            suffix(&member.path).map_or_else(|| "without suffix".to_owned(), |suffix| format!(".{}", as_text(suffix)));
+        let suffix = suffix(&member.path).map_or_else(|| "other".to_owned(), |suffix| format!(".{}", as_text(suffix)));
         *counts.entry(suffix).or_default() += 1;
     }
     match counts.into_iter().max_by_key(|(_, count)| *count) {
-        Some((suffix, count)) => format!("it has {count} files {suffix}"),
+        Some((suffix, count)) => format!("{suffix} files: {count}"),
         None => "it is empty".to_owned(),
     }
 }

@@ -225,16 +225,15 @@ impl Opening {
     fn note_omissions(&mut self, listing: &Listing, place: &str) {
         let mut note = |examples: &Examples, what: &str| {
             if examples.count > 0 {
-                let first = as_text(&examples.first);
-                self.notes.push(format!("{place}: {} {what}, such as {first}", examples.count));
+                self.notes.push(format!("{place}: {what}: {}", examples.text()));
             }
         };
         let mut others = Examples::default();
         listing.members.iter().for_each(|member| others.add(&member.path));
-        note(&listing.hidden, "hidden files or folders were skipped");
-        note(&others, &format!("files that are not {} were skipped", self.kind.what));
-        note(&listing.loops, "links to a folder that contains them were skipped");
-        note(&listing.replaced, "members were replaced by later ones of the same name");
+        note(&listing.hidden, "hidden files and folders are skipped");
+        note(&others, &format!("files that are not {} are skipped", self.kind.what));
+        note(&listing.loops, "links to a folder that contains them are skipped");
+        note(&listing.replaced, "members are replaced by later ones of the same name");
         if listing.lacks_list {
             self.notes.push(format!("{place} has no file_list.json beside it and may be incomplete"));
         }
@@ -301,9 +300,13 @@ impl Opening {
         let missing: Vec<String> =
             (0..=last).filter(|&number| !classes.contains(&Class::Number(number))).map(|n| n.to_string()).collect();
         if !missing.is_empty() {
-            let more = if missing.len() > MAX_LISTED { " and others" } else { "" };
+            let more = if missing.len() > MAX_LISTED {
+                format!(" and {} more", missing.len() - MAX_LISTED)
+            } else {
+                String::new()
+            };
             let listed = missing[..missing.len().min(MAX_LISTED)].join(", ");
-            self.notes.push(format!("no {} of the {} classes {listed}{more}", self.kind.what, missing.len()));
+            self.notes.push(format!("there are no {} of these classes: {listed}{more}", self.kind.what));
         }
         let labels = (0..=last).map(|number| (Class::Number(number), number)).collect();
         Ok(((0..=last).map(|number| number.to_string()).collect(), labels))

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::member_path::as_text;
+
 /// Contents of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
@@ -41,6 +43,14 @@ impl Examples {
             self.first = path.to_vec();
         }
         self.count += 1;
+    }
+
+    /// Returns the name of the first file, and the number of the others.
+    pub(super) fn text(&self) -> String {
+        match self.count {
+            0 | 1 => as_text(&self.first),
+            count => format!("{} and {} more", as_text(&self.first), count - 1),
+        }
     }
 }
 
