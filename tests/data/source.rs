@@ -4,9 +4,11 @@
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use arinar_data::sources::{FileKind, InputFiles, SourceError};
-use arinar_tests::support::data::{gnu_tar, labelled_names, picture_tree};
+use arinar_tests::programs::program;
+use arinar_tests::support::data::{gnu_tar, labelled_names, picture_tree, succeeded, text, tiny_vae};
 
 fn open(paths: &[&Path]) -> Result<InputFiles, SourceError> {
     let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
@@ -170,4 +172,26 @@ fn unusable_sources_have_clear_errors() {
     let bytes = std::fs::read(&tar).unwrap();
     std::fs::write(&tar, &bytes[..bytes.len() / 2 - 300]).unwrap();
     assert!(message(&[&tar]).contains("not a readable tar file"), "{}", message(&[&tar]));
+}
+
+#[test]
+fn there_may_be_more_tar_files_than_open_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir(path("pictures")).unwrap();
+    image::RgbImage::from_pixel(8, 8, image::Rgb([9, 8, 7])).save(path("pictures/0.png")).unwrap();
+    std::fs::create_dir(path("tars")).unwrap();
+    gnu_tar(&path("tars/000.tar"), &path("pictures"), &["0.png"]);
+    for index in 1..200 {
+        std::fs::copy(path("tars/000.tar"), path(&format!("tars/{index:03}.tar"))).unwrap();
+    }
+    tiny_vae(&path("vae.safetensors"));
+    let output = Command::new("prlimit")
+        .arg("--nofile=128:128")
+        .arg(program("arinar-data"))
+        .args(["encode", "--image-size=8", "--images", text(&path("tars")), "--vae", text(&path("vae.safetensors"))])
+        .args(["--out", text(&path("out"))])
+        .output()
+        .unwrap();
+    assert!(succeeded(&output).contains("200 pictures of 200 classes"));
 }

@@ -26,7 +26,7 @@ pub(super) struct Found {
 
 /// An input as its files are assigned to classes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct Origin<'a> {
     /// Path of the folder or tar file, for messages.
     pub(super) path: &'a str,
     /// File name of a tar file without `.tar`; `None` for a folder.
@@ -36,7 +36,7 @@ pub(super) struct Place<'a> {
 
 /// Assigns the files of `listing` to the classes named after their first folder, or after the tar file if they are at
 /// its top level. Members that are not of `kind` are left in the listing.
-pub(super) fn by_folder(listing: &mut Listing, place: Place<'_>) -> Result<Vec<Found>, SourceError> {
+pub(super) fn by_folder(listing: &mut Listing, place: Origin<'_>) -> Result<Vec<Found>, SourceError> {
     let (wanted, others): (Vec<_>, Vec<_>) =
         std::mem::take(&mut listing.members).into_iter().partition(|member| place.kind.matches(&member.path));
     listing.members = others;
@@ -74,7 +74,7 @@ fn of_one_class(members: Vec<Member>, tar_name: &[u8]) -> Vec<Found> {
 }
 
 /// A link in the place of a class folder that cannot be followed may stand for a complete class.
-fn refuse_unreadable_classes(others: &[Member], place: Place<'_>) -> Result<(), SourceError> {
+fn refuse_unreadable_classes(others: &[Member], place: Origin<'_>) -> Result<(), SourceError> {
     let broken = |member: &&Member| first_folder(&member.path).is_none() && suffix(&member.path).is_none();
     for member in others.iter().filter(broken) {
         if let Content::Unreadable(reason) = &member.content {
@@ -85,7 +85,7 @@ fn refuse_unreadable_classes(others: &[Member], place: Place<'_>) -> Result<(), 
     Ok(())
 }
 
-fn refuse_empty_classes(found: &[Found], listing: &Listing, place: Place<'_>) -> Result<(), SourceError> {
+fn refuse_empty_classes(found: &[Found], listing: &Listing, place: Origin<'_>) -> Result<(), SourceError> {
     let mut empty = listing.folders.clone();
     found.iter().filter_map(|file| first_folder(&file.path)).for_each(|class| {
         empty.remove(class);

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::classes::{Class, Found, Place, by_folder};
+use super::classes::{Class, Found, Origin, by_folder};
 use super::error::SourceError;
 use super::file_kind::{FileKind, suffix};
 use super::folder::{list_folder, read_error};
@@ -15,6 +15,7 @@ use super::hdf5_file::{Hdf5Input, is_hdf5_suffix, list_hdf5};
 use super::listing::{Content, Examples, Listing, Member};
 use super::member_path::{as_text, first_folder};
 use super::read_file::{ReadError, read_regular, read_span};
+use super::tar_file::TarFile;
 use super::tar_index::{TarSpan, list_tar};
 use super::webdataset::{is_webdataset, samples};
 
@@ -40,7 +41,7 @@ struct Input {
 #[derive(Debug)]
 enum Contents {
     Folder,
-    Tar(File),
+    Tar(TarFile),
     Hdf5(Hdf5Input),
 }
 
@@ -102,7 +103,7 @@ impl InputFiles {
         let input = &self.inputs[file.input as usize];
         match (&file.content, &input.contents) {
             (Content::Unreadable(reason), _) => Err(ReadError::Kind(reason.clone())),
-            (&Content::Span { offset, length }, Contents::Tar(tar)) => read_span(tar, offset, length),
+            (&Content::Span { offset, length }, Contents::Tar(tar)) => tar.read(offset, length),
             (Content::Hdf5, Contents::Hdf5(hdf5)) => hdf5.read(&file.path).map_err(ReadError::Kind),
             _ => read_regular(&input.path.join(OsStr::from_bytes(&file.path))),
         }
@@ -112,6 +113,15 @@ impl InputFiles {
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
+}
+
+/// A tar file that is being listed.
+#[derive(Clone, Copy)]
+struct OpenTar<'a> {
+    /// File name without `.tar`.
+    name: &'a [u8],
+    /// The file that contains it.
+    file: &'a File,
 }
 
 /// Inputs that are being listed.
@@ -141,9 +151,10 @@ impl Opening {
             let input = self.push(path, Contents::Hdf5(hdf5));
             return self.add_listing(listing, input, &place, None);
         }
+        let tar = TarFile::new(path, &file).map_err(|source| read_error(path, source))?;
         let listing = list_tar(TarSpan { file: &file, offset: 0, length: metadata.len() }, &place)?;
-        let input = self.push(path, Contents::Tar(file));
-        self.add_listing(listing, input, &place, Some(tar_name(name)))
+        let input = self.push(path, Contents::Tar(tar));
+        self.add_listing(listing, input, &place, Some(OpenTar { name: tar_name(name), file: &file }))
     }
 
     /// Adds an input and returns its index.
@@ -157,23 +168,22 @@ impl Opening {
         mut listing: Listing,
         input: u32,
         place: &str,
-        tar_name: Option<&[u8]>,
+        tar: Option<OpenTar<'_>>,
     ) -> Result<(), SourceError> {
         let kind = self.kind;
-        let here = Place { path: place, tar_name, kind: &kind };
-        if tar_name.is_some() && is_webdataset(&listing, &kind) {
-            let read = |content: &Content| self.read_member(input, content);
-            let found = samples(&mut listing, here, read)?;
+        let here = Origin { path: place, tar_name: tar.map(|tar| tar.name), kind: &kind };
+        if let Some(tar) = tar.filter(|_| is_webdataset(&listing, &kind)) {
+            let found = samples(&mut listing, here, |content| read_member(tar.file, content))?;
             self.found.extend(found.into_iter().map(|file| (file, input)));
         } else {
             let nested = self.take_archives(&mut listing);
             let found = by_folder(&mut listing, here)?;
-            if tar_name.is_some() && found.is_empty() && nested.is_empty() {
+            if tar.is_some() && found.is_empty() && nested.is_empty() {
                 return Err(self.empty(place.to_owned()));
             }
             self.found.extend(found.into_iter().map(|file| (file, input)));
             for (path, content) in nested {
-                self.add_nested(&path, &content, input, place)?;
+                self.add_nested(&path, &content, input, place, tar)?;
             }
         }
         self.note_omissions(&listing, place);
@@ -195,30 +205,26 @@ impl Opening {
         archives.into_iter().map(|member| (member.path, member.content)).collect()
     }
 
-    /// Adds an archive at the top of another input.
-    fn add_nested(&mut self, path: &[u8], content: &Content, input: u32, place: &str) -> Result<(), SourceError> {
-        let inner = format!("{place}/{}", as_text(path));
-        match (content, &self.inputs[input as usize].contents) {
-            (Content::OnDisk, _) => self.add_input(&self.inputs[input as usize].path.join(OsStr::from_bytes(path))),
-            (&Content::Span { offset, length }, Contents::Tar(file)) => {
+    /// Adds an archive at the top of another input, which is the open tar file or a folder.
+    fn add_nested(
+        &mut self,
+        path: &[u8],
+        content: &Content,
+        input: u32,
+        place: &str,
+        tar: Option<OpenTar<'_>>,
+    ) -> Result<(), SourceError> {
+        match (content, tar) {
+            (&Content::Span { offset, length }, Some(OpenTar { file, .. })) => {
+                let inner = format!("{place}/{}", as_text(path));
                 let listing = list_tar(TarSpan { file, offset, length }, &inner)?;
-                self.add_listing(listing, input, &inner, Some(tar_name(path)))
+                self.add_listing(listing, input, &inner, Some(OpenTar { name: tar_name(path), file }))
             }
             (Content::Unreadable(reason), _) => {
                 let (member, reason) = (as_text(path), reason.clone());
                 Err(SourceError::Member { place: place.to_owned(), member, reason })
             }
-            _ => Ok(()),
-        }
-    }
-
-    fn read_member(&self, input: u32, content: &Content) -> Result<Vec<u8>, String> {
-        match (content, &self.inputs[input as usize].contents) {
-            (&Content::Span { offset, length }, Contents::Tar(file)) => {
-                read_span(file, offset, length).map_err(|error| format!("has a member that {error}"))
-            }
-            (Content::Unreadable(reason), _) => Err(format!("has a member that {reason}")),
-            _ => Err("has a member that is not in the tar file".to_owned()),
+            _ => self.add_input(&self.inputs[input as usize].path.join(OsStr::from_bytes(path))),
         }
     }
 
@@ -333,4 +339,14 @@ fn named(classes: BTreeSet<Class>) -> Result<(Vec<String>, BTreeMap<Class, u32>)
 /// Returns the file name of a tar file without its suffix.
 fn tar_name(name: &[u8]) -> &[u8] {
     suffix(name).map_or(name, |suffix| &name[..name.len() - suffix.len() - 1])
+}
+
+fn read_member(tar: &File, content: &Content) -> Result<Vec<u8>, String> {
+    match *content {
+        Content::Span { offset, length } => {
+            read_span(tar, offset, length).map_err(|error| format!("has a member that {error}"))
+        }
+        Content::Unreadable(ref reason) => Err(format!("has a member that {reason}")),
+        Content::OnDisk | Content::Hdf5 => Err("has a member that is not in the tar file".to_owned()),
+    }
 }

@@ -25,6 +25,7 @@ mod input_files;
 mod listing;
 mod member_path;
 mod read_file;
+mod tar_file;
 mod tar_index;
 mod tar_links;
 mod tar_members;

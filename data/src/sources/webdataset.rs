@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::classes::{Class, Found, Place};
+use super::classes::{Class, Found, Origin};
 use super::error::SourceError;
 use super::file_kind::FileKind;
 use super::listing::{Content, Listing, Member};
@@ -44,7 +44,7 @@ pub(super) fn is_webdataset(listing: &Listing, kind: &FileKind) -> bool {
 /// Returns an error if a picture has no class, several pictures have the same key, or a class cannot be parsed.
 pub(super) fn samples(
     listing: &mut Listing,
-    place: Place<'_>,
+    place: Origin<'_>,
     read: impl Fn(&Content) -> Result<Vec<u8>, String>,
 ) -> Result<Vec<Found>, SourceError> {
     let members = std::mem::take(&mut listing.members);
@@ -94,7 +94,7 @@ impl<'a> Sample<'a> {
     fn found(
         &self,
         key: &[u8],
-        place: Place<'_>,
+        place: Origin<'_>,
         read: impl Fn(&Content) -> Result<Vec<u8>, String>,
     ) -> Result<Option<Found>, String> {
         let name = |path: &[u8]| joined(place.tar_name.unwrap_or_default(), path);

@@ -33,7 +33,7 @@ pub enum Fault {
     AccessDenied,
     /// A request to delete several objects has an error SlowDown for each of them. Other requests are not affected.
     SlowDeletion,
-    /// The response is the refusal with this code; see [`Fault::refusal`].
+    /// The response is the refusal with this code; see `Fault::refusal`.
     Refusal(&'static str),
     /// The response is 403 SignatureDoesNotMatch. Its body repeats the client's token and this secret, inside and
     /// outside the message, and all request headers.
