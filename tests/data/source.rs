@@ -169,6 +169,20 @@ fn unusable_sources_have_clear_errors() {
     symlink("/nowhere/at/all", tree.join("zebras")).unwrap();
     let found = message(&[&tree]);
     assert!(found.contains("zebras is a link to /nowhere/at/all, which cannot be read"), "{found}");
+    std::fs::remove_file(tree.join("zebras")).unwrap();
+    assert!(
+        message(&[&tree.join("apes/0001.png")])
+            .contains("is a single file, not a folder or a tar file; give the folder")
+    );
+    for (option, what) in [("-z", "a gzip file"), ("-j", "a bzip2 file"), ("-J", "an xz file")] {
+        let packed = folder.path().join("packed.tar");
+        gnu_tar(&packed, &tree, &[option, "."]);
+        assert!(message(&[&packed]).contains(&format!("packed.tar is {what}")), "{}", message(&[&packed]));
+    }
+    let garbage = folder.path().join("garbage.tar");
+    std::fs::write(&garbage, [7; 2000]).unwrap();
+    let found = message(&[&garbage]);
+    assert!(found.contains("is not a readable tar file") && !found.contains(char::is_control), "{found:?}");
     let bytes = std::fs::read(&tar).unwrap();
     std::fs::write(&tar, &bytes[..bytes.len() / 2 - 300]).unwrap();
     assert!(message(&[&tar]).contains("not a readable tar file"), "{}", message(&[&tar]));

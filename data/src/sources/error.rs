@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use arinar_model::text::printable;
 use thiserror::Error;
 
 /// Reason why inputs cannot be used.
@@ -17,7 +18,7 @@ pub enum SourceError {
         source: io::Error,
     },
     /// The index of a tar file is damaged.
-    #[error("{place} is not a readable tar file ({source}); a compressed tar must be unpacked to .tar first")]
+    #[error("{place} is not a readable tar file ({})", printable(&source.to_string()))]
     Tar {
         /// Path of the tar file.
         place: String,
@@ -31,6 +32,16 @@ pub enum SourceError {
         place: String,
         /// Description of the problem.
         reason: String,
+    },
+    /// A file is of another kind than a tar file.
+    #[error("{place} is {found}, not a folder or a tar file; {remedy}")]
+    NotTar {
+        /// Path of the file.
+        place: String,
+        /// What it is.
+        found: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// A member of a tar file cannot be used.
     #[error("{place}: {member} {reason}")]

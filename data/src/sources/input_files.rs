@@ -151,6 +151,10 @@ impl Opening {
             let input = self.push(path, Contents::Hdf5(hdf5));
             return self.add_listing(listing, input, &place, None);
         }
+        if self.kind.matches(name) {
+            let (found, remedy) = ("a single file", "give the folder that contains its class folder");
+            return Err(SourceError::NotTar { place, found, remedy });
+        }
         let tar = TarFile::new(path, &file).map_err(|source| read_error(path, source))?;
         let listing = list_tar(TarSpan { file: &file, offset: 0, length: metadata.len() }, &place)?;
         let input = self.push(path, Contents::Tar(tar));

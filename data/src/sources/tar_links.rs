@@ -67,23 +67,43 @@ impl Expansion<'_> {
         }
     }
 
-    /// Adds everything in folder `real` below `shown`, unless the folder contains the link at `path`.
+    /// Adds everything in folder `real` below `shown`, except for folders that contain the link at `path`.
     fn follow(&mut self, shown: Vec<u8>, path: &[u8], real: &[u8]) {
         let began = self.steps.last().map_or_else(Vec::new, |(_, link)| target_of(self.nodes, link));
         self.steps.push((began, path.to_vec()));
-        let encloses =
-            |(began, link): &(Vec<u8>, Vec<u8>)| (real == began || is_below(real, began)) && is_below(link, real);
-        if self.steps.iter().any(encloses) {
+        if self.is_on_the_way(real) {
             self.listing.loops.add(&shown);
         } else {
             self.add_folder(&shown);
             for (below, node) in self.nodes.range(joined(real, b"")..).take_while(|(below, _)| is_below(below, real)) {
-                let rest = if real.is_empty() { &below[..] } else { &below[real.len() + 1..] };
-                self.add(joined(&shown, rest), below, node);
+                let shown = joined(&shown, relative(below, real));
+                if folders_between(real, below).any(|folder| self.is_on_the_way(folder)) {
+                    self.listing.loops.add(&shown);
+                } else {
+                    self.add(shown, below, node);
+                }
             }
         }
         self.steps.pop();
     }
+
+    /// Whether the walk has come through `folder` to the current link.
+    fn is_on_the_way(&self, folder: &[u8]) -> bool {
+        let passed =
+            |(began, link): &(Vec<u8>, Vec<u8>)| (folder == began || is_below(folder, began)) && is_below(link, folder);
+        self.steps.iter().any(passed)
+    }
+}
+
+/// Returns the part of `path` below `folder`.
+fn relative<'a>(path: &'a [u8], folder: &[u8]) -> &'a [u8] {
+    if folder.is_empty() { path } else { &path[folder.len() + 1..] }
+}
+
+/// Returns the folders below `folder` that contain `path`, outermost first.
+fn folders_between<'a>(folder: &[u8], path: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    let start = path.len() - relative(path, folder).len();
+    (start..path.len()).filter(|&at| path[at] == b'/').map(|at| &path[..at])
 }
 
 /// Returns the folder to which the link at `path` leads.
