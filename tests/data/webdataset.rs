@@ -59,6 +59,24 @@ fn a_folder_of_shards_is_one_dataset() {
 }
 
 #[test]
+fn extracted_shards_have_the_same_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    for shard in ["ints-000000", "ints-000001"] {
+        let extracted = folder.path().join(shard);
+        std::fs::create_dir(&extracted).unwrap();
+        let mut archive = tar::Archive::new(std::fs::File::open(fixture(&format!("{shard}.tar"))).unwrap());
+        archive.unpack(&extracted).unwrap();
+    }
+    let expected = open(&[0, 1].map(|shard| fixture(&format!("ints-{shard:06}.tar")))).unwrap();
+    let files = open(&[folder.path().to_path_buf()]).unwrap();
+    assert_eq!(labelled_names(&files), labelled_names(&expected));
+    assert_eq!(files.classes(), expected.classes());
+    // The folder of one shard.
+    let files = open(&[folder.path().join("ints-000000")]).unwrap();
+    assert_eq!(labelled_names(&files)[2], ("0002.png".to_owned(), class(2)));
+}
+
+#[test]
 fn class_numbers_and_class_folders_do_not_mix() {
     let error = open(&[fixture("ints-000000.tar"), fixture("names-000000.tar")]).unwrap_err().to_string();
     assert!(error.contains("has a class name") && error.contains("a class number"), "{error}");

@@ -176,8 +176,10 @@ impl Opening {
     ) -> Result<(), SourceError> {
         let kind = self.kind;
         let here = Origin { path: place, tar_name: tar.map(|tar| tar.name), kind: &kind };
-        if let Some(tar) = tar.filter(|_| is_webdataset(&listing, &kind)) {
-            let found = samples(&mut listing, here, |content| read_member(tar.file, content))?;
+        if is_webdataset(&listing, &kind) {
+            let root = self.inputs[input as usize].path.clone();
+            let read = |member: &Member| read_member(tar.map(|tar| tar.file), &root, member);
+            let found = samples(&mut listing, here, read)?;
             self.found.extend(found.into_iter().map(|file| (file, input)));
         } else {
             let nested = self.take_archives(&mut listing);
@@ -345,12 +347,12 @@ fn tar_name(name: &[u8]) -> &[u8] {
     suffix(name).map_or(name, |suffix| &name[..name.len() - suffix.len() - 1])
 }
 
-fn read_member(tar: &File, content: &Content) -> Result<Vec<u8>, String> {
-    match *content {
-        Content::Span { offset, length } => {
-            read_span(tar, offset, length).map_err(|error| format!("has a member that {error}"))
-        }
-        Content::Unreadable(ref reason) => Err(format!("has a member that {reason}")),
-        Content::OnDisk | Content::Hdf5 => Err("has a member that is not in the tar file".to_owned()),
-    }
+/// Reads a member of the open tar file, or of the folder `root`.
+fn read_member(tar: Option<&File>, root: &Path, member: &Member) -> Result<Vec<u8>, String> {
+    let read = match (&member.content, tar) {
+        (&Content::Span { offset, length }, Some(tar)) => read_span(tar, offset, length),
+        (Content::Unreadable(reason), _) => Err(ReadError::Kind(reason.clone())),
+        _ => read_regular(&root.join(OsStr::from_bytes(&member.path))),
+    };
+    read.map_err(|error| format!("has a member {} that {error}", as_text(&member.path)))
 }

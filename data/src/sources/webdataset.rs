@@ -1,4 +1,5 @@
-//! WebDataset shards: tar files in which the members `KEY.jpg`, `KEY.cls` and so on form a sample.
+//! WebDataset shards: tar files, or folders into which they were extracted, in which the members `KEY.jpg`, `KEY.cls` and
+//! so on form a sample.
 //!
 //! A key ends at the first dot of the file name, as in the webdataset library. The class is the number or name in
 //! `KEY.cls`, else in the member `cls`, `label` or `class` of `KEY.json`. Numbers are labels, names are sorted.
@@ -13,7 +14,7 @@ use super::file_kind::FileKind;
 use super::listing::{Content, Listing, Member};
 use super::member_path::{as_text, first_folder, joined};
 
-/// Suffixes of members that describe a picture. At the top level of a tar file they indicate a WebDataset shard.
+/// Suffixes of members that describe a picture. At the top level they indicate a WebDataset shard.
 const SIDECARS: [&[u8]; 3] = [b"cls", b"json", b"txt"];
 /// Keys of a JSON object that can contain the class.
 const CLASS_KEYS: [&str; 3] = ["cls", "label", "class"];
@@ -22,7 +23,7 @@ const MAX_CLASS: u32 = 99_999;
 /// Maximum length of the name of a class in bytes.
 const MAX_NAME_BYTES: usize = 255;
 
-/// Whether the members of a tar file are samples: some have a class, or the pictures at the top level have sidecars.
+/// Whether the members are samples: some have a class, or the pictures at the top level have sidecars.
 pub(super) fn is_webdataset(listing: &Listing, kind: &FileKind) -> bool {
     let members = &listing.members;
     if members.iter().any(|member| key_and_suffix(&member.path).1.eq_ignore_ascii_case(b"cls")) {
@@ -45,7 +46,7 @@ pub(super) fn is_webdataset(listing: &Listing, kind: &FileKind) -> bool {
 pub(super) fn samples(
     listing: &mut Listing,
     place: Origin<'_>,
-    read: impl Fn(&Content) -> Result<Vec<u8>, String>,
+    read: impl Fn(&Member) -> Result<Vec<u8>, String>,
 ) -> Result<Vec<Found>, SourceError> {
     let members = std::mem::take(&mut listing.members);
     let mut samples: BTreeMap<&[u8], Sample<'_>> = BTreeMap::new();
@@ -95,9 +96,9 @@ impl<'a> Sample<'a> {
         &self,
         key: &[u8],
         place: Origin<'_>,
-        read: impl Fn(&Content) -> Result<Vec<u8>, String>,
+        read: impl Fn(&Member) -> Result<Vec<u8>, String>,
     ) -> Result<Option<Found>, String> {
-        let name = |path: &[u8]| joined(place.tar_name.unwrap_or_default(), path);
+        let name = |path: &[u8]| place.tar_name.map_or_else(|| path.to_vec(), |tar_name| joined(tar_name, path));
         match self.pictures.as_slice() {
             [] if self.cls.is_none() => Ok(None),
             [] => {
@@ -117,9 +118,9 @@ impl<'a> Sample<'a> {
         }
     }
 
-    fn class(&self, read: impl Fn(&Content) -> Result<Vec<u8>, String>) -> Result<Class, String> {
+    fn class(&self, read: impl Fn(&Member) -> Result<Vec<u8>, String>) -> Result<Class, String> {
         if let Some(member) = self.cls {
-            let bytes = read(&member.content)?;
+            let bytes = read(member)?;
             let text = std::str::from_utf8(&bytes).map_err(|_| "has a class in .cls that is not UTF-8".to_owned())?;
             return parse_class(text.trim());
         }
@@ -130,7 +131,7 @@ impl<'a> Sample<'a> {
                 CLASS_KEYS.join(", ")
             )
         };
-        let bytes = read(&self.json.ok_or_else(missing)?.content)?;
+        let bytes = read(self.json.ok_or_else(missing)?)?;
         let json: Value =
             serde_json::from_slice(&bytes).map_err(|error| format!("has a damaged .json member: {error}"))?;
         match CLASS_KEYS.iter().find_map(|key| json.get(key)) {
