@@ -2,45 +2,21 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use arinar_data::format::{Manifest, ShardFacts, ShardWriter, xxh3_hex};
 use arinar_store::Store;
-use arinar_tests::support::data::{arinar_data, exit_status, files, picture_tree, succeeded, text, tiny_vae};
+use arinar_tests::support::data::{arinar_data, exit_status, files, succeeded, text};
 use image::{Rgb, RgbImage};
 
-/// Pictures and a VAE in a temporary folder.
-struct Fixture {
-    folder: tempfile::TempDir,
+use super::encode::Fixture;
+
+fn encode(work: &Fixture, out: &str, more: &[&str]) -> (i32, String, String) {
+    exit_status(&work.encode(out, more))
 }
 
-impl Fixture {
-    fn new(pictures: usize) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        picture_tree(&folder.path().join("pictures"), pictures);
-        tiny_vae(&folder.path().join("vae.safetensors"));
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn encode(&self, out: &str, more: &[&str]) -> (i32, String, String) {
-        let (images, vae, out) = (self.path("pictures"), self.path("vae.safetensors"), self.path(out));
-        let fixed = ["encode", "--images", text(&images), "--vae", text(&vae), "--out", text(&out)];
-        exit_status(&arinar_data(&[&fixed, &["--threads", "1", "--image-size=8"][..], more].concat()))
-    }
-
-    fn encoded(&self, out: &str, more: &[&str]) -> String {
-        let (code, stdout, stderr) = self.encode(out, more);
-        assert_eq!(code, 0, "{stdout}\n{stderr}");
-        stdout
-    }
-
-    fn manifest(&self, out: &str) -> Manifest {
-        Manifest::read(&Store::open(text(&self.path(out))).unwrap()).unwrap()
-    }
+fn encoded(work: &Fixture, out: &str, more: &[&str]) -> String {
+    succeeded(&work.encode(out, more))
 }
 
 /// Paints a picture blue. Size and modification time of the file stay as they were.
@@ -55,17 +31,17 @@ fn repaint(path: &Path) {
 #[test]
 fn a_complete_dataset_is_not_changed_without_a_request() {
     let work = Fixture::new(70);
-    work.encoded("out", &[]);
+    encoded(&work, "out", &[]);
     let (before, id) = (files(&work.path("out")), work.manifest("out").dataset_id);
     repaint(&work.path("pictures/apes/0001.png"));
-    let (code, _, stderr) = work.encode("out", &[]);
+    let (code, _, stderr) = encode(&work, "out", &[]);
     assert_eq!(code, 78, "{stderr}");
     for part in ["other pictures", "apes/0001.png has changed since", "--overwrite", text(&work.path("out"))] {
         assert!(stderr.contains(part), "{stderr}");
     }
     assert!(files(&work.path("out")) == before);
-    work.encoded("out", &["--overwrite"]);
-    work.encoded("fresh", &[]);
+    encoded(&work, "out", &["--overwrite"]);
+    encoded(&work, "fresh", &[]);
     assert!(files(&work.path("out")) == files(&work.path("fresh")));
     assert_ne!(work.manifest("out").dataset_id, id);
 }
@@ -73,31 +49,31 @@ fn a_complete_dataset_is_not_changed_without_a_request() {
 #[test]
 fn pictures_that_are_copied_or_touched_are_unchanged() {
     let work = Fixture::new(40);
-    work.encoded("out", &[]);
+    encoded(&work, "out", &[]);
     let id = work.manifest("out").dataset_id;
     let (picture, copy) = (work.path("pictures/apes/0001.png"), work.path("copy.png"));
     std::fs::copy(&picture, &copy).unwrap();
     std::fs::rename(&copy, &picture).unwrap();
-    assert!(work.encoded("out", &[]).contains("40 were kept from an earlier run"));
+    assert!(encoded(&work, "out", &[]).contains("40 were kept from an earlier run"));
     assert_eq!(work.manifest("out").dataset_id, id);
 }
 
 #[test]
 fn an_unfinished_dataset_takes_the_new_contents() {
     let work = Fixture::new(70);
-    work.encoded("whole", &[]);
+    encoded(&work, "whole", &[]);
     // One unusable picture ends the run without a manifest; the shards without it are kept.
     let broken = work.path("pictures/birds/0003.png");
     let good = std::fs::read(&broken).unwrap();
     std::fs::write(&broken, "no picture").unwrap();
-    assert_eq!(work.encode("out", &[]).0, 1);
+    assert_eq!(encode(&work, "out", &[]).0, 1);
     std::fs::write(&broken, good).unwrap();
     (0..70)
         .filter(|index| index % 3 != 0)
         .for_each(|index| repaint(&work.path(&format!("pictures/apes/{index:04}.png"))));
-    let (code, _, stderr) = work.encode("out", &[]);
+    let (code, _, stderr) = encode(&work, "out", &[]);
     assert!(code == 0 && stderr.contains("has changed since; making it again"), "{stderr}");
-    work.encoded("fresh", &[]);
+    encoded(&work, "fresh", &[]);
     assert!(files(&work.path("out")) == files(&work.path("fresh")));
     assert!(files(&work.path("out")) != files(&work.path("whole")));
 }
@@ -108,11 +84,11 @@ fn a_skipped_picture_that_was_repaired_is_taken_in() {
     let broken = work.path("pictures/birds/0003.png");
     let good = std::fs::read(&broken).unwrap();
     std::fs::write(&broken, "no picture").unwrap();
-    work.encoded("out", &["--skip-bad"]);
+    encoded(&work, "out", &["--skip-bad"]);
     assert_eq!(work.manifest("out").num_samples, 39);
-    assert!(work.encoded("out", &["--skip-bad"]).contains("40 were kept"));
+    assert!(encoded(&work, "out", &["--skip-bad"]).contains("40 were kept"));
     std::fs::write(&broken, good).unwrap();
-    work.encoded("out", &["--skip-bad"]);
+    encoded(&work, "out", &["--skip-bad"]);
     assert_eq!(work.manifest("out").num_samples, 40);
 }
 
@@ -143,41 +119,41 @@ fn rewrite_shard(out: &Path, contents: bool) {
 #[test]
 fn overwrite_makes_every_shard_anew() {
     let work = Fixture::new(20);
-    work.encoded("out", &[]);
+    encoded(&work, "out", &[]);
     let whole = files(&work.path("out"));
     rewrite_shard(&work.path("out"), true);
-    assert!(work.encoded("out", &[]).contains("20 were kept"), "the shard matches its pictures");
-    assert!(!work.encoded("out", &["--overwrite"]).contains("kept"));
+    assert!(encoded(&work, "out", &[]).contains("20 were kept"), "the shard matches its pictures");
+    assert!(!encoded(&work, "out", &["--overwrite"]).contains("kept"));
     assert!(files(&work.path("out")) == whole);
 }
 
 #[test]
 fn shards_of_earlier_versions_are_not_taken_for_the_present_pictures() {
     let work = Fixture::new(20);
-    work.encoded("out", &[]);
+    encoded(&work, "out", &[]);
     let whole = files(&work.path("out"));
     rewrite_shard(&work.path("out"), false);
     succeeded(&arinar_data(&["verify", "--deep", text(&work.path("out"))]));
-    let (code, _, stderr) = work.encode("out", &[]);
+    let (code, _, stderr) = encode(&work, "out", &[]);
     assert!(code == 78 && stderr.contains("did not record the contents of pictures"), "{code} {stderr}");
     std::fs::remove_file(work.path("out/manifest.json")).unwrap();
-    work.encoded("out", &[]);
+    encoded(&work, "out", &[]);
     assert!(files(&work.path("out")) == whole);
 }
 
 #[test]
 fn an_interrupted_overwrite_leaves_no_mixture() {
     let work = Fixture::new(70);
-    work.encoded("out", &[]);
+    encoded(&work, "out", &[]);
     repaint(&work.path("pictures/apes/0001.png"));
     let broken = work.path("pictures/birds/0003.png");
     let good = std::fs::read(&broken).unwrap();
     std::fs::write(&broken, "no picture").unwrap();
-    assert_eq!(work.encode("out", &["--overwrite"]).0, 1);
+    assert_eq!(encode(&work, "out", &["--overwrite"]).0, 1);
     assert!(!work.path("out/manifest.json").exists());
     std::fs::write(&broken, good).unwrap();
     // The same command without --overwrite goes on.
-    assert!(work.encoded("out", &[]).contains("were kept from an earlier run"));
-    work.encoded("fresh", &[]);
+    assert!(encoded(&work, "out", &[]).contains("were kept from an earlier run"));
+    encoded(&work, "fresh", &[]);
     assert!(files(&work.path("out")) == files(&work.path("fresh")));
 }

@@ -18,25 +18,25 @@ use image::{Rgb, RgbImage};
 use tch::{Device, Tensor};
 
 /// Pictures and a VAE in a temporary folder.
-struct Fixture {
+pub(super) struct Fixture {
     folder: tempfile::TempDir,
 }
 
 impl Fixture {
-    fn new(pictures: usize) -> Self {
+    pub(super) fn new(pictures: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         picture_tree(&folder.path().join("pictures"), pictures);
         tiny_vae(&folder.path().join("vae.safetensors"));
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Returns the arguments of an encode run that writes to the folder `out`. It uses one thread, so that sums are
     /// computed in a fixed order.
-    fn arguments(&self, out: &str, more: &[&str]) -> Vec<String> {
+    pub(super) fn arguments(&self, out: &str, more: &[&str]) -> Vec<String> {
         let (images, vae, out) = (self.path("pictures"), self.path("vae.safetensors"), self.path(out));
         let fixed = ["encode", "--images", text(&images), "--vae", text(&vae), "--out", text(&out)];
         let given = more.iter().any(|option| option.starts_with("--image-size"));
@@ -44,11 +44,11 @@ impl Fixture {
         fixed.iter().chain(&["--threads", "1"]).chain(size).chain(more).map(|argument| (*argument).to_owned()).collect()
     }
 
-    fn encode(&self, out: &str, more: &[&str]) -> Output {
+    pub(super) fn encode(&self, out: &str, more: &[&str]) -> Output {
         Command::new(program("arinar-data")).args(self.arguments(out, more)).output().unwrap()
     }
 
-    fn manifest(&self, out: &str) -> Manifest {
+    pub(super) fn manifest(&self, out: &str) -> Manifest {
         Manifest::read(&Store::open(text(&self.path(out))).unwrap()).unwrap()
     }
 }

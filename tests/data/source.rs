@@ -172,13 +172,20 @@ fn unusable_sources_have_clear_errors() {
     std::fs::remove_file(tree.join("zebras")).unwrap();
     assert!(
         message(&[&tree.join("apes/0001.png")])
-            .contains("is a single file, not a folder or a tar file; give the folder")
+            .contains("is not a tar file: it is a single input file; give the folder")
     );
-    for (option, what) in [("-z", "a gzip file"), ("-j", "a bzip2 file"), ("-J", "an xz file")] {
+    for (option, what) in [("-z", "gzip"), ("-j", "bzip2"), ("-J", "xz")] {
         let packed = folder.path().join("packed.tar");
         gnu_tar(&packed, &tree, &[option, "."]);
-        assert!(message(&[&packed]).contains(&format!("packed.tar is {what}")), "{}", message(&[&packed]));
+        assert!(
+            message(&[&packed]).contains(&format!("packed.tar is not a tar file: it is compressed with {what}")),
+            "{}",
+            message(&[&packed])
+        );
     }
+    let pointer = folder.path().join("shard.tar");
+    std::fs::write(&pointer, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n".repeat(12)).unwrap();
+    assert!(message(&[&pointer]).contains("shard.tar is not a tar file: it is a pointer of Git LFS"));
     let garbage = folder.path().join("garbage.tar");
     std::fs::write(&garbage, [7; 2000]).unwrap();
     let found = message(&[&garbage]);

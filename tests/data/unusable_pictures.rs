@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use arinar_data::format::Manifest;
 use arinar_store::Store;
 use arinar_tests::programs::program;
-use arinar_tests::support::data::{exit_status, gnu_tar, picture_tree, text, tiny_vae};
+use arinar_tests::support::data::{exit_status, files, gnu_tar, picture_tree, text, tiny_vae};
 
 /// Runs `arinar-data`, which is killed if it blocks.
 fn within_a_minute(arguments: &[&str]) -> (i32, String, String) {
@@ -87,12 +87,13 @@ fn names_that_are_not_utf8_are_encoded() {
     let tar = path("tree.tar");
     gnu_tar(&tar, &tree, &["."]);
     for (input, out) in [(&tree, "from-tree"), (&tar, "from-tar")] {
-        let (code, stdout, stderr) = encode(input, &vae, &path(out), &["--skip-bad"]);
+        let (code, stdout, stderr) = encode(input, &vae, &path(out), &["--skip-bad", "--threads=1"]);
         assert!(code == 0 && stdout.contains("caf\\xe9/\\xfd.png: "), "{stdout} {stderr}");
         let manifest = Manifest::read(&Store::open(text(&path(out))).unwrap()).unwrap();
         assert_eq!(manifest.classes, ["apes", "birds", "caf\\xe8", "caf\\xe9"]);
         assert_eq!((manifest.num_samples, &manifest.skipped[..]), (7, &["caf\\xe9/\\xfd.png".to_owned()][..]));
     }
+    assert!(files(&path("from-tree")) == files(&path("from-tar")));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod chaos;
 mod command;
+mod hang;
 mod hosts;
 mod job;
 mod kills;

@@ -36,25 +36,25 @@ pub(super) struct Origin<'a> {
 
 /// Assigns the files of `listing` to the classes named after their first folder, or after the tar file if they are at
 /// its top level. Members that are not of `kind` are left in the listing.
-pub(super) fn by_folder(listing: &mut Listing, place: Origin<'_>) -> Result<Vec<Found>, SourceError> {
+pub(super) fn by_folder(listing: &mut Listing, origin: Origin<'_>) -> Result<Vec<Found>, SourceError> {
     let (wanted, others): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut listing.members).into_iter().partition(|member| place.kind.matches(&member.path));
+        std::mem::take(&mut listing.members).into_iter().partition(|member| origin.kind.matches(&member.path));
     listing.members = others;
-    refuse_unreadable_classes(&listing.members, place)?;
+    refuse_unreadable_classes(&listing.members, origin)?;
     let top = wanted.iter().find(|member| first_folder(&member.path).is_none());
-    match (top, place.tar_name) {
+    match (top, origin.tar_name) {
         (None, _) => {}
         (Some(file), None) => {
-            let (place, what) = (place.path.to_owned(), place.kind.what);
+            let (place, what) = (origin.path.to_owned(), origin.kind.what);
             return Err(SourceError::NoClass { place, member: as_text(&file.path), what });
         }
         (Some(file), Some(_)) if wanted.iter().any(|member| first_folder(&member.path).is_some()) => {
-            return Err(SourceError::MixedLevels { place: place.path.to_owned(), member: as_text(&file.path) });
+            return Err(SourceError::MixedLevels { place: origin.path.to_owned(), member: as_text(&file.path) });
         }
         (Some(_), Some(tar_name)) => return Ok(of_one_class(wanted, tar_name)),
     }
     let found: Vec<_> = wanted.into_iter().filter_map(in_folder).collect();
-    refuse_empty_classes(&found, listing, place)?;
+    refuse_empty_classes(&found, listing, origin)?;
     Ok(found)
 }
 
@@ -74,29 +74,29 @@ fn of_one_class(members: Vec<Member>, tar_name: &[u8]) -> Vec<Found> {
 }
 
 /// A link in the place of a class folder that cannot be followed may stand for a complete class.
-fn refuse_unreadable_classes(others: &[Member], place: Origin<'_>) -> Result<(), SourceError> {
+fn refuse_unreadable_classes(others: &[Member], origin: Origin<'_>) -> Result<(), SourceError> {
     let broken = |member: &&Member| first_folder(&member.path).is_none() && suffix(&member.path).is_none();
     for member in others.iter().filter(broken) {
         if let Content::Unreadable(reason) = &member.content {
             let (member, reason) = (as_text(&member.path), reason.clone());
-            return Err(SourceError::Member { place: place.path.to_owned(), member, reason });
+            return Err(SourceError::Member { place: origin.path.to_owned(), member, reason });
         }
     }
     Ok(())
 }
 
-fn refuse_empty_classes(found: &[Found], listing: &Listing, place: Origin<'_>) -> Result<(), SourceError> {
+fn refuse_empty_classes(found: &[Found], listing: &Listing, origin: Origin<'_>) -> Result<(), SourceError> {
     let mut empty = listing.folders.clone();
     found.iter().filter_map(|file| first_folder(&file.path)).for_each(|class| {
         empty.remove(class);
     });
     let Some(class) = empty.first() else { return Ok(()) };
     Err(SourceError::EmptyClass {
-        place: place.path.to_owned(),
+        place: origin.path.to_owned(),
         class: as_text(class),
-        what: place.kind.what,
+        what: origin.kind.what,
         found: contents_text(class, &listing.members),
-        suffixes: place.kind.suffix_list(),
+        suffixes: origin.kind.suffix_list(),
     })
 }
 

@@ -34,13 +34,13 @@ pub enum SourceError {
         reason: String,
     },
     /// A file is of another kind than a tar file.
-    #[error("{place} is {found}, not a folder or a tar file; {remedy}")]
+    #[error("{place} is not a tar file: it is {found}; {remedy}")]
     NotTar {
         /// Path of the file.
         place: String,
-        /// What it is.
+        /// Description of the file.
         found: &'static str,
-        /// What to do.
+        /// Remedy.
         remedy: &'static str,
     },
     /// A member of a tar file cannot be used.
@@ -66,7 +66,7 @@ pub enum SourceError {
         place: String,
         /// Path of the file below it.
         member: String,
-        /// What the files are.
+        /// Kind of the files, in the plural.
         what: &'static str,
     },
     /// A tar file has files in class folders and at its top level.
@@ -90,9 +90,9 @@ pub enum SourceError {
         place: String,
         /// Name of the class.
         class: String,
-        /// What the files are.
+        /// Kind of the files, in the plural.
         what: &'static str,
-        /// What the class contains instead.
+        /// Description of the contents of the class.
         found: String,
         /// Known suffixes.
         suffixes: String,
@@ -127,7 +127,7 @@ pub enum SourceError {
     /// The inputs contain no file.
     #[error("no {what} in {places}; known suffixes are {suffixes}")]
     Empty {
-        /// What the files are.
+        /// Kind of the files, in the plural.
         what: &'static str,
         /// Paths that were given.
         places: String,

@@ -3,7 +3,7 @@
 /// A kind of input files, which is recognized by the suffix of the name.
 #[derive(Clone, Copy, Debug)]
 pub struct FileKind {
-    /// What the files are, in the plural.
+    /// Name of the kind, in the plural.
     pub(super) what: &'static str,
     /// Suffixes in lower case, without the dot.
     suffixes: &'static [&'static str],

@@ -109,7 +109,7 @@ impl InputFiles {
         }
     }
 
-    /// What was left out of the list and why, as lines for the user.
+    /// Lines for the user about files that were left out of the list.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -152,7 +152,7 @@ impl Opening {
             return self.add_listing(listing, input, &place, None);
         }
         if self.kind.matches(name) {
-            let (found, remedy) = ("a single file", "give the folder that contains its class folder");
+            let (found, remedy) = ("a single input file", "give the folder that contains its class folder");
             return Err(SourceError::NotTar { place, found, remedy });
         }
         let tar = TarFile::new(path, &file).map_err(|source| read_error(path, source))?;

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
+use arinar_model::weights::{START_BYTES, recognize};
 use tar::{Entry, EntryType};
 
 use super::error::SourceError;
@@ -23,32 +24,34 @@ pub(super) struct TarSpan<'a> {
     pub(super) length: u64,
 }
 
-/// First bytes of files that are given in the place of tar files.
-const OTHER_KINDS: [(&[u8], &str); 7] = [
-    (b"\x1f\x8b", "a gzip file"),
-    (b"PK\x03\x04", "a zip file"),
-    (b"BZh", "a bzip2 file"),
-    (b"\xfd7zXZ", "an xz file"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
-    (b"7z\xbc\xaf", "a 7-Zip file"),
-    (b"Rar!", "a RAR file"),
-];
+/// Lists the files of the tar archive in `span`, which is called `place` in errors.
+///
+/// # Errors
+/// Returns [`SourceError::NotTar`] if the file is of a known other kind, and [`SourceError::Tar`] if it is damaged.
+pub(super) fn list_tar(span: TarSpan<'_>, place: &str) -> Result<Listing, SourceError> {
+    list_members(span, place).map_err(|error| match (error, span.other_kind()) {
+        (SourceError::Tar { .. }, Some(found)) => {
+            SourceError::NotTar { place: place.to_owned(), found, remedy: "give a folder or an uncompressed tar file" }
+        }
+        (error, _) => error,
+    })
+}
 
 impl TarSpan<'_> {
-    /// Returns what the file is if it is compressed.
-    fn other_kind(&self) -> io::Result<Option<&'static str>> {
+    /// Returns what the file is, if it is recognized as another kind of file.
+    fn other_kind(&self) -> Option<&'static str> {
         let mut start = Vec::new();
-        SpanReader { span: *self, position: 0 }.take(8).read_to_end(&mut start)?;
-        Ok(OTHER_KINDS.iter().find(|(magic, _)| start.starts_with(magic)).map(|&(_, kind)| kind))
+        SpanReader { span: *self, position: 0 }.take(START_BYTES as u64).read_to_end(&mut start).ok()?;
+        // Weights are zip archives, too, so the recognition of other kinds leaves them out.
+        if start.starts_with(b"PK\x03\x04") {
+            return Some("a zip archive");
+        }
+        recognize(&start).map(|kind| kind.what).filter(|what| *what != "a tar archive")
     }
 }
 
-/// Lists the files of the tar archive in `span`, which is called `place` in errors.
-pub(super) fn list_tar(span: TarSpan<'_>, place: &str) -> Result<Listing, SourceError> {
+fn list_members(span: TarSpan<'_>, place: &str) -> Result<Listing, SourceError> {
     let damaged = |source| SourceError::Tar { place: place.to_owned(), source };
-    if let Some(found) = span.other_kind().map_err(damaged)? {
-        return Err(SourceError::NotTar { place: place.to_owned(), found, remedy: "unpack it first" });
-    }
     let mut index = Index { span, nodes: Nodes::new(), replaced: Examples::default(), end: 0 };
     let mut archive = tar::Archive::new(SpanReader { span, position: 0 });
     for entry in archive.entries_with_seek().map_err(damaged)? {

@@ -45,24 +45,24 @@ pub(super) fn is_webdataset(listing: &Listing, kind: &FileKind) -> bool {
 /// Returns an error if a picture has no class, several pictures have the same key, or a class cannot be parsed.
 pub(super) fn samples(
     listing: &mut Listing,
-    place: Origin<'_>,
+    origin: Origin<'_>,
     read: impl Fn(&Member) -> Result<Vec<u8>, String>,
 ) -> Result<Vec<Found>, SourceError> {
     let members = std::mem::take(&mut listing.members);
     let mut samples: BTreeMap<&[u8], Sample<'_>> = BTreeMap::new();
     for member in &members {
         let (key, suffix) = key_and_suffix(&member.path);
-        samples.entry(key).or_default().add(member, suffix, place.kind);
+        samples.entry(key).or_default().add(member, suffix, origin.kind);
     }
     let mut found = Vec::new();
     let mut others = Vec::new();
     for (key, sample) in &samples {
         let refused = |reason: String| SourceError::Member {
-            place: place.path.to_owned(),
+            place: origin.path.to_owned(),
             member: format!("sample {}", as_text(key)),
             reason,
         };
-        match sample.found(key, place, &read).map_err(refused)? {
+        match sample.found(key, origin, &read).map_err(refused)? {
             Some(file) => found.push(file),
             None => others.extend(sample.others.iter().map(|member| (*member).clone())),
         }
@@ -95,15 +95,15 @@ impl<'a> Sample<'a> {
     fn found(
         &self,
         key: &[u8],
-        place: Origin<'_>,
+        origin: Origin<'_>,
         read: impl Fn(&Member) -> Result<Vec<u8>, String>,
     ) -> Result<Option<Found>, String> {
-        let name = |path: &[u8]| place.tar_name.map_or_else(|| path.to_vec(), |tar_name| joined(tar_name, path));
+        let name = |path: &[u8]| origin.tar_name.map_or_else(|| path.to_vec(), |tar_name| joined(tar_name, path));
         match self.pictures.as_slice() {
             [] if self.cls.is_none() => Ok(None),
             [] => {
                 let content =
-                    Content::Unreadable(format!("has no picture with a known suffix ({})", place.kind.suffix_list()));
+                    Content::Unreadable(format!("has no picture with a known suffix ({})", origin.kind.suffix_list()));
                 Ok(Some(Found { path: name(key), class: self.class(read)?, content }))
             }
             [picture] => {

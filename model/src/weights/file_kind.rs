@@ -2,7 +2,7 @@
 
 /// A file that is not a weights file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OtherKind {
+pub struct OtherKind {
     /// What the file is, after "it is".
     pub what: &'static str,
     /// How to get the weights.
@@ -10,7 +10,7 @@ pub(super) struct OtherKind {
 }
 
 /// Number of bytes at the start of a file that [`recognize`] needs.
-pub(super) const START_BYTES: usize = 512;
+pub const START_BYTES: usize = 512;
 
 const DOWNLOAD: &str = "download the file again";
 const DECOMPRESS: &str = "decompress it first";
@@ -38,7 +38,7 @@ const MAGIC: [(&[u8], &str, &str); 14] = [
 
 /// Recognizes a file by its first bytes, all of them if it is shorter than [`START_BYTES`]. Returns `None` for a weights file
 /// and for anything unknown.
-pub(super) fn recognize(start: &[u8]) -> Option<OtherKind> {
+pub fn recognize(start: &[u8]) -> Option<OtherKind> {
     let kind = |what, fix| Some(OtherKind { what, fix });
     if start.is_empty() {
         return kind("empty", DOWNLOAD);

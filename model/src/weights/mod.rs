@@ -15,6 +15,7 @@ use tch::{Tensor, nn};
 
 pub use checkpoint::WeightsFile;
 pub use error::{Mismatch, WeightsError};
+pub use file_kind::{OtherKind, START_BYTES, recognize};
 pub(crate) use load::{fill_selected, load_bytes};
 pub use load::{header_of, load, metadata, read};
 pub use save::{save, serialize};

@@ -15,7 +15,7 @@ import zlib
 
 from PIL import Image
 
-from jpegs import photograph
+from jpegs import photograph, write
 
 SIZE = (40, 40)
 
@@ -144,14 +144,7 @@ def main(folder):
     for format, cases in [("png", pngs), ("gif", gifs), ("webp", webps), ("tiff", tiffs), ("bmp", bmps)]:
         for name, file in cases():
             name = f"{name}.{format}"
-            (folder / name).write_bytes(file)
-            try:
-                picture = Image.open(io.BytesIO(file)).convert("RGB")
-            except Exception as error:  # Pillow raises many types
-                print(f"{name} refused: {error}")
-            else:
-                (folder / f"{name}.rgb").write_bytes(picture.tobytes())
-                print(name, *picture.size)
+            write(folder / name, name, file)
 
 
 if __name__ == "__main__":

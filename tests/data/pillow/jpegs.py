@@ -220,16 +220,21 @@ def cases():
         yield from flips(name, jpeg, 12)
 
 
+def write(path, name, file):
+    """Writes a file, and its pixels if Pillow can decode it. Prints the size or the refusal."""
+    path.write_bytes(file)
+    try:
+        picture = Image.open(io.BytesIO(file)).convert("RGB")
+    except Exception as error:  # Pillow raises many types
+        print(f"{name} refused: {error}")
+    else:
+        (path.parent / f"{name}.rgb").write_bytes(picture.tobytes())
+        print(name, *picture.size)
+
+
 def main(folder):
     for name, jpeg in cases():
-        (folder / f"{name}.jpg").write_bytes(jpeg)
-        try:
-            picture = Image.open(io.BytesIO(jpeg)).convert("RGB")
-        except Exception as error:  # Pillow raises many types
-            print(f"{name} refused: {error}")
-        else:
-            (folder / f"{name}.rgb").write_bytes(picture.tobytes())
-            print(name, *picture.size)
+        write(folder / f"{name}.jpg", name, jpeg)
 
 
 if __name__ == "__main__":
